@@ -1,0 +1,301 @@
+//! Owns: the rows of the metadata database as Rust types, in the words of the documents themselves.
+//! Does not own: how they are stored or fenced (`mongo`, `memory`), or what job states may follow which (`queue`).
+
+use bson::RawDocumentBuf;
+use serde::{Deserialize, Serialize};
+
+use crate::change::ClusterTime;
+
+/// A branch's id: a UUID in its text form, part of every object key.
+pub type BranchId = String;
+/// A capture's id: a UUID in its text form.
+pub type CaptureId = String;
+/// A process: fresh for every start.
+pub type EngineId = String;
+/// A job's id: a UUID v7 in its text form, so that ids sort by creation.
+pub type JobId = String;
+
+/// What the operator wants of a capture and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureState {
+    /// An engine should follow the stream.
+    Running,
+    /// Stopped by the operator; may be started again and then resumes at its checkpoint.
+    Stopped,
+    /// Stopped by a fatal error, see `reason`.
+    Failed,
+}
+
+/// How exact updates are in history (correctness.md 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fidelity {
+    /// The server's own raw diffs: field order, dots and arrays are exact.
+    #[serde(rename = "exact")]
+    Exact,
+    /// Only `updateDescription`: values are exact, field order may differ.
+    #[serde(rename = "order may differ")]
+    OrderMayDiffer,
+}
+
+/// Where a capture reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// `env:NAME`, `file:PATH`, a URI without password, or absent: the engine's own `ARGON_MONGODB_URI`.
+    pub uri: Option<String>,
+    /// The captured database.
+    pub db: String,
+    /// Replica set id or cluster id, checked at every open (correctness.md 7).
+    pub identity: String,
+}
+
+/// The checkpoint of a capture: everything up to here is in the queue or further.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Resume token of the last change stored, or a later high-water token when nothing is pending.
+    pub token: RawDocumentBuf,
+    /// Sequence number of the next change; the first is 1.
+    pub next_seq: u64,
+    /// `{lsid, txnNumber}` of the last change if it was part of a transaction: tells whether the next batch starts inside.
+    pub last_txn: Option<RawDocumentBuf>,
+}
+
+/// One followed database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Capture {
+    #[serde(rename = "_id")]
+    pub id: CaptureId,
+    pub branch: BranchId,
+    pub branch_name: String,
+    pub source: Source,
+    pub state: CaptureState,
+    /// Why it is not running, or what it is waiting for.
+    pub reason: Option<String>,
+    pub position: Position,
+    /// Ownership counter: each owner gets the next; checkpoints are conditional on it.
+    pub fence: u64,
+    pub owner: Option<EngineId>,
+    /// Id of the last batch stored, so that an engine recognises its own write (correctness.md 9).
+    pub last_batch: Option<String>,
+    /// Payload bytes ever put into the queue by this capture; minus [`Branch::settled_bytes`] it is the backlog.
+    pub queued_bytes: u64,
+    /// When the checkpoint last moved, server time in ms since the epoch.
+    pub checkpoint_ms: i64,
+}
+
+/// Status of a branch as users see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BranchStatus {
+    Active,
+    /// A dead sync job holds the head.
+    Stalled,
+    /// History has a recorded gap.
+    Gap,
+    /// The capture has failed.
+    Failed,
+    Archived,
+}
+
+/// What a branch adds up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    pub changes: u64,
+    /// Server's event bytes without token and envelope.
+    pub raw_bytes: u64,
+    /// Bytes of segment objects.
+    pub stored_bytes: u64,
+    pub segments: u64,
+}
+
+/// The end of the contiguous committed history of a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// Highest seq such that 1..=seq are committed; 0 at first.
+    pub seq: u64,
+    /// Cluster time of change `seq`.
+    pub time: ClusterTime,
+    /// Server wall clock of change `seq` in ms, for display.
+    pub wall_ms: Option<i64>,
+}
+
+/// A named line of history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Branch {
+    #[serde(rename = "_id")]
+    pub id: BranchId,
+    /// `project/branch`, unique.
+    pub name: String,
+    pub status: BranchStatus,
+    pub reason: Option<String>,
+    pub fidelity: Fidelity,
+    /// Numbering epoch in the bucket (correctness.md 20).
+    pub epoch: u64,
+    pub head: Head,
+    pub totals: Totals,
+    /// Id of base 0: the catalogue at the start of the capture.
+    pub base: String,
+    /// Cluster time of the catalogue listing.
+    pub base_time: ClusterTime,
+    /// Payload bytes of this branch's sync jobs that were committed or discarded.
+    pub settled_bytes: u64,
+    pub created_ms: i64,
+}
+
+/// How the last change of a segment lies to its transaction (correctness.md 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ends {
+    /// The segment ends at a transaction boundary.
+    Closed,
+    /// The transaction goes on in the next segment.
+    Open,
+    /// Not known when it was written: the next segment or a later token tells.
+    Unknown,
+}
+
+/// Kind of a job. Later kinds add a variant and a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    Sync,
+}
+
+/// State of a job; which may follow which is `queue::transition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Scheduled,
+    Ready,
+    Running,
+    Done,
+    Dead,
+    Cancelled,
+}
+
+/// What a sync job turns into a segment. Everything the segment header needs is here or in the payload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncSpec {
+    pub batch: String,
+    pub epoch: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub first_time: ClusterTime,
+    pub last_time: ClusterTime,
+    pub last_wall_ms: Option<i64>,
+    pub start_token: RawDocumentBuf,
+    pub end_token: RawDocumentBuf,
+    pub starts_inside: bool,
+    pub ends: Ends,
+    pub raw_bytes: u64,
+    /// Uncompressed bytes of the encoded blocks: what the memory budget is charged with.
+    pub block_bytes: u64,
+    /// Compressed bytes stored beside the job, and in how many parts.
+    pub payload_bytes: u64,
+    pub payload_parts: u32,
+}
+
+/// One failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    pub attempt: u32,
+    pub at_ms: i64,
+    pub engine: EngineId,
+    pub error: String,
+}
+
+/// Time-limited ownership of a running job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub engine: EngineId,
+    /// Fresh for every claim call.
+    pub token: String,
+    pub claimed_ms: i64,
+}
+
+/// One unit of the durable queue.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    #[serde(rename = "_id")]
+    pub id: JobId,
+    pub kind: JobKind,
+    pub branch: BranchId,
+    pub state: JobState,
+    /// Not before this server time (ms since the epoch).
+    pub run_at_ms: i64,
+    /// `run_at - boost(priority)`: the one sort key of claims.
+    pub sched_key: i64,
+    pub created_ms: i64,
+    /// When it reached `done`, `dead` or `cancelled`.
+    pub finished_ms: Option<i64>,
+    /// Attempts started that count.
+    pub attempt: u32,
+    /// Process deaths while it was running (correctness.md 26).
+    pub crashes: u32,
+    pub lease: Option<Lease>,
+    /// The last errors, newest last, at most [`MAX_JOB_ERRORS`]; `error_count` is the whole number.
+    pub errors: Vec<JobError>,
+    pub error_count: u32,
+    pub sync: Option<SyncSpec>,
+}
+
+/// A document that grows without bound reaches 16 MB; the newest errors are the useful ones.
+pub const MAX_JOB_ERRORS: usize = 50;
+
+/// Proof of ownership presented with every finishing write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobLease {
+    pub id: JobId,
+    pub token: String,
+    pub attempt: u32,
+}
+
+/// Kind of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SegmentKind {
+    /// Changes.
+    Changes,
+    /// A recorded hole in history with exact bounds (correctness.md 19, 25).
+    Gap,
+}
+
+/// A committed segment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentRow {
+    /// Object key relative to the store's prefix.
+    #[serde(rename = "_id")]
+    pub key: String,
+    pub branch: BranchId,
+    pub kind: SegmentKind,
+    pub epoch: u64,
+    pub level: u32,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub first_time: ClusterTime,
+    pub last_time: ClusterTime,
+    pub last_wall_ms: Option<i64>,
+    pub starts_inside: bool,
+    pub ends: Ends,
+    pub has_ddl: bool,
+    /// Changes whose diff has sections we do not know: a hole, restore across it is refused.
+    pub holes: u64,
+    pub raw_bytes: u64,
+    pub stored_bytes: u64,
+    pub sha256: String,
+    pub committed_ms: i64,
+}
+
+/// Liveness of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineBeat {
+    #[serde(rename = "_id")]
+    pub id: EngineId,
+    pub host: String,
+    /// Boot id of the host: a pid of another boot is never alive.
+    pub boot: String,
+    pub pid: u32,
+    /// Server time of the last heartbeat; written by the server.
+    #[serde(default)]
+    pub beat_ms: i64,
+}
