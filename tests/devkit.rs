@@ -1,18 +1,23 @@
 //! The devkit against real servers: they start, take the faults asked for, and are gone when their owner is.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use argon::devkit::process::is_alive;
-use argon::devkit::{Auth, Mongod, MongodOptions};
+use argon::devkit::{Auth, Mongod, MongodOptions, Weed};
+use argon::runtime::clock;
+use aws_sdk_s3::config::Credentials;
+use aws_sdk_s3::primitives::ByteStream;
 use mongodb::bson::{Document, doc};
 
 /// Set in a re-execution of this test binary, which then is an owner of servers that is about to be killed.
 const OWNER: &str = "ARGON_TEST_OWNER";
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let start = clock::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "{what} took more than 20 s");
         std::thread::sleep(Duration::from_millis(10));
@@ -87,9 +92,48 @@ async fn a_standalone_has_no_replica_set() {
     assert!(!hello.contains_key("setName"), "{hello}");
 }
 
+#[tokio::test]
+async fn weed_stores_objects_for_its_credentials_only_and_refuses_a_second_put() {
+    let weed = Weed::start().await.unwrap();
+    weed.create_bucket("bucket").await.unwrap();
+    weed.create_bucket("bucket").await.unwrap();
+    let put = |body: &'static [u8]| {
+        weed.client().put_object().bucket("bucket").key("k").if_none_match("*").body(ByteStream::from_static(body)).send()
+    };
+    put(b"one").await.unwrap();
+    let refused = put(b"two").await.unwrap_err();
+    assert_eq!(refused.raw_response().unwrap().status().as_u16(), 412);
+    let got = weed.client().get_object().bucket("bucket").key("k").send().await.unwrap();
+    assert_eq!(got.body.collect().await.unwrap().into_bytes().as_ref(), b"one");
+    let nobody = weed.client().config().to_builder().credentials_provider(Credentials::new("AKX", "secret", None, None, "test")).build();
+    let denied = aws_sdk_s3::Client::from_conf(nobody).list_buckets().send().await.unwrap_err();
+    assert_eq!(denied.raw_response().unwrap().status().as_u16(), 403);
+    assert_eq!(weed.store_url("bucket", "p/q/"), "s3://bucket/p/q");
+    assert_eq!(weed.store_url("bucket", ""), "s3://bucket");
+    assert!(weed.env("bucket", "p").contains(&("ARGON_S3_ENDPOINT".to_owned(), weed.endpoint())));
+    weed.pause().unwrap();
+    let pid = weed.pid().unwrap();
+    drop(weed);
+    assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn weed_keeps_its_objects_over_kill_9() {
+    let weed = Weed::start().await.unwrap();
+    weed.create_bucket("bucket").await.unwrap();
+    weed.client().put_object().bucket("bucket").key("k").body(ByteStream::from_static(b"one")).send().await.unwrap();
+    weed.kill();
+    assert!(weed.client().list_buckets().send().await.is_err());
+    weed.restart().await.unwrap();
+    let got = weed.client().get_object().bucket("bucket").key("k").send().await.unwrap();
+    assert_eq!(got.body.collect().await.unwrap().into_bytes().as_ref(), b"one");
+}
+
 /// What the re-executed binary does: own a server until it is killed.
 async fn own() {
     let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let weed = Weed::start().await.unwrap();
+    println!("\nowned {} {}", weed.pid().unwrap(), weed.dir().display());
     println!("\nowned {} {}", mongod.pid(0).unwrap(), mongod.dir().display());
     std::future::pending::<()>().await;
 }
@@ -106,12 +150,17 @@ async fn servers_and_their_directories_are_gone_after_kill_9_of_their_owner() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let owned = lines.map(Result::unwrap).find(|line| line.starts_with("owned ")).unwrap();
-    let [_, pid, dir] = owned.split(' ').collect::<Vec<_>>().try_into().unwrap();
-    let (pid, dir) = (pid.parse().unwrap(), std::path::Path::new(dir));
-    assert!(is_alive(pid) && dir.exists());
+    let owned: Vec<(u32, PathBuf)> = lines.filter_map(|line| parse_owned(&line.unwrap())).take(2).collect();
+    assert!(owned.iter().all(|(pid, dir)| is_alive(*pid) && dir.exists()), "{owned:?}");
     owner.kill().unwrap();
     owner.wait().unwrap();
-    until("the end of the server", || !is_alive(pid));
-    until("the removal of its directory", || !dir.exists());
+    for (pid, dir) in owned {
+        until("the end of a server", || !is_alive(pid));
+        until("the removal of its directory", || !dir.exists());
+    }
+}
+
+fn parse_owned(line: &str) -> Option<(u32, PathBuf)> {
+    let (pid, dir) = line.strip_prefix("owned ")?.split_once(' ')?;
+    Some((pid.parse().ok()?, PathBuf::from(dir)))
 }

@@ -9,5 +9,7 @@ pub mod binaries;
 pub mod mongod;
 pub mod ports;
 pub mod process;
+pub mod weed;
 
 pub use mongod::{Auth, Mongod, MongodOptions};
+pub use weed::Weed;

@@ -37,10 +37,10 @@ kill -9 "$killer"
 exit "$code"
 "#;
 
-/// Removes `$1` when stdin closes; tries again because servers in it may still be dying.
+/// Removes what its arguments name when stdin closes; some more times because servers in it may still be dying.
 const SWEEP: &str = r#"
 read -r _
-for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; rm -rf -- "$1" && [ ! -e "$1" ] && exit; done
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; rm -rf -- "$@"; done
 "#;
 
 /// A temporary directory that also goes away when the owner is killed.
@@ -48,16 +48,22 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; rm -rf -- "$1" && [ ! -e "$1" ] && 
 pub struct Workdir {
     dir: Option<tempfile::TempDir>,
     path: PathBuf,
+    extras: Vec<PathBuf>,
     sweeper: Child,
 }
 
 impl Workdir {
     /// Makes `<TMPDIR>/argon-<name>-XXXXXX`.
     pub fn new(name: &str) -> Result<Self> {
+        Self::with_extras(name, Vec::new())
+    }
+
+    /// The same, and `extras`, files that a server leaves elsewhere, go with it.
+    pub fn with_extras(name: &str, extras: Vec<PathBuf>) -> Result<Self> {
         let fault = |error: std::io::Error| Fault::transient(format!("no temporary directory for {name}: {error}"));
         let dir = tempfile::Builder::new().prefix(&format!("argon-{name}-")).tempdir().map_err(fault)?;
-        let sweeper = shell(SWEEP).arg(dir.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(fault)?;
-        Ok(Self { path: dir.path().to_owned(), dir: Some(dir), sweeper })
+        let sweeper = shell(SWEEP).arg(dir.path()).args(&extras).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(fault)?;
+        Ok(Self { path: dir.path().to_owned(), dir: Some(dir), extras, sweeper })
     }
 
     /// Where it is.
@@ -80,6 +86,9 @@ impl Drop for Workdir {
         let _ = self.sweeper.kill();
         let _ = self.sweeper.wait();
         drop(self.dir.take());
+        for extra in &self.extras {
+            let _ = fs::remove_file(extra);
+        }
     }
 }
 
