@@ -8,8 +8,7 @@ use proptest::prelude::*;
 use super::footer::{TRAILER_LEN, Trailer};
 use super::testing::{Row, any_row, block, hot_updates, inserts, oid, rows_of};
 use super::*;
-use super::change_stub::canonical_id;
-use crate::change::{ClusterTime, Op};
+use crate::change::{ClusterTime, Op, canonical_id};
 use crate::fault::{Kind, Result};
 use crate::ledger::{Ends, SegmentKind};
 

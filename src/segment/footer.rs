@@ -6,8 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::header::VERSION;
 use super::wire::Cursor;
 use super::{MAX_BLOCK_BYTES, RawBlock, codec, filter};
-use super::change_stub::CanonicalKey;
-use crate::change::ClusterTime;
+use crate::change::{CanonicalKey, ClusterTime};
 use crate::fault::{Fault, Result};
 
 /// Last bytes of every segment.
@@ -102,7 +101,8 @@ pub(super) struct Trailer {
 
 impl Trailer {
     pub(super) fn read(end: &[u8]) -> Result<Self> {
-        let at = end.len().checked_sub(TRAILER_LEN).ok_or_else(|| Fault::corrupt(format!("{} bytes are too few for a segment", end.len())))?;
+        let at =
+            end.len().checked_sub(TRAILER_LEN).ok_or_else(|| Fault::corrupt(format!("{} bytes are too few for a segment", end.len())))?;
         let mut cursor = Cursor::new(&end[at..], "trailer");
         let (footer_offset, footer_len) = (cursor.u64()?, cursor.u64()?);
         let (footer_hash, total_hash) = (cursor.u64()?, cursor.u64()?);
@@ -135,7 +135,10 @@ impl Trailer {
         if end == Some(object_size) {
             return Ok(());
         }
-        Err(Fault::corrupt(format!("footer at byte {} of {} bytes does not end an object of {object_size}", self.footer_offset, self.footer_len)))
+        Err(Fault::corrupt(format!(
+            "footer at byte {} of {} bytes does not end an object of {object_size}",
+            self.footer_offset, self.footer_len
+        )))
     }
 }
 
@@ -204,7 +207,10 @@ impl Footer {
             let next = self.blocks.get(n + 1);
             let end = block.offset.checked_add(u64::from(block.stored_len));
             let end_seq = block.first_seq.checked_add(u64::from(block.count));
-            if end != Some(next.map_or(footer_offset, |b| b.offset)) || end_seq.is_none() || next.is_some_and(|b| Some(b.first_seq) != end_seq) {
+            if end != Some(next.map_or(footer_offset, |b| b.offset))
+                || end_seq.is_none()
+                || next.is_some_and(|b| Some(b.first_seq) != end_seq)
+            {
                 return Err(cursor.fault(&format!("block {n} does not end where the next thing begins")));
             }
         }
@@ -272,9 +278,9 @@ impl BlockEntry {
     pub fn may_contain(&self, footer: &Footer, name: &str, uuid: Option<&[u8; 16]>, key: &CanonicalKey) -> bool {
         let mut scratch = Vec::new();
         let collections = self.collections.iter().filter_map(|&n| footer.collections.get(n as usize));
-        collections.filter(|(n, u)| if let (Some(u), Some(uuid)) = (u, uuid) { u == uuid } else { n == name }).any(|(n, u)| {
-            filter::may_contain(&self.filter, filter::key_hash(&mut scratch, n, u.as_ref(), key.as_bytes()))
-        })
+        collections
+            .filter(|(n, u)| if let (Some(u), Some(uuid)) = (u, uuid) { u == uuid } else { n == name })
+            .any(|(n, u)| filter::may_contain(&self.filter, filter::key_hash(&mut scratch, n, u.as_ref(), key.as_bytes())))
     }
 
     fn read(cursor: &mut Cursor<'_>, known: usize) -> Result<Self> {

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::change_stub::{DeltaError, check_delta};
 use super::{RawBlock, filter};
-use super::change_stub::{DeltaError, check_delta, operation_type, parse_stored_event, write_canonical_id};
-use crate::change::{ChangeRef, ClusterTime, Op};
+use crate::change::{ChangeRef, ClusterTime, Op, operation_type, parse_stored_event, write_canonical_id};
 use crate::fault::Result;
 
 /// What one pass over a block found.
