@@ -3,5 +3,6 @@
 pub mod change;
 pub mod fault;
 pub mod ledger;
+pub mod queue;
 pub mod runtime;
 pub mod store;
