@@ -7,4 +7,5 @@
 pub mod catalogue;
 pub mod documents;
 pub mod layout;
+pub mod point;
 mod server;
