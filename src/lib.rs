@@ -5,4 +5,5 @@ pub mod change;
 pub mod fault;
 pub mod ledger;
 pub mod runtime;
+pub mod segment;
 pub mod store;
