@@ -2,6 +2,7 @@
 
 pub mod branch;
 pub mod change;
+pub mod devkit;
 pub mod fault;
 pub mod ledger;
 pub mod runtime;
