@@ -5,6 +5,7 @@ pub mod change;
 pub mod devkit;
 pub mod fault;
 pub mod ledger;
+pub mod queue;
 pub mod runtime;
 pub mod segment;
 pub mod store;

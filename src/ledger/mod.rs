@@ -6,8 +6,12 @@
 //! Every write that finishes something is conditional on its owner; every method may be repeated after an
 //! [`Unknown`](crate::fault::Kind::Unknown) outcome and then reports what already happened.
 
+mod memory;
 mod model;
 
+mod rules;
+
+pub use memory::MemoryLedger;
 pub use model::*;
 
 use std::sync::Arc;
