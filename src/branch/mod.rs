@@ -6,6 +6,8 @@
 
 pub mod catalogue;
 pub mod documents;
+pub mod fold;
+pub mod history;
 pub mod layout;
 pub mod point;
 mod server;

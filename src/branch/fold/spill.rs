@@ -60,7 +60,7 @@ impl SpillFile {
     }
 
     /// Reads from the start; the file can be read again afterwards.
-    pub(super) fn read(&mut self) -> Result<SpillReader<'_>> {
+    pub(super) fn read(&mut self) -> Result<SpillReader<&mut File>> {
         self.flush()?;
         self.file.seek(SeekFrom::Start(0)).map_err(|e| io_fault("read temporary data", &e))?;
         Ok(SpillReader { file: &mut self.file, chunk: Vec::new(), at: 0 })
@@ -82,19 +82,13 @@ pub(super) struct SpillReader<F> {
     at: usize,
 }
 
-impl SpillReader<&mut File> {
-    pub(super) fn next(&mut self) -> Result<Option<Record>> {
-        next_record(&mut *self.file, &mut self.chunk, &mut self.at)
-    }
-}
-
-impl SpillReader<File> {
+impl<F: Read> SpillReader<F> {
     pub(super) fn next(&mut self) -> Result<Option<Record>> {
         next_record(&mut self.file, &mut self.chunk, &mut self.at)
     }
 }
 
-fn next_record(file: &mut File, chunk: &mut Vec<u8>, at: &mut usize) -> Result<Option<Record>> {
+fn next_record<F: Read>(file: &mut F, chunk: &mut Vec<u8>, at: &mut usize) -> Result<Option<Record>> {
     if *at == chunk.len() {
         let mut head = [0; 16];
         match file.read(&mut head[..1]).map_err(|e| io_fault("read temporary data", &e))? {
