@@ -12,14 +12,27 @@ mod block;
 #[cfg(test)]
 mod block_tests;
 mod builder;
+mod change_stub;
 mod codec;
+mod encode;
+mod file;
+#[cfg(test)]
+mod file_tests;
+mod filter;
+mod footer;
+mod header;
 mod payload;
 mod rows;
+mod scan;
 #[cfg(test)]
 mod testing;
 mod wire;
 
 pub use block::{BLOCK_BYTES, MAX_BLOCK_BYTES, RawBlock};
 pub use builder::BlockBuilder;
+pub use encode::{DEFAULT_LEVEL, EncodeOptions, Encoded, encode, verify_encoded};
+pub use file::SegmentFile;
+pub use footer::{BlockEntry, Footer, Summary, TAIL_BYTES, TailResult};
+pub use header::SegmentHeader;
 pub use payload::{pack_payload, unpack_payload};
 pub use rows::Rows;
