@@ -8,11 +8,15 @@
 
 mod memory;
 mod model;
+mod mongo;
 
 mod rules;
 
 pub use memory::MemoryLedger;
 pub use model::*;
+pub use mongo::{
+    ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, same_source, server_facts,
+};
 
 use std::sync::Arc;
 use std::time::Duration;

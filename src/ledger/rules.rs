@@ -9,6 +9,8 @@ use crate::fault::{Fault, Result};
 
 /// Most commits of one call: a transaction stays far below its 60 s and a few MB of oplog.
 pub(super) const MAX_COMMITS: usize = 256;
+/// Most parts of a payload: a batch has one, or a few after a huge change.
+pub(super) const MAX_PARTS: usize = 256;
 /// Depth is exact up to here, then one more.
 pub(super) const DEPTH_LIMIT: u64 = 10_000;
 
@@ -35,6 +37,7 @@ pub(super) fn check_checkpoint(write: &Checkpoint) -> Result<()> {
             b.spec.first_seq == write.expected_next_seq
                 && b.spec.last_seq >= b.spec.first_seq
                 && write.after.next_seq == b.spec.last_seq.saturating_add(1)
+                && b.parts.len() <= MAX_PARTS
                 && u32::try_from(b.parts.len()).is_ok_and(|n| n == b.spec.payload_parts)
                 && b.parts.iter().map(|p| p.len() as u64).sum::<u64>() == b.spec.payload_bytes
         }
