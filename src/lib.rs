@@ -1,5 +1,6 @@
 //! Argon: continuous, compressed, restorable history of MongoDB in an object store.
 
+pub mod branch;
 pub mod change;
 pub mod devkit;
 pub mod fault;
