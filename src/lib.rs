@@ -3,6 +3,7 @@
 pub mod branch;
 pub mod capture;
 pub mod change;
+pub mod cli;
 pub mod config;
 pub mod devkit;
 pub mod engine;
@@ -14,3 +15,4 @@ pub mod runtime;
 pub mod segment;
 pub mod store;
 pub mod sync;
+pub mod telemetry;
