@@ -1,6 +1,7 @@
 //! Argon: continuous, compressed, restorable history of MongoDB in an object store.
 
 pub mod change;
+pub mod devkit;
 pub mod fault;
 pub mod ledger;
 pub mod runtime;

@@ -12,8 +12,8 @@ mod raw;
 mod token;
 
 pub use canonical::{CanonicalKey, canonical_id, canonical_key, write_canonical_id};
-//pub use delta::{DeltaError, apply_delta, apply_delta_tolerant, check_delta};
-//pub use description::apply_update_description;
+pub use delta::{DeltaError, apply_delta, apply_delta_tolerant, check_delta};
+pub use description::apply_update_description;
 pub use event::{EventView, Scratch, operation_type, parse_event, parse_stored_event, rebuild_event};
 pub use token::{Token, token_time};
 

@@ -1,0 +1,15 @@
+//! Real servers and real load, for the demo, the tests, the benches and the load generator.
+//!
+//! Owns: finding or fetching `mongod` and `weed` ([`binaries`]), child processes that are gone when their owner is ([`process`]),
+//! a replica set ([`Mongod`]), an S3 service ([`Weed`]), a TCP proxy that misbehaves on request ([`Proxy`]), the real `argon`
+//! binary as a child ([`ArgonProcess`]), and the core of load generation ([`workload`]).
+//! Does not own anything that a running engine needs.
+
+pub mod binaries;
+pub mod mongod;
+pub mod ports;
+pub mod process;
+pub mod weed;
+
+pub use mongod::{Auth, Mongod, MongodOptions};
+pub use weed::Weed;
