@@ -11,7 +11,9 @@ pub mod mongod;
 pub mod ports;
 pub mod process;
 pub mod weed;
+pub mod workload;
 
 pub use engine::{ArgonProcess, Output};
 pub use mongod::{Auth, Mongod, MongodOptions};
 pub use weed::Weed;
+pub use workload::{Operation, Profile, Stats, Workload};
