@@ -5,6 +5,7 @@
 //! binary as a child ([`ArgonProcess`]), and the core of load generation ([`workload`]).
 //! Does not own anything that a running engine needs.
 
+pub mod audit;
 pub mod binaries;
 pub mod engine;
 pub mod mongod;
