@@ -171,7 +171,11 @@ pub(crate) fn lease(job: &Job) -> JobLease {
 
 /// The segment of a claimed job.
 pub(crate) fn commit(job: &Job) -> SegmentCommit {
-    SegmentCommit { lease: lease(job), segment: segment(job, SegmentKind::Changes), payload_bytes: job.sync.as_ref().unwrap().payload_bytes }
+    SegmentCommit {
+        lease: lease(job),
+        segment: segment(job, SegmentKind::Changes),
+        payload_bytes: job.sync.as_ref().unwrap().payload_bytes,
+    }
 }
 
 pub(crate) fn segment(job: &Job, kind: SegmentKind) -> SegmentRow {

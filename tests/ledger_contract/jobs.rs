@@ -164,10 +164,7 @@ pub(crate) async fn a_stale_lease_ends_nothing_and_a_lost_answer_is_told_again(b
     assert!(b.faulty.fail(&lease(&old), &give_back).await.unwrap(), "it was ours and it is done");
     let new = b.claim("e2", 1).await.remove(0);
     assert_eq!(new.attempt, old.attempt, "only the token tells them apart");
-    for how in [
-        Failed::Retry { delay: MS, error: "x".to_owned() },
-        Failed::Dead { error: "x".to_owned() },
-    ] {
+    for how in [Failed::Retry { delay: MS, error: "x".to_owned() }, Failed::Dead { error: "x".to_owned() }] {
         let stranger = JobLease { token: "stranger".to_owned(), ..lease(&new) };
         assert!(!b.ledger.fail(&stranger, &how).await.unwrap());
         let wrong_attempt = JobLease { attempt: new.attempt + 1, ..lease(&new) };

@@ -7,6 +7,7 @@ mod commits;
 mod engines;
 mod jobs;
 mod server;
+mod twins;
 
 /// Runs each rule against each ledger.
 macro_rules! contract {
