@@ -323,7 +323,7 @@ pub(crate) async fn jobs_are_counted_and_listed(b: Bench) {
     assert_eq!(list(JobFilter::default(), 100).await, ids);
     assert_eq!(list(JobFilter::default(), 2).await, ids[..2]);
     assert_eq!(list(JobFilter { after: Some(ids[1].clone()), ..JobFilter::default() }, 2).await, ids[2..4]);
-    assert_eq!(list(JobFilter { branch: Some(other.branch.clone()), ..JobFilter::default() }, 9).await, [elsewhere.clone()]);
+    assert_eq!(list(JobFilter { branch: Some(other.branch.clone()), ..JobFilter::default() }, 9).await, [elsewhere]);
     assert_eq!(list(JobFilter { state: Some(JobState::Dead), kind: Some(JobKind::Sync), ..JobFilter::default() }, 9).await, [dead]);
     assert!(list(JobFilter::default(), 0).await.is_empty());
 }
