@@ -116,7 +116,8 @@ async fn a_replacement_and_a_deletion_at_once_never_bring_an_object_back() {
         let version = store.head(&key).await.unwrap().unwrap().version.unwrap();
         let tags = tag(&two, "t");
         let (replaced, deleted) = tokio::join!(store.replace(&key, two.clone(), &tags, &version), store.delete(&key));
-        (replaced.unwrap(), deleted.unwrap());
+        replaced.unwrap();
+        deleted.unwrap();
         assert_eq!(store.head(&key).await.unwrap(), None, "round {round}");
     }
 }
