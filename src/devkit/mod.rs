@@ -6,6 +6,7 @@
 //! Does not own anything that a running engine needs.
 
 pub mod binaries;
+pub mod compare;
 pub mod engine;
 pub mod mongod;
 pub mod ports;
