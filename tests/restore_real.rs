@@ -8,15 +8,18 @@ mod recorder;
 mod source;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use argon::branch::history::Progress;
 use argon::branch::point::Point;
+use argon::branch::verify::{AgainstOptions, VerifyReport, against, structure};
 use argon::branch::restore::{MARKER, RestoreOptions, RestoreReport, restore};
 use argon::devkit::{Mongod, MongodOptions, compare};
+use argon::change::ClusterTime;
 use argon::fault::{Kind, Result};
 use bson::{Document, doc};
 use mongodb::{Client, Database};
-use recorder::Recorder;
+use recorder::{BRANCH, Recorder};
 
 fn options(at: Point) -> RestoreOptions {
     RestoreOptions {
@@ -161,4 +164,58 @@ async fn damaged_and_missing_objects_stop_the_restore_before_the_first_write() {
     recorder::put(&recorder.store, key, body).await;
     restore_to(&recorder, &target, options(Point::Head)).await.unwrap();
     assert_same(&recorder.db, &target, "after the object came back").await;
+}
+
+async fn verify_live(recorder: &Recorder) -> Result<VerifyReport> {
+    let options = AgainstOptions { db: recorder.db.clone(), patience: Duration::from_secs(1), budget: 1 << 20, temp_dir: std::env::temp_dir() };
+    against(recorder.ledger.clone(), recorder.store.clone(), BRANCH, &options, Arc::new(Progress::default())).await
+}
+
+async fn verify_structure(recorder: &Recorder, deep: bool) -> VerifyReport {
+    structure(&recorder.history().await, recorder.ledger.as_ref(), deep, Arc::new(Progress::default())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_agrees_with_the_source_and_names_what_does_not() {
+    let (_mongod, client, mut recorder) = start().await;
+    for stage in &source::STAGES[..9] {
+        source::run(&client, &recorder.db, *stage).await;
+    }
+    recorder.catch_up().await;
+    for deep in [false, true] {
+        let report = verify_structure(&recorder, deep).await;
+        assert!(report.identical && report.segments > 5, "{report:?}");
+    }
+    let waiting = verify_live(&recorder).await.unwrap_err();
+    assert!(waiting.what.contains("is captured up to"), "{waiting}");
+    let far = ClusterTime { t: u32::MAX, i: 1 };
+    recorder.idle_until(far).await;
+    let report = verify_live(&recorder).await.unwrap();
+    assert!(report.identical && report.documents > 300, "{report:#?}");
+
+    // The capture claims to know everything, but these changes are not in it.
+    let updated = recorder.db.collection::<Document>("updated");
+    updated.delete_one(doc! {"_id": 2}).await.unwrap();
+    updated.update_one(doc! {"_id": 4}, doc! {"$set": {"sneaky": 1}}).await.unwrap();
+    recorder.db.run_command(doc! {"collMod": "empty", "validationLevel": "off"}).await.unwrap();
+    recorder.db.run_command(doc! {"createIndexes": "empty", "indexes": [{"key": {"n": 1}, "name": "n"}]}).await.unwrap();
+    recorder.db.run_command(doc! {"create": "more"}).await.unwrap();
+    let report = verify_live(&recorder).await.unwrap();
+    assert!(!report.identical);
+    let all: Vec<String> = report.differences.iter().map(|d| format!("{}: {}", d.place, d.what)).collect();
+    for expected in ["updated: documents differ", "updated: _id ", "empty: options", "empty: indexes", "more: is in the database"] {
+        assert!(all.iter().any(|line| line.starts_with(expected)), "{expected} not in {all:#?}");
+    }
+
+    // Damage in the bucket is found by the deep check, a missing object by the plain one.
+    let keys: Vec<String> = recorder.store.list("projects/", None, 1_000).await.unwrap().into_iter().map(|o| o.key).filter(|k| k.ends_with(".seg")).collect();
+    let body = recorder.store.get(&keys[1], None).await.unwrap();
+    let mut flipped = body.to_vec();
+    flipped[body.len() / 2] ^= 4;
+    recorder.store.delete(&keys[1]).await.unwrap();
+    let report = verify_structure(&recorder, false).await;
+    assert!(report.differences.iter().any(|d| d.place == keys[1]), "{report:?}");
+    recorder::put(&recorder.store, &keys[1], flipped.into()).await;
+    let report = verify_structure(&recorder, true).await;
+    assert!(!report.identical && report.differences.iter().any(|d| d.place == keys[1] || d.what.contains(&keys[1])), "{report:?}");
 }

@@ -11,6 +11,7 @@ use argon::change::{ChangeRef, ClusterTime, Scratch, parse_event};
 use argon::ledger::*;
 use argon::segment::{BlockBuilder, EncodeOptions, RawBlock, SegmentHeader, encode};
 use argon::store::{MemoryStore, PutTag, Store};
+use bson::raw::RawBsonRef;
 use bson::{RawDocument, RawDocumentBuf, doc, rawdoc};
 use bytes::Bytes;
 use mongodb::{Client, Cursor, Database};
@@ -108,10 +109,10 @@ impl Recorder {
             let alive = self.cursor.advance().await.unwrap();
             assert!(alive, "the stream ended");
             let event = self.cursor.current().to_owned();
-            let over = event.get_str("operationType") == Ok("insert")
-                && event.get_document("ns").unwrap().get_str("coll") == Ok("fence")
-                && event.get_document("documentKey").unwrap().get_i32("_id") == Ok(self.fences);
-            let invalidated = event.get_str("operationType") == Ok("invalidate");
+            let over = event.get_str("operationType").unwrap() == "insert"
+                && event.get_document("ns").unwrap().get_str("coll").unwrap() == "fence"
+                && event.get_document("documentKey").unwrap().get("_id").unwrap() == Some(RawBsonRef::Int32(self.fences));
+            let invalidated = event.get_str("operationType").unwrap() == "invalidate";
             self.record(&event).await;
             if invalidated {
                 self.cursor = open(&self.db, Some(&self.token)).await;
