@@ -18,17 +18,17 @@ use mongodb::{Client, Cursor, Database};
 
 /// Rows per segment: small, so that a test has many and cuts transactions.
 const ROWS: u32 = 40;
-pub const BRANCH: &str = "test/main";
+pub(crate) const BRANCH: &str = "test/main";
 const ID: &str = "b0000000-0000-0000-0000-000000000001";
 
-pub struct Recorder {
-    pub db: Database,
-    pub ledger: SharedLedger,
-    pub store: Store,
+pub(crate) struct Recorder {
+    pub(crate) db: Database,
+    pub(crate) ledger: SharedLedger,
+    pub(crate) store: Store,
     fence: u64,
     cursor: Cursor<RawDocumentBuf>,
     rows: Option<Open>,
-    pub next_seq: u64,
+    pub(crate) next_seq: u64,
     token: RawDocumentBuf,
     last_txn: Option<RawDocumentBuf>,
     fences: i32,
@@ -55,7 +55,7 @@ async fn open(db: &Database, after: Option<&RawDocumentBuf>) -> Cursor<RawDocume
 
 impl Recorder {
     /// Token, then catalogue, as a capture starts.
-    pub async fn start(client: &Client, db: &str) -> Self {
+    pub(crate) async fn start(client: &Client, db: &str) -> Self {
         let db = client.database(db);
         let mut stream = client.database("elsewhere").aggregate([doc! {"$changeStream": {}}]).with_type::<RawDocumentBuf>().await.unwrap();
         // The token of another stream at this time is a token of this one too: high-water tokens carry only a time.
@@ -102,7 +102,7 @@ impl Recorder {
     }
 
     /// Records everything that was written so far, and commits it. Returns the head.
-    pub async fn catch_up(&mut self) -> u64 {
+    pub(crate) async fn catch_up(&mut self) -> u64 {
         self.fences += 1;
         self.db.collection("fence").insert_one(doc! {"_id": self.fences}).await.unwrap();
         loop {
@@ -220,19 +220,19 @@ impl Recorder {
     }
 
     /// Moves the token on a quiet stream, as an idle engine does, to `time`.
-    pub async fn idle_until(&mut self, time: ClusterTime) {
+    pub(crate) async fn idle_until(&mut self, time: ClusterTime) {
         let token = rawdoc! {"_data": format!("82{:08X}{:08X}2B0229296E04", time.t, time.i)};
         let after = Position { token: token.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() };
         let write = Checkpoint { capture: "c1".into(), fence: self.fence, expected_next_seq: self.next_seq, after, batch: None };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
     }
 
-    pub async fn history(&self) -> History {
+    pub(crate) async fn history(&self) -> History {
         History::open(self.ledger.clone(), self.store.clone(), BRANCH).await.unwrap()
     }
 }
 
-pub async fn put(store: &Store, key: &str, body: Bytes) {
+pub(crate) async fn put(store: &Store, key: &str, body: Bytes) {
     use sha2::Digest;
     let tag = PutTag { sha256: sha2::Sha256::digest(&body).into(), put_id: "p".into() };
     store.put_new(key, body, &tag).await.unwrap();

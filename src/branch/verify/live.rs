@@ -15,7 +15,7 @@ use bson::{Bson, Document, RawArray, RawDocument, RawDocumentBuf, rawdoc};
 use mongodb::Database;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{Flow, VerifyReport};
+use super::VerifyReport;
 use crate::branch::catalogue::{Catalogue, Collection, Kind, Uuid, read_catalogue};
 use crate::branch::fold::{FoldOptions, Folded};
 use crate::branch::history::{History, Progress};
