@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod binaries;
+pub mod compare;
 pub mod engine;
 pub mod mongod;
 pub mod oracle;
