@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::point::{captured_until, rfc3339};
 use crate::change::{ClusterTime, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, BranchStatus, Fidelity, Ledger, Totals};
+use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, Totals};
 
 /// The JSON object of a branch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -59,12 +59,12 @@ impl From<Totals> for TotalsView {
 }
 
 impl BranchView {
-    /// `position` is the time of the checkpoint's token and the next seq; `head_txn_open` that the head's transaction may go on.
-    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>) -> Self {
+    /// `position` is the time of the checkpoint's token and the next seq; `boundary` the last known end of a transaction at or before the head.
+    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>, boundary: u64) -> Self {
         let head = branch.head;
         let until = captured_until(position, head.seq, head.time, None);
         let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
-        let from = format!("seq:{}", u64::from(head.seq > 0));
+        let from = format!("seq:{}", u64::from(boundary > 0));
         Self {
             id: branch.id.clone(),
             name: branch.name.clone(),
@@ -74,7 +74,7 @@ impl BranchView {
             fidelity: branch.fidelity,
             head: HeadView { seq: head.seq, cluster_time: head.time, time },
             captured_until: until,
-            restorable: Restorable { from, to: format!("seq:{}", head.seq) },
+            restorable: Restorable { from, to: format!("seq:{boundary}") },
             totals: branch.totals.into(),
         }
     }
@@ -93,8 +93,28 @@ impl BranchView {
             position = Some((token_time(&token)?, next_seq));
         }
         let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
-        Ok(Self::new(&branch, position))
+        let boundary = boundary(ledger, &branch, position).await?;
+        Ok(Self::new(&branch, position, boundary))
     }
+}
+
+/// The last end of a transaction that rows and position prove (correctness.md 6). Without reading objects it may be a segment short of
+/// what a restore finds, never past it.
+async fn boundary(ledger: &dyn Ledger, branch: &Branch, position: Option<(ClusterTime, u64)>) -> Result<u64> {
+    let head = branch.head;
+    let until = captured_until(position, head.seq, head.time, None);
+    let mut end = head.seq;
+    let mut closed = until.is_some_and(|until| until >= head.time);
+    while end > 0 && !closed {
+        let Some(row) = ledger.segments(&branch.id, end, 1).await?.into_iter().next() else { break };
+        if row.last_seq == end && row.ends == Ends::Closed {
+            break;
+        }
+        // What is before a segment that does not start inside a transaction is closed.
+        closed = !row.starts_inside;
+        end = row.first_seq.saturating_sub(1).min(end);
+    }
+    Ok(end)
 }
 
 #[cfg(test)]
@@ -119,7 +139,7 @@ mod tests {
             settled_bytes: 0,
             created_ms: 0,
         };
-        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)));
+        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)), 81_234);
         let expected = json!({"id": "i", "name": "shop/main", "status": "active", "parent": null, "fidelity": "exact",
             "head": {"seq": 81_234, "cluster_time": {"t": 1_795_467_772_u32, "i": 11}, "time": "2026-11-23T21:02:52Z"},
             "captured_until": {"t": 1_795_467_790_u32, "i": 1},

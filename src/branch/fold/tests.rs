@@ -30,7 +30,7 @@ fn time(seq: u64) -> ClusterTime {
 fn event(kind: &str, n: u8, seq: u64, description: Doc) -> RawDocumentBuf {
     let binary = Bson::Binary(bson::Binary { subtype: BinarySubtype::Uuid, bytes: vec![n; 16] });
     let event = doc! {"operationType": kind, "clusterTime": bson::Timestamp::from(time(seq)), "collectionUUID": binary, "ns": {"db": "d", "coll": format!("c{n}")},
-        "operationDescription": description};
+    "operationDescription": description};
     RawDocumentBuf::try_from(&event).unwrap()
 }
 
@@ -38,18 +38,27 @@ fn filler(seed: u16) -> String {
     format!("{seed}-").repeat(usize::from(seed % 40))
 }
 
+/// Documents, order of the capped ones, catalogue, number of spills.
+type Outcome = (State, Vec<(u8, u64)>, Catalogue, u64);
+
 /// Feeds one act to the folder.
 fn feed(folder: &mut Folder, seq: u64, act: &Act) -> Result<Flow> {
     let (op, n, key, body) = match act {
         Act::Create(n, capped) => {
-            let options = if *capped { doc! {"capped": true, "size": 1 << 20} } else { doc! {} };
+            let options = if *capped {
+                doc! {"capped": true, "size": 1 << 20}
+            } else {
+                doc! {}
+            };
             (Op::Event, *n, None, Some(event("create", *n, seq, options)))
         }
         Act::Drop(n) => (Op::Event, *n, None, Some(event("drop", *n, seq, doc! {}))),
         Act::Rename(n) => (Op::Event, *n, None, Some(event("rename", *n, seq, doc! {"to": {"db": "d", "coll": format!("r{seq}")}}))),
         Act::Insert(n, id, v) => (Op::Insert, *n, None, Some(rawdoc! {"_id": *id, "v": i32::from(*v), "f": filler(*v)})),
         Act::Replace(n, id, v) => (Op::Replace, *n, None, Some(rawdoc! {"_id": i64::from(*id), "w": i32::from(*v)})),
-        Act::Set(n, id, v) => (Op::Update, *n, Some(rawdoc! {"_id": f64::from(*id)}), Some(rawdoc! {"u": {"v": i32::from(*v)}, "i": {"last": filler(*v)}})),
+        Act::Set(n, id, v) => {
+            (Op::Update, *n, Some(rawdoc! {"_id": f64::from(*id)}), Some(rawdoc! {"u": {"v": i32::from(*v)}, "i": {"last": filler(*v)}}))
+        }
         Act::Describe(n, id, v) => (
             Op::Described,
             *n,
@@ -81,7 +90,7 @@ const ALL: Bound = Bound::Seq(u64::MAX);
 /// Documents by collection and canonical key; capped ones also by their place.
 type State = BTreeMap<(u8, Vec<u8>), RawDocumentBuf>;
 
-fn fold(acts: &[Act], options: &FoldOptions) -> Result<(State, Vec<(u8, u64)>, Catalogue, u64)> {
+fn fold(acts: &[Act], options: &FoldOptions) -> Result<Outcome> {
     let mut folder = Folder::new(Catalogue::default(), options);
     for (i, act) in acts.iter().enumerate() {
         if feed(&mut folder, i as u64 + 1, act)? == Flow::Done {
@@ -90,7 +99,7 @@ fn fold(acts: &[Act], options: &FoldOptions) -> Result<(State, Vec<(u8, u64)>, C
     }
     let mut folded = folder.finish()?;
     let (mut state, mut order) = (State::new(), Vec::new());
-    while let Some(batch) = folded.documents.next()? {
+    while let Some(batch) = folded.documents.next_batch()? {
         for document in batch {
             let n = folded.collections[document.coll as usize][0];
             let mut key = Vec::new();
@@ -159,10 +168,10 @@ proptest! {
     }
 
     #[test]
-    fn a_partition_that_is_too_large_is_split(count in 1usize..120) {
+    fn a_partition_that_is_too_large_is_split(count in 1i32..120) {
         let mut acts = vec![Act::Create(0, false)];
-        acts.extend((0..count).map(|i| Act::Insert(0, i as i32, 39)));
-        acts.extend((0..count).map(|i| Act::Set(0, i as i32, 7)));
+        acts.extend((0..count).map(|i| Act::Insert(0, i, 39)));
+        acts.extend((0..count).map(|i| Act::Set(0, i, 7)));
         // One partition, and a budget of a few documents.
         let few = FoldOptions { expected: 0, ..options(1_000, ALL) };
         prop_assert_eq!(fold(&acts, &few).unwrap().0, fold(&acts, &options(u64::MAX, ALL)).unwrap().0);
@@ -172,7 +181,7 @@ proptest! {
 #[test]
 fn the_tiny_budgets_of_these_tests_do_spill() {
     let mut acts = vec![Act::Create(0, false), Act::Create(1, true)];
-    acts.extend((0..200).map(|i| Act::Insert((i % 2) as u8, i, 39)));
+    acts.extend((0..200).map(|i| Act::Insert(u8::from(i % 2 == 0), i, 39)));
     assert!(fold(&acts, &options(2_000, ALL)).unwrap().3 > 5);
 }
 
@@ -182,7 +191,10 @@ fn rule_15_numeric_ids_of_different_types_are_one_document() {
     for budget in [1, u64::MAX] {
         let (state, ..) = fold(&acts, &options(budget, ALL)).unwrap();
         assert_eq!(state.len(), 1);
-        assert!(matches!(state.values().next().unwrap().get("_id").unwrap(), Some(bson::RawBsonRef::Int64(1))), "the document's own bytes are what counts");
+        assert!(
+            matches!(state.values().next().unwrap().get("_id").unwrap(), Some(bson::RawBsonRef::Int64(1))),
+            "the document's own bytes are what counts"
+        );
     }
 }
 
