@@ -13,7 +13,7 @@ use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 
 /// Another process may have queued something: look this often without being rung.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_secs(1);
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
 
