@@ -1,13 +1,12 @@
 //! Captures that stop: on request, because their place in the oplog is gone, because the source is another one.
 
-use argon::devkit::ArgonProcess;
 use argon::ledger::{BranchStatus, CaptureState};
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use serde_json::json;
 
 use crate::load::{Load, Mix};
-use crate::world::{BRANCH, World, drain, other_deployment, until};
+use crate::world::{BRANCH, Engine, World, drain, other_deployment, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn capture_stop_and_start_goes_on() {
@@ -33,14 +32,15 @@ async fn capture_stop_and_start_goes_on() {
 }
 
 /// Waits for the failure, and shows that the engine goes on with others and does not try again and again.
-async fn failed_visibly(world: &World, engine: &mut ArgonProcess, bystander: &str) -> String {
+async fn failed_visibly(world: &World, engine: &mut Engine, bystander: &str) -> String {
     let reason = until("the capture has failed", || async {
         let capture = world.capture().await;
         (capture.state == CaptureState::Failed).then(|| capture.reason.unwrap_or_default())
     })
     .await;
     let branch = world.json(&["branch", "show", BRANCH]).await;
-    assert_eq!((&branch["status"], &branch["reason"]), (&json!("failed"), &json!(reason)));
+    assert_eq!(branch["status"], json!("failed"));
+    assert!(branch["reason"].as_str().unwrap().contains(&reason), "{branch}");
     assert_eq!(world.branch().await.status, BranchStatus::Failed);
     let listed = world.json(&["capture", "list"]).await;
     assert_eq!((&listed["captures"][0]["state"], &listed["captures"][0]["reason"]), (&json!("failed"), &json!(reason)));
@@ -89,7 +89,7 @@ async fn oplog_rolled_over_is_a_visible_failure() {
     .await;
     let mut engine = world.engine(&[]);
     let reason = failed_visibly(&world, &mut engine, "rolled_by").await;
-    assert!(reason.contains("oplog"), "{reason}");
+    assert!(reason.contains("oplog") && reason.contains("start a new capture"), "{reason}");
     drain(&mut engine).await;
 }
 

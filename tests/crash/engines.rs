@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use argon::devkit::{ArgonProcess, Mode};
+use argon::devkit::{Mode, Proxy};
 use argon::ledger::JobState;
 use argon::runtime::clock;
 
 use crate::load::{Load, Mix};
-use crate::world::{LIMIT, World, drain, until};
+use crate::world::{Engine, LIMIT, World, drain, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_engines_share_the_queue_and_a_stopped_one_is_fenced() {
     let mut world = World::new("fence").await;
     let proxy = world.proxied().await;
     world.start_capture().await;
-    let mut engines: Vec<ArgonProcess> = (0..2).map(|_| world.engine(&[("WORKER_POOL_SIZE", "1")])).collect();
+    let mut engines: Vec<Engine> = (0..2).map(|_| world.engine(&[("WORKER_POOL_SIZE", "1")])).collect();
     let load = Load::start(&world.source(), Mix { seed: 2, ddl: true, tolerant: false }).await;
     // A slow store: one engine alone cannot keep up, so both must be seen at work.
     proxy.set(Mode::Delay(Duration::from_millis(150)));
@@ -75,11 +75,10 @@ async fn sigterm_drains() {
     let missing: u64 = (head + 1..=queued).filter(|seq| !covered(&waiting, *seq)).count() as u64;
     assert_eq!(missing, world.committed_beyond(head).await, "everything read is in history or in the queue");
 
-    // The store is away: a drain cannot end, so the deadline does it, and attempts are not used up.
+    // The store hangs: a drain cannot end, so the deadline does it, and attempts are not used up.
     let mut engine = world.engine(&[("ARGON_SHUTDOWN_TIMEOUT", "1s")]);
     world.progress(300).await;
-    proxy.set(Mode::Refuse);
-    until("jobs run without a store", || async { (!world.jobs(Some(JobState::Running)).await.is_empty()).then_some(()) }).await;
+    hang(&proxy).await;
     let exit = engine.terminate(LIMIT).await.unwrap();
     assert_eq!(exit.code, 3, "{}", engine.log_tail(3000));
     given_back(&world).await;
@@ -88,8 +87,7 @@ async fn sigterm_drains() {
     proxy.set(Mode::Pass);
     let mut engine = world.engine(&[("ARGON_SHUTDOWN_TIMEOUT", "10m")]);
     world.progress(300).await;
-    proxy.set(Mode::Refuse);
-    until("jobs run without a store", || async { (!world.jobs(Some(JobState::Running)).await.is_empty()).then_some(()) }).await;
+    hang(&proxy).await;
     let _ = engine.terminate(Duration::ZERO).await;
     engine.wait_line("draining", LIMIT).await.unwrap();
     let second = clock::now();
@@ -102,6 +100,13 @@ async fn sigterm_drains() {
     let mut engine = world.engine(&[]);
     world.check().await;
     drain(&mut engine).await;
+}
+
+/// From now on the store answers after a minute; returns when a job waits for it.
+async fn hang(proxy: &Proxy) {
+    let before = proxy.hits();
+    proxy.set(Mode::Delay(Duration::from_secs(60)));
+    until("a job waits for the store", || async { (proxy.hits() > before).then_some(()) }).await;
 }
 
 fn covered(jobs: &[argon::ledger::Job], seq: u64) -> bool {

@@ -1,12 +1,12 @@
 //! A job that cannot succeed: what the operator sees, and the two ways out.
 
-use argon::devkit::{ArgonProcess, Mode};
+use argon::devkit::{Mode, Proxy};
 use argon::ledger::{Job, JobState};
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Document, doc};
 use serde_json::json;
 
-use crate::world::{BRANCH, World, drain, until};
+use crate::world::{BRANCH, Engine, World, drain, until};
 
 /// Documents of one batch.
 const BURST: i64 = 50;
@@ -15,20 +15,22 @@ const BURSTS: i64 = 6;
 /// A capture with `BURSTS` batches of inserts, one of whose jobs is dead because its payload is damaged; all others are committed.
 struct Stalled {
     world: World,
-    engine: ArgonProcess,
+    engine: Engine,
     job: Job,
     payload: Document,
+    /// Passes everything by now, but the engine still goes through it.
+    _proxy: Proxy,
 }
 
 async fn stalled(name: &str) -> Stalled {
     let mut world = World::new(name).await;
     let proxy = world.proxied().await;
     world.start_capture().await;
-    let engine = world.engine(&[]);
+    let mut engine = world.engine(&[]);
     world.source().run_command(doc! { "create": "c" }).await.unwrap();
     until("the creation is committed", || async { world.head().await.filter(|head| *head == 1) }).await;
 
-    // Without a store the batches wait in the queue, where one is damaged.
+    // Without a store the batches wait in the queue, and without an engine none of them is in work while it is damaged.
     proxy.set(Mode::Refuse);
     for burst in 0..BURSTS {
         let documents = (0..BURST).map(|n| doc! { "_id": burst * BURST + n });
@@ -36,6 +38,7 @@ async fn stalled(name: &str) -> Stalled {
         let due = 1 + u64::try_from((burst + 1) * BURST).unwrap();
         until("the burst is in the queue", || async { world.queued().await.filter(|seq| *seq == due) }).await;
     }
+    engine.kill9();
     let waiting = world.jobs(None).await.into_iter().filter(|j| j.state != JobState::Done);
     let victim = waiting.min_by_key(|j| j.sync.as_ref().unwrap().first_seq.abs_diff(100)).unwrap();
     let payloads = world.metadata().collection::<Document>("job_payloads");
@@ -47,6 +50,7 @@ async fn stalled(name: &str) -> Stalled {
     let damaged = Binary { subtype: BinarySubtype::Generic, bytes };
     payloads.update_one(mine, doc! { "$set": { "data": damaged } }).await.unwrap();
     proxy.set(Mode::Pass);
+    let engine = world.engine(&[]);
 
     let job = until("the job is dead", || async { world.jobs(Some(JobState::Dead)).await.pop() }).await;
     assert_eq!(job.id, victim.id);
@@ -71,12 +75,12 @@ async fn stalled(name: &str) -> Stalled {
     let queued = world.queued().await.unwrap();
     world.source().collection("c").insert_one(doc! { "_id": "later" }).await.unwrap();
     until("capture goes on", || async { world.queued().await.filter(|seq| *seq == queued + 1) }).await;
-    Stalled { world, engine, job, payload }
+    Stalled { world, engine, job, payload, _proxy: proxy }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_sync_job_stalls_the_branch_and_retry_heals_it() {
-    let Stalled { world, mut engine, job, payload } = stalled("retried").await;
+    let Stalled { world, mut engine, job, payload, _proxy } = stalled("retried").await;
     // A retry that cannot help ends where it began.
     world.json(&["jobs", "retry", &job.id]).await;
     until("the job is dead again", || async {
@@ -95,7 +99,7 @@ async fn a_dead_sync_job_stalls_the_branch_and_retry_heals_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn discard_makes_a_recorded_gap() {
-    let Stalled { world, mut engine, job, .. } = stalled("discarded").await;
+    let Stalled { world, mut engine, job, _proxy, .. } = stalled("discarded").await;
     let spec = job.sync.as_ref().unwrap();
     let (first, last) = (spec.first_seq, spec.last_seq);
     let refused = world.argon(&["jobs", "discard", &job.id]).await;
@@ -120,6 +124,7 @@ async fn discard_makes_a_recorded_gap() {
 
     let report = world.json(&["restore", BRANCH, "--to-db", target.name(), "--across-gap"]).await;
     assert_eq!(report["left_out"], json!(last + 1 - first), "{report}");
+    assert!(report["notes"].to_string().contains(&format!("seq:{first} to seq:{last}, a recorded gap")), "{report}");
     let all = world.source().collection::<Document>("c").count_documents(doc! {}).await.unwrap();
     assert_eq!(target.collection::<Document>("c").count_documents(doc! {}).await.unwrap(), all - (last + 1 - first));
     drain(&mut engine).await;

@@ -1,6 +1,7 @@
 //! Owns: what every test stands on: servers shared by all, a database, metadata and prefix of its own for each, engines as processes,
 //! waiting for events, and the check at the end of every run. Does not own: faults and load.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,30 @@ pub(crate) struct World {
     store: Store,
 }
 
+/// A running engine; a failing test prints the end of its log.
+pub(crate) struct Engine(ArgonProcess);
+
+impl Deref for Engine {
+    type Target = ArgonProcess;
+    fn deref(&self) -> &ArgonProcess {
+        &self.0
+    }
+}
+
+impl DerefMut for Engine {
+    fn deref_mut(&mut self) -> &mut ArgonProcess {
+        &mut self.0
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("log of engine {}:\n{}", self.pid(), self.log_tail(6_000));
+        }
+    }
+}
+
 /// What the check saw.
 pub(crate) struct Checked {
     pub(crate) audit: Audit,
@@ -134,13 +159,13 @@ impl World {
     }
 
     /// Starts an engine; settings given win.
-    pub(crate) fn engine(&self, settings: &[(&str, &str)]) -> ArgonProcess {
+    pub(crate) fn engine(&self, settings: &[(&str, &str)]) -> Engine {
         let mut env = self.env.clone();
         let proxied = self.endpoint.iter().map(|endpoint| ("ARGON_S3_ENDPOINT", endpoint.as_str()));
         let settings: Vec<(&str, &str)> = proxied.chain(settings.iter().copied()).collect();
         env.retain(|(name, _)| settings.iter().all(|(given, _)| given != name));
         env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        ArgonProcess::start(binary(), ["run"], &env).unwrap()
+        Engine(ArgonProcess::start(binary(), ["run"], &env).unwrap())
     }
 
     /// Runs a command to its end, whatever its exit code.
@@ -201,7 +226,7 @@ impl World {
     }
 
     /// The engine that owns the capture, once there is one among these.
-    pub(crate) async fn owner_among(&self, engines: &[ArgonProcess]) -> usize {
+    pub(crate) async fn owner_among(&self, engines: &[Engine]) -> usize {
         until("an owner of the capture", || async {
             let owner = self.ledger.captures().await.ok()?.into_iter().find_map(|c| c.owner)?;
             engines.iter().position(|e| owner.contains(&format!("-{}-", e.pid())))
@@ -267,7 +292,7 @@ impl World {
 }
 
 /// SIGTERM; it must drain and exit with 0.
-pub(crate) async fn drain(engine: &mut ArgonProcess) {
+pub(crate) async fn drain(engine: &mut Engine) {
     let exit = engine.terminate(LIMIT).await.unwrap();
     assert_eq!(exit.code, 0, "{}", engine.log_tail(3000));
 }
