@@ -83,6 +83,8 @@ async fn oplog_rolled_over_is_a_visible_failure() {
     until("the oplog has rolled over", || async {
         let batch: Vec<Document> = (0..30).map(|_| doc! { "x": "x".repeat(100_000) }).collect();
         filler.insert_many(batch).await.unwrap();
+        // The oplog is cut at checkpoints only, which else come once a minute.
+        client.database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
         let first = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await.unwrap().unwrap();
         (first.get_timestamp("ts").unwrap() > stood).then_some(())
     })

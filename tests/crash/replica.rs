@@ -12,19 +12,19 @@ async fn stepdown_and_kill_of_the_primary() {
     world.start_capture().await;
     let mut engine = world.engine(&[]);
     let load = Load::start(&world.source(), Mix { seed: 4, ddl: true, tolerant: true }).await;
-    world.progress(500).await;
+    world.progress(200).await;
 
     let first = mongod.wait_primary(LIMIT).await.unwrap();
     mongod.step_down(30).await.unwrap();
     let second = mongod.wait_primary(LIMIT).await.unwrap();
     assert_ne!(first, second);
-    world.progress(500).await;
+    world.progress(200).await;
 
     mongod.kill(second);
     mongod.wait_primary(LIMIT).await.unwrap();
-    world.progress(500).await;
+    world.progress(200).await;
     mongod.restart(second).await.unwrap();
-    world.progress(500).await;
+    world.progress(200).await;
 
     let written = load.stop().await;
     let checked = world.check().await;

@@ -268,25 +268,32 @@ impl World {
 
     /// The end of every run: caught up, every change once and in order, every byte intact, and what comes back is what went in.
     pub(crate) async fn check(&self) -> Checked {
+        let start = clock::now();
+        let mut phases = Vec::new();
         self.caught_up().await;
+        phases.push(start.elapsed());
         let branch = self.branch().await;
         assert_eq!((branch.status, &branch.reason), (BranchStatus::Active, &None));
         assert_eq!(self.jobs(Some(JobState::Dead)).await, []);
         let subject =
             Subject { client: &self.client, metadata_db: &format!("{}_meta", self.name), branch: BRANCH, store: self.store.clone() };
         let audit = audit::audit(&subject).await.unwrap();
+        phases.push(start.elapsed());
         assert_eq!(audit.problems, Vec::<String>::new());
         assert_eq!((audit.changes, audit.changes), (branch.head.seq, branch.totals.changes));
         assert_eq!(audit.segments, branch.totals.segments);
 
         let verified = self.argon(&["verify", BRANCH, "--deep"]).await;
         assert_eq!(verified.code, 0, "{verified:?}");
+        phases.push(start.elapsed());
         let target = self.target();
         let restored = self.argon(&["restore", BRANCH, "--to-db", target.name()]).await;
         assert_eq!(restored.code, 0, "{restored:?}");
         let (was, is) = (oracle::snapshot(&self.source()).await.unwrap(), oracle::snapshot(&target).await.unwrap());
         assert!(!was.hashes.is_empty());
         assert_eq!(was.differences(&is), Vec::<String>::new());
+        phases.push(start.elapsed());
+        println!("{}: {} changes; caught up, audited, verified, restored after {phases:.1?}", self.name, audit.changes);
         Checked { audit }
     }
 }
