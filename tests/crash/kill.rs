@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::load::{Load, Mix};
-use crate::world::{World, drain, until};
+use crate::world::{LIMIT, World, drain, until};
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
@@ -74,6 +74,32 @@ async fn random_kill_9_under_load() {
         start.elapsed().as_secs_f64(),
     );
     assert!(checked.audit.changes >= written, "the server acknowledged {written} changes");
+}
+
+/// MongoDB keeps the transaction of a killed process open for a minute, and with it what the transaction has written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_transaction_of_a_killed_engine_does_not_hold_up_its_rescue() {
+    let world = World::new("open").await;
+    let proxy = world.proxy_to_mongod().await;
+    world.start_capture().await;
+    let uri = format!("mongodb://{}/?directConnection=true", proxy.address());
+    let mut engine = world.engine(&[("ARGON_MONGODB_URI", &uri)]);
+    let load = Load::start(&world.source(), Mix { seed: 8, ddl: false, tolerant: false }).await;
+    world.progress(100).await;
+    // The checkpoint has moved the capture and stored a payload, and does not hear of it: there it is killed.
+    let before = proxy.hits();
+    proxy.set_when(Mode::Delay(Duration::from_secs(600)), b"insert\0\x0d\0\0\0job_payloads\0", 1);
+    until("a checkpoint is in the middle of its transaction", || async { (proxy.hits() > before).then_some(()) }).await;
+    let killed = clock::now();
+    engine.kill9();
+    let mut engine = world.engine(&[]);
+    world.progress(100).await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(30), "it took {took:?} to go on");
+    engine.wait_line("ended the transactions that a dead process had left open", LIMIT).await.unwrap();
+    load.stop().await;
+    world.check().await;
+    drain(&mut engine).await;
 }
 
 /// Waits until the queue holds nothing but dead jobs and retries those that a crash loop has condemned; anything else that is dead fails the test.

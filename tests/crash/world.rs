@@ -141,6 +141,11 @@ impl World {
         proxy
     }
 
+    /// A proxy in front of the shared MongoDB, for an engine that connects to it directly.
+    pub(crate) async fn proxy_to_mongod(&self) -> Proxy {
+        Proxy::start(mongod().await.address(0)).await.unwrap()
+    }
+
     pub(crate) fn source(&self) -> Database {
         self.client.database(&self.name)
     }
