@@ -158,14 +158,17 @@ impl Engine {
         };
         tokio::pin!(drained);
         tokio::select! {
+            biased;
+            // First: an abort ends the stages as well, but what they held is given back, not finished.
+            () = self.stop.aborting() => tracing::warn!("giving leases back at once"),
             ended = &mut drained => {
                 ended?;
-                return Ok(if upkeep.is_lost() { EngineEnd::LeaseLost } else { EngineEnd::Drained });
+                return Ok(EngineEnd::Drained);
             }
-            () = tokio::time::sleep(self.settings.shutdown_timeout) => self.stop.abort(),
+            () = tokio::time::sleep(self.settings.shutdown_timeout) => tracing::warn!("the deadline has passed: giving leases back"),
         }
-        tracing::warn!("the deadline has passed: giving leases back");
+        self.stop.abort();
         let _ = tokio::time::timeout(GIVE_BACK_TIME, drained).await;
-        Ok(EngineEnd::DeadlinePassed)
+        Ok(if upkeep.is_lost() { EngineEnd::LeaseLost } else { EngineEnd::DeadlinePassed })
     }
 }

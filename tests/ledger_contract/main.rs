@@ -3,6 +3,7 @@
 
 mod bench;
 mod captures;
+mod claimer;
 mod commits;
 mod engines;
 mod jobs;
