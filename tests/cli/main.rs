@@ -1,0 +1,5 @@
+//! The `argon` binary as its users meet it, against real servers: what it refuses and how, what it prints, what comes back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
+
+mod arguments;
+mod place;
