@@ -5,7 +5,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory};
 
 use super::{Cli, Exit, report};
-use crate::fault::{Fault, scrub};
+use crate::fault::Fault;
+use crate::ledger::scrub;
 
 /// Prints help and version as they are, and errors as every other error of a command.
 pub(super) fn explain(error: &clap::Error, json: bool) -> Exit {

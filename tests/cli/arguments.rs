@@ -1,5 +1,6 @@
 //! Settings and arguments that are wrong: exit code 2, one line that names the thing and the way out. No server is asked.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use argon::devkit::Output;
@@ -27,7 +28,7 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
         ("ARGON_BATCH_MAX_BYTES", "--batch-max-bytes", "1KiB", "64.00 KiB to 64.00 MiB"),
         ("WORKER_PROCESS_TIMEOUT", "--process-timeout", "1ms", "1s to 1day"),
         ("JOB_RETRY_COUNT", "--retry-count", "101", "0..=100"),
-        ("JOB_RETRY_DELAY", "--retry-delay", "-1", "30s"),
+        ("JOB_RETRY_DELAY", "--retry-delay", "-1", "such as 5s"),
         ("ARGON_LEASE", "--lease", "1s", "3s to 10m"),
         ("ARGON_MEMORY_BUDGET", "--memory-budget", "1MiB", "32.00 MiB"),
         ("ARGON_METADATA_DB", "--metadata-db", "a.b", "1 to 63 bytes"),
@@ -148,8 +149,8 @@ async fn output_on_a_closed_pipe_is_no_panic() {
     ] {
         let env: Vec<(String, String)> = vec![("ARGON_STORE_URL".into(), "x".into())];
         let shell = std::path::Path::new("/bin/sh");
-        let args = ["-c".into(), script.clone(), binary().as_os_str().to_owned()];
-        let output = run_to_end(shell, args.map(std::ffi::OsString::from), &env, Duration::from_secs(60)).await.unwrap();
+        let args: [OsString; 3] = ["-c".into(), script.clone().into(), binary().as_os_str().to_owned()];
+        let output = run_to_end(shell, args, &env, Duration::from_secs(60)).await.unwrap();
         assert!(!output.stderr.contains("panicked") && !output.stderr.contains("code 101"), "{script}: {output:?}");
     }
 }
