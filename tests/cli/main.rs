@@ -3,3 +3,5 @@
 
 mod arguments;
 mod place;
+mod points;
+mod servers;

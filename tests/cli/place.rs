@@ -152,9 +152,9 @@ impl Place {
         loop {
             let branch = self.branch().await;
             let head = branch.get_document("head").unwrap();
-            let time = head.get_timestamp("time").unwrap();
-            if (time.time, time.increment) >= (due.time, due.increment) {
-                return u64::try_from(head.get_i64("seq").unwrap()).unwrap();
+            let time = head.get_document("time").unwrap();
+            if (number(time, "t"), number(time, "i")) >= (due.time.into(), due.increment.into()) {
+                return number(head, "seq");
             }
             assert!(begun.elapsed() < LIMIT, "not captured in {LIMIT:?}: {branch}");
             tokio::time::sleep(Duration::from_millis(25)).await;
@@ -182,6 +182,11 @@ impl Place {
         assert!(audit.problems.is_empty(), "{:?}", audit.problems);
         audit.changes
     }
+}
+
+fn number(row: &Document, name: &str) -> u64 {
+    let value = row.get(name).and_then(|n| n.as_i64().or(n.as_i32().map(i64::from)));
+    value.and_then(|n| u64::try_from(n).ok()).unwrap_or_else(|| panic!("{name} of {row}"))
 }
 
 /// One line on stderr that begins with `error:` and says all of `says`, nothing on stdout, this exit code.
