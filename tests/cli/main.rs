@@ -2,6 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
 mod arguments;
+#[path = "../restore_real/source.rs"]
+mod ddl;
+mod fidelity;
+mod interface;
+mod large;
 mod place;
 mod points;
 mod servers;
+mod storage;

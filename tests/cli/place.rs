@@ -101,6 +101,7 @@ impl Place {
     /// Runs a command that must succeed.
     pub(crate) async fn ok(&self, args: &[&str]) -> String {
         let output = self.argon(args).await;
+        assert!(output.stderr.is_empty(), "argon {}: {output:?}", args.join(" "));
         assert_eq!(output.code, 0, "argon {}: {output:?}", args.join(" "));
         output.stdout
     }
@@ -123,6 +124,16 @@ impl Place {
 
     pub(crate) async fn engine_with(&self, env: &[(&str, &str)]) -> ArgonProcess {
         let mut engine = ArgonProcess::start(binary(), ["run"], &self.env(env)).unwrap();
+        engine.wait_line("capture started here", LIMIT).await.unwrap();
+        engine
+    }
+
+    /// An engine that may write no file of more than `blocks` of 512 bytes.
+    pub(crate) async fn limited_engine(&self, blocks: u32) -> ArgonProcess {
+        let script = format!("ulimit -f {blocks}; trap '' XFSZ; exec \"$0\" run");
+        let args = ["-c".into(), script.into(), binary().as_os_str().to_owned()];
+        let env = self.env(&[("JOB_RETRY_COUNT", "100")]);
+        let mut engine = ArgonProcess::start(Path::new("/bin/sh"), args, &env).unwrap();
         engine.wait_line("capture started here", LIMIT).await.unwrap();
         engine
     }
