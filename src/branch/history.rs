@@ -315,7 +315,8 @@ pub(super) fn decode(row: &SegmentRow, bytes: Bytes) -> Result<Decoded> {
     }
     let sha256 = hex(&Sha256::digest(&bytes));
     if sha256 != row.sha256 {
-        return bad(format!("object has sha256 {sha256}, its row says {}", row.sha256));
+        let other = || Fault::corrupt(format!("{key}: object has sha256 {sha256}, its row says {}: it is another segment", row.sha256));
+        return Err(SegmentFile::find_damage(key, &bytes).unwrap_or_else(other));
     }
     let file = SegmentFile::parse(key, bytes)?;
     let header = file.header();

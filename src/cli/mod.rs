@@ -11,9 +11,11 @@ mod jobs;
 mod output;
 mod restore;
 mod run;
+mod usage;
 mod verify;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -93,15 +95,14 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
-            let code = if error.use_stderr() { Exit::BadConfig } else { Exit::Done };
-            return ExitCode::from(code.code());
+            let json = std::env::args_os().any(|arg| arg == "--json");
+            return ExitCode::from(usage::explain(&error, json).code());
         }
     };
     let json = cli.json;
     telemetry::init_logging(matches!(cli.command, Command::Run(_)));
     for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
-        eprintln!("warning: {given} is not a setting of Argon; did you mean {meant}?");
+        complain(&format!("warning: {given} is not a setting of Argon; did you mean {meant}?"));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -111,8 +112,9 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit,
         Err(fault) => report(&fault, json),
     };
-    // Abandoned blocking work (a hung disk) must not keep the process.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    // SUBTLE: left as it is, not shut down. Abandoned blocking work (a hung disk) must not keep the process, and the driver's own tasks
+    // panic now and then when a runtime is taken apart under them, which prints a second, wrong error.
+    std::mem::forget(runtime);
     ExitCode::from(exit.code())
 }
 
@@ -132,13 +134,18 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
     }
 }
 
+/// A line on stderr. A closed pipe is not an error (`eprintln!` would panic).
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// One line for a person, or an object for a program.
 fn report(fault: &Fault, json: bool) -> Exit {
     if json {
         let code = format!("{:?}", fault.kind).to_lowercase();
-        eprintln!("{}", serde_json::json!({ "error": { "code": code, "message": fault.what } }));
+        complain(&serde_json::json!({ "error": { "code": code, "message": fault.what } }).to_string());
     } else {
-        eprintln!("error: {}", fault.what);
+        complain(&format!("error: {}", fault.what));
     }
     if fault.kind == Kind::Config { Exit::BadConfig } else { Exit::Failed }
 }

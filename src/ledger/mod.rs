@@ -16,6 +16,7 @@ mod rules;
 pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
 pub use memory::MemoryLedger;
 pub use model::*;
+pub(crate) use mongo::scrub;
 pub use mongo::{
     ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, same_source,
     server_facts,

@@ -20,8 +20,26 @@ pub struct SegmentFile {
 impl SegmentFile {
     /// Checks the whole object by its total checksum, then header, footer and that they fit together. `object` names it in faults.
     pub fn parse(object: &str, bytes: Bytes) -> Result<Self> {
-        let (header, footer) = Self::read(&bytes).map_err(|e| e.at(object))?;
+        let (header, footer) = Self::read(&bytes).map_err(|e| Self::find_damage(object, &bytes).unwrap_or_else(|| e.at(object)))?;
         Ok(Self { object: object.to_owned(), bytes, header, footer })
+    }
+
+    /// The first part of a damaged object whose own checksum fails, with its offset; `None` when every part agrees with itself.
+    /// `object` names it in the fault.
+    pub fn find_damage(object: &str, bytes: &[u8]) -> Option<Fault> {
+        if let Err(fault) = SegmentHeader::read(object, bytes) {
+            return Some(fault);
+        }
+        let footer = match Footer::from_tail(object, bytes.len() as u64, bytes) {
+            Ok(TailResult::Footer(footer)) => footer,
+            Ok(TailResult::NeedMore(at)) => return Some(Fault::corrupt(format!("{object}: the footer is not at byte {at}"))),
+            Err(fault) => return Some(fault),
+        };
+        footer.blocks.iter().find_map(|entry| {
+            let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
+            let stored = bytes.get(start..start.saturating_add(entry.stored_len as usize)).unwrap_or_default();
+            entry.decode(object, stored).err()
+        })
     }
 
     pub(super) fn read(bytes: &[u8]) -> Result<(SegmentHeader, Footer)> {

@@ -51,7 +51,13 @@ impl FileStore {
         }
         match std::fs::create_dir(root) {
             Ok(()) => sync_dir(root.parent().unwrap_or(root)).map_err(|error| io_fault(Step::Prepare, "create", root, &error))?,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && root.is_dir() => {}
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotADirectory) => {
+                return Err(Fault::config(format!(
+                    "the store directory {} is no directory, or lies below something that is none: correct ARGON_STORE_URL",
+                    root.display()
+                )));
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(Fault::config(format!(
                     "the store directory {} cannot be created because its parent directory does not exist: create the parent, or mount it",

@@ -46,6 +46,8 @@ async fn check(store: &dyn ObjectStore, key: &str, id: &str) -> Result<Probe> {
     let body: Bytes = (0..=255u8).chain(id.bytes()).chain(*b"\r\n\0 ").collect();
     let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: id.to_owned() };
 
+    // First of all: some services make a missing bucket at the first put, and a misspelt name must not become a new bucket.
+    store.list(key, None, 1).await.map_err(|fault| fault.at("the store cannot be listed"))?;
     let begun = clock::now();
     if store.put_new(key, body.clone(), &tag).await.map_err(|fault| fault.at("the store cannot be written"))? == Put::Refused {
         return Err(Fault::rejected(format!("{name}: a new object was refused as present under {key}; is the store a cache of another?")));

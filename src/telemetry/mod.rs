@@ -14,7 +14,8 @@ pub fn init_logging(engine: bool) {
         }),
         Err(_) => EnvFilter::new(default),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A reader of the log that has gone away is not reported: the report would go the same way, and panic.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let json = std::env::var("ARGON_LOG_FORMAT").is_ok_and(|f| f.eq_ignore_ascii_case("json"));
     let outcome = if json {
         builder.json().flatten_event(true).with_current_span(false).try_init()

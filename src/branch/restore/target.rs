@@ -15,6 +15,9 @@ use crate::fault::{Fault, Result};
 /// Collection in the target that exists while a restore is incomplete; its document lists what the restore writes.
 pub const MARKER: &str = "argon_restore";
 
+/// Bytes of `database.collection` that the server takes.
+const MAX_NAMESPACE: usize = 255;
+
 /// What has to go before the first write.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -29,6 +32,13 @@ pub(super) async fn check(target: &Database, wanted: &Wanted, drop: bool) -> Res
     let marker = target.collection::<Document>(MARKER).find_one(doc! {"_id": "restore"}).await.map_err(fault)?;
     let begun: BTreeSet<String> = marker.as_ref().map(begun_names).unwrap_or_default();
     let names: BTreeSet<&str> = wanted.names().collect();
+    let longest = names.iter().map(|name| target.name().len() + 1 + name.len()).max().unwrap_or(0);
+    if longest > MAX_NAMESPACE {
+        return Err(Fault::rejected(format!(
+            "target database {:?}: with its longest collection name that makes {longest} bytes, MongoDB takes {MAX_NAMESPACE}: choose a shorter name",
+            target.name()
+        )));
+    }
     let mut plan = Plan { drop: BTreeSet::new(), resumes: marker.is_some() };
     let mut in_the_way = Vec::new();
     for view in catalogue.views.values().filter(|v| names.contains(v.name.as_str())) {

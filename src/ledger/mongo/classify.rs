@@ -29,7 +29,7 @@ pub fn classify(error: &Error, phase: Phase) -> Fault {
         // The labels say it for whole transactions: the first did not happen, of the second nobody knows.
         _ if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => Kind::Unknown,
         _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => Kind::Transient,
-        ErrorKind::ServerSelection { .. } => return selection(&message),
+        ErrorKind::ServerSelection { .. } => return selection(&error.kind.to_string()),
         ErrorKind::DnsResolve { .. } | ErrorKind::ConnectionPoolCleared { .. } => Kind::Transient,
         ErrorKind::Io(e) => network(e),
         ErrorKind::Authentication { .. } => return authentication(error, &message),
@@ -108,15 +108,31 @@ fn network(error: &io::Error) -> Kind {
     }
 }
 
+/// The driver describes the whole topology; a person needs each server and what is wrong with it.
 fn selection(message: &str) -> Fault {
+    let servers: Vec<String> = message.split("Address: ").skip(1).filter_map(server_state).collect();
+    let set = message.split_once("Set Name: ").and_then(|(_, rest)| rest.split([',', ' ', '}']).next());
     let hint = if message.contains("Ghost") {
-        "; a member runs with --replSet but the set is not initiated: run rs.initiate()"
-    } else if message.contains("Set Name") && !message.contains("RsPrimary") {
-        "; no primary is known"
+        "; a member runs with --replSet but the set is not initiated: run rs.initiate()".to_owned()
+    } else if let (Some(set), true) = (set, servers.is_empty()) {
+        format!("; no server that answers calls its set {set}: check replicaSet in the URI")
+    } else if !servers.is_empty() && servers.iter().all(|server| server.contains("error")) {
+        "; is mongod running there, and are host and port in the URI right?".to_owned()
+    } else if set.is_some() && !message.contains("RsPrimary") {
+        "; no primary is known".to_owned()
     } else {
-        ""
+        String::new()
     };
-    Fault::transient(format!("MongoDB is not reachable: {message}{hint}"))
+    let what = if servers.is_empty() { "no server of the URI can be used".to_owned() } else { servers.join("; ") };
+    Fault::transient(scrub(&format!("MongoDB is not reachable: {what}{hint}")))
+}
+
+/// `127.0.0.1:1: I/O error: Connection refused` of what follows `Address: ` in the driver's description.
+fn server_state(text: &str) -> Option<String> {
+    let (address, rest) = text.split_once(", Type: ")?;
+    let kind = rest.split([',', ' ']).next()?;
+    let error = rest.split_once("Error: Kind: ").map(|(_, error)| error.split_once(", labels:").map_or(error, |(error, _)| error));
+    Some(format!("{address}: {}", error.unwrap_or(kind)))
 }
 
 /// SUBTLE: the driver reports every failure of a login as one of authentication. Only a refusal by the server is final; a server
@@ -170,7 +186,7 @@ fn message(error: &Error) -> String {
 }
 
 /// One line of bounded length, with the user part of every URI blanked out.
-pub(super) fn scrub(text: &str) -> String {
+pub(crate) fn scrub(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
@@ -231,6 +247,19 @@ mod tests {
             assert_eq!(scrub(text), expected);
         }
         assert_eq!(scrub(&"x".repeat(9_999)).len(), MAX_MESSAGE);
+    }
+
+    #[test]
+    fn an_unreachable_server_is_named_with_its_reason() {
+        let refused = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: Connection refused (os error 111), labels: {\"RetryableError\"}, source: None, server response: None } ] }";
+        let what = selection(refused).what;
+        assert!(what.contains("127.0.0.1:1: I/O error: Connection refused (os error 111); is mongod running"), "{what}");
+        let none = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: wrong, Servers: [  ] }";
+        assert!(selection(none).what.contains("calls its set wrong: check replicaSet"), "{}", selection(none).what);
+        let secondary = "Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: h:1, Type: RsSecondary, Average RTT: 1ms }, { Address: h:2, Type: Unknown } ] }";
+        let what = selection(secondary).what;
+        assert!(what.contains("h:1: RsSecondary; h:2: Unknown; no primary"), "{what}");
+        assert!(selection("an unknown form").what.contains("not reachable"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use bson::{RawDocumentBuf, doc};
 use bytes::Bytes;
 use mongodb::{Client, Collection, Database};
 
+pub(crate) use self::classify::scrub;
 pub use self::classify::{Phase, classify};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
 pub use self::facts::{ServerFacts, same_source, server_facts};

@@ -1,0 +1,186 @@
+//! Every command with `--json`: one object of the agreed fields; `verify --against-db` under load and against another database.
+
+use std::time::Duration;
+
+use argon::devkit::workload::{self, Profile, Workload};
+use argon::runtime::clock;
+use bson::{Document, doc};
+use serde_json::{Value, json};
+
+use crate::place::{BRANCH, Place, assert_refused};
+
+/// Every field is there, and of a type that a program may rely on (`?` may be null).
+fn assert_fields(value: &Value, fields: &[(&str, &str)]) {
+    for (path, kind) in fields {
+        let found = path.split('.').try_fold(value, |at, part| at.get(part)).unwrap_or_else(|| panic!("no {path} in {value}"));
+        let (nullable, kind) = kind.strip_prefix('?').map_or((false, *kind), |kind| (true, kind));
+        let is = match kind {
+            "string" => found.is_string(),
+            "count" => found.is_u64(),
+            "list" => found.is_array(),
+            "bool" => found.is_boolean(),
+            "object" => found.is_object(),
+            other => panic!("{other}"),
+        };
+        assert!(is || nullable && found.is_null(), "{path} is no {kind}: {value}");
+    }
+}
+
+const BRANCH_FIELDS: [(&str, &str); 18] = [
+    ("id", "string"),
+    ("name", "string"),
+    ("status", "string"),
+    ("parent", "?string"),
+    ("head", "object"),
+    ("head.seq", "count"),
+    ("head.cluster_time", "object"),
+    ("head.cluster_time.t", "count"),
+    ("head.cluster_time.i", "count"),
+    ("head.time", "?string"),
+    ("captured_until.t", "count"),
+    ("captured_until.i", "count"),
+    ("restorable.from", "string"),
+    ("restorable.to", "string"),
+    ("totals.changes", "count"),
+    ("totals.raw_bytes", "count"),
+    ("totals.stored_bytes", "count"),
+    ("totals.segments", "count"),
+];
+
+#[tokio::test]
+async fn every_command_prints_one_object_with_json() {
+    let place = Place::new("json").await;
+    let source = place.source.name();
+    assert_eq!(place.json(&["branch", "list"]).await, json!({"branches": []}));
+    assert_eq!(place.json(&["capture", "list"]).await, json!({"captures": []}));
+    assert_eq!(place.json(&["jobs", "list"]).await, json!({"jobs": []}));
+    let doctor = place.json(&["doctor", "--source-db", source]).await;
+    assert_fields(&doctor, &[("ok", "bool"), ("checks", "list")]);
+    assert!(doctor["checks"].as_array().unwrap().len() >= 8, "{doctor}");
+    assert_fields(&doctor["checks"][0], &[("name", "string"), ("verdict", "string"), ("detail", "string")]);
+
+    let started = place.json(&["capture", "start", BRANCH, "--source-db", source]).await;
+    let capture = [("id", "string"), ("branch", "string"), ("branch_id", "string"), ("source.db", "string"), ("source.identity", "string"), ("state", "string"), ("queued_seq", "count"), ("engine", "?string"), ("reason", "?string")];
+    assert_fields(&started, &[("capture", "object"), ("resumed", "bool"), ("uncovered", "list"), ("engines", "count")]);
+    assert_fields(&started["capture"], &capture);
+    // Before the first change: nothing to restore but the first catalogue.
+    let fresh = place.json(&["branch", "show", BRANCH]).await;
+    assert_fields(&fresh, &BRANCH_FIELDS);
+    assert_eq!((&fresh["head"]["seq"], &fresh["restorable"]), (&json!(0), &json!({"from": "seq:0", "to": "seq:0"})), "{fresh}");
+
+    let engine = place.engine().await;
+    place.source.collection("a").insert_many((0..50).map(|i| doc! {"_id": i})).await.unwrap();
+    let head = place.catch_up().await;
+    let shown = place.json(&["branch", "show", BRANCH]).await;
+    assert_fields(&shown, &BRANCH_FIELDS);
+    assert_eq!((shown["name"].as_str(), shown["status"].as_str()), (Some(BRANCH), Some("active")), "{shown}");
+    assert_eq!((&shown["head"]["seq"], &shown["totals"]["changes"]), (&json!(head), &json!(head)), "{shown}");
+    assert_eq!(shown["restorable"], json!({"from": "seq:1", "to": format!("seq:{head}")}), "{shown}");
+    let time = shown["head"]["time"].as_str().unwrap();
+    assert!(time.len() == 20 && time.ends_with('Z'), "{shown}");
+    let listed = place.json(&["branch", "list"]).await;
+    assert_eq!(listed["branches"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["branches"][0]["id"], shown["id"]);
+    let captures = place.json(&["capture", "list"]).await;
+    assert_fields(&captures["captures"][0], &capture);
+    assert!(captures["captures"][0]["engine"].is_string() && captures["captures"][0]["state"] == "running", "{captures}");
+
+    let jobs = place.json(&["jobs", "list", "--branch", BRANCH, "--state", "done", "--limit", "1"]).await;
+    assert_eq!(jobs["jobs"].as_array().unwrap().len(), 1);
+    let job = &jobs["jobs"][0];
+    assert_fields(job, &[("id", "string"), ("kind", "string"), ("state", "string"), ("branch", "string"), ("attempt", "count"), ("errors", "list"), ("sync.first_seq", "count"), ("sync.last_seq", "count")]);
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(place.json(&["jobs", "show", id]).await["id"], job["id"]);
+    assert_eq!(place.json(&["jobs", "retry", "--all-dead"]).await, json!({"retried": 0}));
+    assert_refused(&place.argon(&["jobs", "retry", id]).await, 1, &[id, "done"]);
+    assert_refused(&place.argon(&["jobs", "discard", id]).await, 2, &[id, "--yes"]);
+    assert_refused(&place.argon(&["jobs", "discard", id, "--yes"]).await, 1, &[id, "done"]);
+
+    let report = [("branch", "string"), ("identical", "bool"), ("differences", "list"), ("difference_count", "count"), ("segments", "count"), ("changes", "count"), ("notes", "list"), ("at", "?string")];
+    for args in [&["verify", BRANCH][..], &["verify", BRANCH, "--deep"], &["verify", BRANCH, "--against-db", source]] {
+        let verified = place.json(args).await;
+        assert_fields(&verified, &report);
+        assert!(verified["identical"] == true && verified["changes"].as_u64() >= Some(head), "{verified}");
+    }
+    let restored = place.json(&["restore", BRANCH, "--to-db", place.database("copy").name()]).await;
+    assert_fields(&restored, &[("branch", "string"), ("at", "string"), ("seq", "count"), ("db", "string"), ("dry_run", "bool"), ("collections", "list"), ("views", "list"), ("documents", "count"), ("bytes", "count"), ("notes", "list")]);
+    assert_fields(&restored["collections"][0], &[("name", "string"), ("documents", "count"), ("bytes", "count"), ("indexes", "count")]);
+
+    let stopped = place.json(&["capture", "stop", BRANCH]).await;
+    assert_fields(&stopped, &capture);
+    assert_eq!(stopped["state"], "stopped");
+    let missing = place.argon(&["branch", "show", "shop/typo", "--json"]).await;
+    assert_eq!((missing.code, missing.stdout.as_str()), (1, ""));
+    let error: Value = serde_json::from_str(&missing.stderr).unwrap();
+    assert_fields(&error, &[("error.code", "string"), ("error.message", "string")]);
+    // People get the same without a brace.
+    for args in [&["branch", "list"][..], &["branch", "show", BRANCH], &["capture", "list"], &["jobs", "list"], &["jobs", "show", id], &["doctor"], &["verify", BRANCH]] {
+        let text = place.ok(args).await;
+        assert!(!text.contains('{') && !text.trim().is_empty() && !text.contains('\u{1b}'), "{args:?}: {text}");
+    }
+    place.stop(engine).await;
+}
+
+#[tokio::test]
+async fn a_stopped_capture_goes_on_where_it_stopped() {
+    let place = Place::new("stop").await;
+    let engine = place.begin().await;
+    let coll = place.source.collection::<Document>("a");
+    coll.insert_one(doc! {"_id": 1}).await.unwrap();
+    let before = place.catch_up().await;
+    place.ok(&["capture", "stop", BRANCH]).await;
+    coll.insert_one(doc! {"_id": 2}).await.unwrap();
+    let resumed = place.json(&["capture", "start", BRANCH, "--source-db", place.source.name()]).await;
+    assert_eq!(resumed["resumed"], true, "{resumed}");
+    let after = place.catch_up().await;
+    assert_eq!(after, before + 2, "the insert and the marker");
+    place.stop(engine).await;
+    place.assert_audit_is_clean().await;
+}
+
+#[tokio::test]
+async fn a_live_database_equals_its_history_under_load_and_another_does_not() {
+    let place = Place::new("live").await;
+    let engine = place.begin().await;
+    let profile = Profile { keys: 100, doc_bytes: 300, ..Profile::everything() };
+    workload::prepare(&place.source, &profile).await.unwrap();
+    let mut load = Workload::new(11, 0, profile).unwrap();
+    let source = place.source.clone();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writer = tokio::spawn(async move {
+        let mut written = 0;
+        while matches!(stopped.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
+            let operations: Vec<_> = (0..10).map(|_| load.next_operation()).collect();
+            written += workload::apply(&source, &operations).await.unwrap().changes;
+            tokio::time::sleep(Duration::from_millis(50)).await; // light: about 200 writes a second
+        }
+        written
+    });
+    for _ in 0..2 {
+        let begun = clock::now();
+        let report = place.json(&["verify", BRANCH, "--deep", "--against-db", place.source.name(), "--wait", "60s"]).await;
+        assert!(report["identical"] == true && report["at"].is_string(), "{report}");
+        println!("verified {} documents under load in {:?}", report["documents"], begun.elapsed());
+    }
+    stop.send(()).unwrap();
+    assert!(writer.await.unwrap() > 100);
+
+    place.source.collection("exact").insert_many((0..200).map(|i| doc! {"_id": i, "n": i})).await.unwrap();
+    place.source.run_command(doc! {"createIndexes": "exact", "indexes": [{"key": {"n": 1}, "name": "n"}]}).await.unwrap();
+    place.catch_up().await;
+    let other = place.database("other");
+    place.ok(&["restore", BRANCH, "--to-db", other.name()]).await;
+    // Marks that keep the token moving, so that the history reaches the moment of the comparison at once.
+    let exact = other.collection::<Document>("exact");
+    exact.update_one(doc! {"_id": 17}, doc! {"$set": {"n": 17_i64}}).await.unwrap(); // another type only
+    exact.delete_one(doc! {"_id": 23}).await.unwrap();
+    exact.insert_one(doc! {"_id": "extra"}).await.unwrap();
+    exact.drop_index("n").await.unwrap();
+    other.create_collection("surplus").await.unwrap();
+    let output = place.argon(&["verify", BRANCH, "--against-db", other.name()]).await;
+    assert_eq!((output.code, output.stderr.as_str()), (4, ""), "{output:?}");
+    for named in ["exact", "17", "23", "extra", "surplus", "index", "verified: DIFFERENT"] {
+        assert!(output.stdout.contains(named), "{named}: {output:?}");
+    }
+    place.stop(engine).await;
+}

@@ -1,0 +1,89 @@
+//! Things that are large by themselves, within the memory budget: the engine's peak is printed and bounded.
+
+use std::time::Duration;
+
+use argon::devkit::{ArgonProcess, oracle};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use mongodb::options::{InsertManyOptions, WriteConcern};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+
+use crate::place::{BRANCH, Place};
+
+/// 200 MiB is promised for a release build; code that is not optimised has fatter stacks and slower drains.
+const PEAK: u64 = 256 << 20;
+/// The server's limit for a document.
+const MAX_DOCUMENT: usize = 16 << 20;
+
+fn assert_peak(engine: &ArgonProcess, what: &str) {
+    let peak = engine.peak_rss().unwrap();
+    println!("{what}: peak of the engine {} MiB", peak >> 20);
+    assert!(peak < PEAK, "{what}: the engine took {} MiB", peak >> 20);
+}
+
+async fn comes_back(place: &Place, engine: ArgonProcess, what: &str) {
+    assert_peak(&engine, what);
+    place.stop(engine).await;
+    place.ok(&["verify", BRANCH, "--deep"]).await;
+    let target = place.database("copy");
+    place.ok(&["restore", BRANCH, "--to-db", target.name()]).await;
+    let (ours, theirs) = (oracle::snapshot(&target).await.unwrap(), oracle::snapshot(&place.source).await.unwrap());
+    assert_eq!(ours.differences(&theirs), Vec::<String>::new(), "{what}");
+    place.assert_audit_is_clean().await;
+}
+
+#[tokio::test]
+async fn a_transaction_of_200_000_operations_is_captured_whole() {
+    const OPERATIONS: i32 = 200_000;
+    let place = Place::new("txn").await;
+    let engine = place.begin().await;
+    place.source.create_collection("t").await.unwrap();
+    let coll = place.source.collection::<Document>("t");
+    let mut session = place.client.start_session().await.unwrap();
+    session.start_transaction().write_concern(WriteConcern::majority()).await.unwrap();
+    for chunk in 0..OPERATIONS / 10_000 {
+        let docs = (0..10_000).map(|i| doc! {"_id": chunk * 10_000 + i, "x": "y".repeat(20)});
+        coll.insert_many(docs).with_options(InsertManyOptions::builder().ordered(true).build()).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    let head = place.catch_up().await;
+    assert!(head > 200_000, "{head}");
+    // A point inside it is before it: whole transaction or nothing.
+    let inside = place.json(&["restore", &format!("{BRANCH}@seq:100000"), "--to-db", place.database("inside").name(), "--dry-run"]).await;
+    assert_eq!(inside["documents"], 0, "{inside}");
+    comes_back(&place, engine, "a transaction of 200,000 operations").await;
+}
+
+/// A document of exactly this size, with bytes that do not compress.
+fn document(id: i32, size: usize, seed: u64) -> Document {
+    let payload = |n: usize| {
+        let mut bytes = vec![0; n];
+        StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+        Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes })
+    };
+    let empty = doc! {"_id": id, "n": 0, "x": payload(0)}.to_vec().unwrap().len();
+    doc! {"_id": id, "n": 0, "x": payload(size - empty)}
+}
+
+#[tokio::test]
+async fn documents_at_the_limit_and_small_changes_of_large_ones_pass() {
+    let place = Place::new("large").await;
+    let engine = place.begin().await;
+    let coll = place.source.collection::<Document>("big");
+    let largest = document(1, MAX_DOCUMENT, 1);
+    assert_eq!(largest.to_vec().unwrap().len(), MAX_DOCUMENT);
+    let over = tokio::time::timeout(Duration::from_secs(60), coll.insert_one(document(9, MAX_DOCUMENT + 1, 9))).await.unwrap();
+    assert!(over.is_err(), "one byte more is too large");
+    // An event holds the document and its envelope: the server itself cannot send one of a document at the very limit.
+    coll.insert_one(document(2, 9 << 20, 2)).await.unwrap();
+    for i in 0..20 {
+        coll.update_one(doc! {"_id": 2}, doc! {"$inc": {"n": 1}, "$set": {"small": i}}).await.unwrap();
+    }
+    coll.insert_many((10..14).map(|i| document(i, 9 << 20, 3))).await.unwrap();
+    coll.replace_one(doc! {"_id": 10}, document(10, 9 << 20, 4)).await.unwrap();
+    coll.insert_one(document(3, MAX_DOCUMENT - 16_384, 5)).await.unwrap();
+    coll.insert_one(largest).await.unwrap();
+    place.catch_up().await;
+    comes_back(&place, engine, "documents of 9 and 16 MB").await;
+}

@@ -1,0 +1,13 @@
+//! The `argon` binary as its users meet it, against real servers: what it refuses and how, what it prints, what comes back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
+
+mod arguments;
+#[path = "../restore_real/source.rs"]
+mod ddl;
+mod fidelity;
+mod interface;
+mod large;
+mod place;
+mod points;
+mod servers;
+mod storage;
