@@ -38,7 +38,6 @@ async fn the_faulty_wrapper_without_faults_keeps_the_contract() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_server_keeps_the_contract() {
-    // An oplog that rolls over within the test.
     let start = || Mongod::start(MongodOptions { oplog_mb: 16, ..MongodOptions::default() });
     let (one, two) = tokio::join!(start(), start());
     let (source, other) = (Real::new(one.unwrap()).await, Real::new(two.unwrap()).await);

@@ -84,6 +84,11 @@ async fn a_reader_that_the_oplog_overtakes_learns_it() {
     }
     source.feed.trim(3);
     assert_eq!(cursor.next().await.unwrap_err().kind, Kind::HistoryLost);
+    let tokens: Vec<_> = source.feed.history().iter().map(|e| e.get_document("_id").unwrap().to_owned()).collect();
+    for (i, token) in tokens.iter().enumerate() {
+        let opened = source.feed.open(Some(token)).await.map(|_| ());
+        assert_eq!(opened.map_err(|f| f.kind), if i < 3 { Err(Kind::HistoryLost) } else { Ok(()) }, "token {i}");
+    }
 }
 
 #[tokio::test]

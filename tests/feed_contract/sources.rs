@@ -1,11 +1,11 @@
 //! What the suite does to a source, for the twin and for a real server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use argon::capture::feed::SharedFeed;
+use argon::capture::feed::{ChangeFeed, SharedFeed};
 use argon::capture::{FaultyFeed, FeedFaults, MemoryFeed, MongoFeed};
 use argon::devkit::Mongod;
-use argon::fault::{Kind, Result};
 use async_trait::async_trait;
 use bson::{Document, RawDocument, doc};
 use mongodb::Client;
@@ -80,11 +80,9 @@ impl Source for Memory {
     async fn lose(&self, token: &RawDocument) {
         self.insert("orders", 1_000_000).await;
         self.feed.trim(self.feed.len());
-        assert_eq!(self.feed.open(Some(token)).await.err().map(|f| f.kind), Some(Kind::HistoryLost));
+        assert!(self.feed.open(Some(token)).await.is_err());
     }
 }
-
-use argon::capture::feed::ChangeFeed;
 
 pub(crate) struct Real {
     client: Client,
@@ -98,10 +96,6 @@ impl Real {
 
     fn coll(&self, name: &str) -> mongodb::Collection<Document> {
         self.client.database(DB).collection(name)
-    }
-
-    async fn is_served(&self, token: &RawDocument) -> Result<()> {
-        self.feed().open(Some(token)).await.map(|_| ())
     }
 }
 
@@ -135,17 +129,19 @@ impl Source for Real {
     async fn elsewhere(&self) {
         self.client.database("elsewhere").collection("c").insert_one(doc! { "a": 1 }).await.unwrap();
     }
+    /// SUBTLE: the server truncates only up to its last stable checkpoint, and the first comes a minute after the start; so most of
+    /// this is waiting. (A forged old token proves nothing: a set whose oplog still begins with its initiation serves any time.)
     async fn lose(&self, token: &RawDocument) {
         let elsewhere = self.client.database("elsewhere").collection::<Document>("filler");
         let filler = "x".repeat(1 << 20);
-        // The server truncates in the background, up to its last checkpoint; the bound only ends a broken test.
-        for _ in 0..64 {
-            elsewhere.insert_many(vec![doc! { "filler": &filler }; 32]).await.unwrap();
-            self.client.database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
-            if self.is_served(token).await.is_err() {
+        elsewhere.insert_many(vec![doc! { "filler": &filler }; 40]).await.unwrap();
+        for _ in 0..120 {
+            elsewhere.insert_one(doc! { "filler": &filler }).await.unwrap();
+            if self.feed().open(Some(token)).await.is_err() {
                 return;
             }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        panic!("2 GB of writes did not roll the oplog over");
+        panic!("the oplog did not roll over in two minutes");
     }
 }
