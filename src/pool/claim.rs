@@ -9,10 +9,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::ledger::{EngineId, Job, JobKind, SharedLedger};
 use crate::runtime::link::LinkTx;
+use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
-use crate::runtime::{clock, random};
 
-use super::strays::{Held, Strays};
+use super::in_work::{InWork, InWorkGuard};
 
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
@@ -25,8 +25,8 @@ pub struct Claimed {
     pub job: Job,
     /// Freed when the worker is done with the job.
     pub slot: OwnedSemaphorePermit,
-    /// Says that the job is in work, as long.
-    pub held: Held,
+    /// Held until the outcome is on record.
+    pub in_work: InWorkGuard,
 }
 
 /// Settings of the claimer.
@@ -45,6 +45,7 @@ pub struct Claimer {
     /// Rung by captures of this process and by finished jobs.
     pub bell: Arc<Notify>,
     pub out: LinkTx<Claimed>,
+    pub in_work: InWork,
     pub stop: Shutdown,
 }
 
@@ -52,7 +53,6 @@ impl Claimer {
     /// Claims until the engine drains.
     pub async fn run(self) {
         let slots = Arc::new(Semaphore::new(self.settings.slots));
-        let mut strays = Strays::default();
         while !self.stop.is_draining() {
             let first = tokio::select! {
                 permit = slots.clone().acquire_owned() => permit,
@@ -64,7 +64,7 @@ impl Claimer {
                 permits.push(more);
             }
             let idle = permits.len() == self.settings.slots;
-            let pause = match self.step(&mut permits, idle, &mut strays).await {
+            let pause = match self.step(&mut permits, idle).await {
                 Ok(0) => Some(random::jitter(POLL)),
                 Ok(_) => None,
                 Err(()) => Some(random::jitter(POLL_AFTER_FAULT)),
@@ -81,47 +81,34 @@ impl Claimer {
     }
 
     /// Claims for the free slots; returns how many jobs went to workers. A suspected job may run only when nothing of this pool is running (`idle`).
-    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool, strays: &mut Strays) -> Result<usize, ()> {
-        let engine = &self.settings.engine;
-        let mut jobs = match strays.look(&self.ledger, engine, permits.len(), clock::now()).await {
+    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool) -> Result<usize, ()> {
+        let mut jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
             Ok(jobs) => jobs,
             Err(fault) => {
-                tracing::warn!(error = %fault, "could not look for jobs claimed without an answer");
+                tracing::warn!(error = %fault, "could not look for jobs");
                 return Err(());
             }
         };
-        if !jobs.is_empty() {
-            tracing::warn!(jobs = jobs.len(), "found jobs that were claimed without an answer");
-        }
-        if jobs.is_empty() {
-            jobs = self.claim(permits.len(), false, strays).await?;
-        }
         if jobs.is_empty() && idle {
-            jobs = self.claim(1, true, strays).await?;
+            jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
             if !jobs.is_empty() {
                 // Alone: every slot belongs to this job until it has ended.
-                return self.run_alone(jobs, permits, strays).await;
+                return self.run_alone(jobs, permits).await;
             }
         }
         let claimed = jobs.len();
-        for job in jobs {
+        // All of them before the first may wait for room.
+        let jobs: Vec<_> = jobs.into_iter().map(|job| (self.in_work.enter(&job), job)).collect();
+        for (in_work, job) in jobs {
             let Some(slot) = permits.pop() else { break };
-            let held = strays.hold(&job.id);
-            if self.out.send(Claimed { job, slot, held }).await.is_err() {
+            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
                 return Err(());
             }
         }
         Ok(claimed)
     }
 
-    async fn claim(&self, limit: usize, alone: bool, strays: &mut Strays) -> Result<Vec<Job>, ()> {
-        self.ledger.claim(&self.settings.engine, &[JobKind::Sync], limit, alone).await.map_err(|fault| {
-            tracing::warn!(error = %fault, "could not look for jobs");
-            strays.suspect(clock::now());
-        })
-    }
-
-    async fn run_alone(&self, jobs: Vec<Job>, permits: &mut Vec<OwnedSemaphorePermit>, strays: &Strays) -> Result<usize, ()> {
+    async fn run_alone(&self, jobs: Vec<Job>, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
         let claimed = jobs.len();
         for job in jobs {
             let Some(mut slot) = permits.pop() else { break };
@@ -129,8 +116,8 @@ impl Claimer {
                 slot.merge(other);
             }
             tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
-            let held = strays.hold(&job.id);
-            if self.out.send(Claimed { job, slot, held }).await.is_err() {
+            let in_work = self.in_work.enter(&job);
+            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
                 return Err(());
             }
         }
