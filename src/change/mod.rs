@@ -4,6 +4,19 @@
 //! and the fallback diff (`delta`, `description`), the canonical key of a document (`canonical`), resume tokens (`token`).
 //! Does not own: where rows are stored (`segment`) or how they are folded into documents (`branch`).
 
+mod canonical;
+mod delta;
+mod description;
+mod event;
+mod raw;
+mod token;
+
+pub use canonical::{CanonicalKey, canonical_id, canonical_key, write_canonical_id};
+pub use delta::{DeltaError, apply_delta, apply_delta_tolerant, check_delta};
+pub use description::apply_update_description;
+pub use event::{EventView, Scratch, operation_type, parse_event, parse_stored_event, rebuild_event};
+pub use token::{Token, token_time};
+
 use bson::RawDocument;
 use serde::{Deserialize, Serialize};
 

@@ -6,9 +6,19 @@
 //! Every write that finishes something is conditional on its owner; every method may be repeated after an
 //! [`Unknown`](crate::fault::Kind::Unknown) outcome and then reports what already happened.
 
+mod faulty;
+mod memory;
 mod model;
+mod mongo;
 
+mod rules;
+
+pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
+pub use memory::MemoryLedger;
 pub use model::*;
+pub use mongo::{
+    ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, same_source, server_facts,
+};
 
 use std::sync::Arc;
 use std::time::Duration;

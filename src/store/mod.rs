@@ -1,9 +1,32 @@
 //! Object stores: where segments live.
 //!
 //! Owns: the port ([`ObjectStore`]), its adapters (`s3`, `file`, `cloud` for gs:// and az://), a memory twin, a faulty wrapper,
-//! opening one from a URL, and the start-up probe. Does not own keys or what objects mean (`branch::layout`, `segment`).
+//! opening one from a URL, the start-up probe, and the one way to upload ([`put_idempotent`]).
+//! Does not own which keys there are or what objects mean (`branch::layout`, `segment`).
 //!
-//! Retrying is not done here, except by nobody: adapters make one attempt and classify, callers repeat (one layer).
+//! Retrying is done in one layer: adapters make one attempt and classify, `put_idempotent` and the callers of reads repeat.
+
+mod cloud;
+mod faulty;
+mod file;
+mod file_walk;
+mod key;
+mod memory;
+mod open;
+mod probe;
+mod put;
+mod s3;
+mod s3_fault;
+
+pub use cloud::CloudStore;
+pub use faulty::{FaultCounts, FaultPlan, FaultyStore, GetFault, PutFault};
+pub use file::FileStore;
+pub use key::{MAX_KEY_BYTES, check_key};
+pub use memory::MemoryStore;
+pub use open::{S3Keys, StoreOptions, Switch, install_tls, open};
+pub use probe::{Probe, probe};
+pub use put::{PutOutcome, PutReport, RetryPolicy, put_idempotent};
+pub use s3::S3Store;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +34,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::fault::Result;
+use crate::fault::{Fault, Result};
+
+/// Largest object a store takes or gives whole; a larger one is read by ranges. Bounds what a hostile answer can make us allocate.
+pub const MAX_OBJECT_BYTES: u64 = 1 << 30;
 
 /// A store shared by tasks.
 pub type Store = Arc<dyn ObjectStore>;
@@ -66,6 +92,58 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     async fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<ObjectInfo>>;
     /// Removes the object; absent is fine.
     async fn delete(&self, key: &str) -> Result<()>;
+    /// Whether the store itself compares what it stores with a checksum sent along, or there is no wire between.
+    /// Where false, an upload is read back before it counts (correctness.md 28).
+    fn verifies_puts(&self) -> bool {
+        false
+    }
     /// The URL for messages, without secrets.
     fn describe(&self) -> String;
+}
+
+/// Refuses a body larger than [`MAX_OBJECT_BYTES`].
+fn check_size(key: &str, size: u64) -> Result<()> {
+    if size <= MAX_OBJECT_BYTES {
+        return Ok(());
+    }
+    Err(Fault::rejected(format!("object {key} has {size} bytes; at most {MAX_OBJECT_BYTES} can be handled whole")))
+}
+
+/// Length of a range, if it lies in an object of `size` bytes; `Corrupt` otherwise, since ranges come from stored indexes.
+fn check_range(key: &str, range: &Range<u64>, size: u64) -> Result<u64> {
+    if range.start < range.end && range.end <= size {
+        let len = range.end - range.start;
+        return check_size(key, len).map(|()| len);
+    }
+    Err(Fault::corrupt(format!("object {key} has {size} bytes, but the range {}..{} of it was asked for", range.start, range.end)))
+}
+
+/// The range of a body that is in memory.
+fn slice_range(key: &str, body: Bytes, range: Option<Range<u64>>) -> Result<Bytes> {
+    let Some(range) = range else { return Ok(body) };
+    check_range(key, &range, body.len() as u64)?;
+    let start = usize::try_from(range.start).map_err(|_| Fault::corrupt(format!("object {key}: range beyond memory")))?;
+    let end = usize::try_from(range.end).map_err(|_| Fault::corrupt(format!("object {key}: range beyond memory")))?;
+    Ok(body.slice(start..end))
+}
+
+/// Lower-case hex.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+        text
+    })
+}
+
+/// A SHA-256 from its hex form, or `None`.
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut out = [0; 32];
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[i * 2..i * 2 + 2], 16).ok()?;
+    }
+    Some(out)
 }

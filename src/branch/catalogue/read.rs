@@ -1,0 +1,136 @@
+//! Owns: listing a live database into a [`Catalogue`].
+//! Does not own: what changes it later (`apply`).
+
+use bson::{Bson, Document, doc};
+use mongodb::{ClientSession, Database};
+
+use super::{Catalogue, Collection, Kind, Uuid, View, index_name, kind_of_name, uuid_of_bson};
+use crate::branch::server::{self, NAMESPACE_NOT_FOUND};
+use crate::change::ClusterTime;
+use crate::fault::{Fault, Result};
+
+/// Entries per reply; also what a reply is checked against.
+const PAGE: i32 = 1_000;
+/// More collections than a mongod can serve.
+const MAX_ENTRIES: usize = 1_000_000;
+
+/// Lists collections, options, indexes and views. The time is the server's after the last listing: everything that happened later
+/// is in the stream after it, and what happened before may be in the listing or not, so folding is tolerant up to it (correctness.md 10).
+pub async fn read_catalogue(db: &Database) -> Result<(Catalogue, ClusterTime)> {
+    let mut lister = Lister::new(db).await?;
+    let entries = lister.all(doc! {"listCollections": 1, "cursor": {"batchSize": PAGE}}).await?.unwrap_or_default();
+    let mut catalogue = Catalogue::default();
+    for entry in entries {
+        let listed = Listed::parse(entry)?;
+        match (listed.kind, listed.uuid) {
+            // Where the server keeps the definitions of views.
+            _ if listed.name == "system.views" => {}
+            (Kind::Collection, Some(uuid)) => {
+                let Some(indexes) = lister.indexes(&listed.name, uuid).await? else { continue };
+                let kind = kind_of_name(&listed.name);
+                catalogue.collections.insert(uuid, Collection { name: listed.name, uuid, kind, options: listed.options, indexes });
+            }
+            (kind, _) => {
+                catalogue.views.insert(listed.name.clone(), View { name: listed.name, kind, options: listed.options });
+            }
+        }
+    }
+    catalogue.listed_at = lister.time;
+    Ok((catalogue, lister.time))
+}
+
+/// One entry of `listCollections`.
+struct Listed {
+    name: String,
+    kind: Kind,
+    options: Document,
+    uuid: Option<Uuid>,
+}
+
+impl Listed {
+    fn parse(mut entry: Document) -> Result<Self> {
+        let bad = |what: &str| Fault::rejected(format!("listCollections: an entry has no {what}; is this a MongoDB server?"));
+        let name = entry.get_str("name").map_err(|_| bad("name"))?.to_owned();
+        let kind = match entry.get_str("type") {
+            Ok("view") => Kind::View,
+            Ok("timeseries") => Kind::Timeseries,
+            _ => Kind::Collection,
+        };
+        let uuid = entry.get_document("info").ok().and_then(|info| info.get("uuid")).and_then(uuid_of_bson);
+        let options = match entry.remove("options") {
+            Some(Bson::Document(options)) => options,
+            _ => Document::new(),
+        };
+        if kind == Kind::Collection && uuid.is_none() {
+            return Err(bad(&format!("uuid (collection {name:?})")));
+        }
+        Ok(Self { name, kind, options, uuid })
+    }
+}
+
+/// Runs listing commands in one session (a cursor belongs to the session that opened it) and keeps the greatest operation time.
+struct Lister<'a> {
+    db: &'a Database,
+    session: ClientSession,
+    time: ClusterTime,
+}
+
+impl<'a> Lister<'a> {
+    async fn new(db: &'a Database) -> Result<Self> {
+        let session = db.client().start_session().await.map_err(|e| server::fault("open a session", &e))?;
+        Ok(Self { db, session, time: ClusterTime::default() })
+    }
+
+    async fn run(&mut self, command: Document) -> Result<Document, mongodb::error::Error> {
+        let reply = self.db.run_command(command).session(&mut self.session).await?;
+        if let Ok(time) = reply.get_timestamp("operationTime") {
+            self.time = self.time.max(time.into());
+        }
+        Ok(reply)
+    }
+
+    /// All entries of a listing, page by page; `None` when the namespace is gone.
+    async fn all(&mut self, command: Document) -> Result<Option<Vec<Document>>> {
+        let name = command.keys().next().cloned().unwrap_or_default();
+        let mut entries = Vec::new();
+        let mut next = command;
+        loop {
+            let mut reply = match self.run(next).await {
+                Ok(reply) => reply,
+                Err(e) if server::code(&e) == Some(NAMESPACE_NOT_FOUND) => return Ok(None),
+                Err(e) => return Err(server::fault(&name, &e)),
+            };
+            let Some(Bson::Document(mut cursor)) = reply.remove("cursor") else {
+                return Err(Fault::rejected(format!("{name}: the reply has no cursor")));
+            };
+            let batch = cursor.remove("firstBatch").or_else(|| cursor.remove("nextBatch"));
+            let Some(Bson::Array(batch)) = batch else { return Err(Fault::rejected(format!("{name}: the reply has no batch"))) };
+            entries.extend(batch.into_iter().filter_map(|entry| if let Bson::Document(entry) = entry { Some(entry) } else { None }));
+            if entries.len() > MAX_ENTRIES {
+                return Err(Fault::rejected(format!("{name}: more than {MAX_ENTRIES} entries")));
+            }
+            let id = cursor.get_i64("id").unwrap_or(0);
+            if id == 0 {
+                return Ok(Some(entries));
+            }
+            let ns = cursor.get_str("ns").unwrap_or_default();
+            let coll = ns.split_once('.').map_or("", |(_, coll)| coll).to_owned();
+            next = doc! {"getMore": id, "collection": coll, "batchSize": PAGE};
+        }
+    }
+
+    /// Indexes by UUID, so that a rename in between does not matter; `None` when the collection is gone.
+    async fn indexes(&mut self, name: &str, uuid: Uuid) -> Result<Option<Vec<Document>>> {
+        if name.starts_with("system.buckets.") {
+            return Ok(Some(Vec::new())); // recorded, not restored
+        }
+        let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: uuid.to_vec() };
+        let command = doc! {"listIndexes": uuid, "includeBuildUUIDs": true, "cursor": {"batchSize": PAGE}};
+        let Some(specs) = self.all(command).await.map_err(|f| f.at(format!("indexes of {name:?}")))? else { return Ok(None) };
+        let wanted = |spec: &Document| {
+            // Builds in progress come as {spec, buildUUID}; their createIndexes event comes when they are done.
+            !spec.contains_key("buildUUID") && index_name(spec) != "_id_" && !spec.get_bool("clustered").unwrap_or(false)
+        };
+        Ok(Some(specs.into_iter().filter(wanted).collect()))
+    }
+}

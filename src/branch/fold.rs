@@ -1,0 +1,207 @@
+//! Owns: folding history into the state of a database at a point: its catalogue, and per document the last state, each written once.
+//! Does not own: reading history (`history`), writing the result (`restore`), DDL itself (`catalogue`).
+//!
+//! Documents follow the UUID of their collection, so a rename moves nothing and a drop forgets. Memory is bounded by a budget: what does not
+//! fit is spilled into hash partitions and replayed at the end, one partition at a time (`table`, `output`).
+
+mod output;
+mod sorted;
+mod spill;
+mod state;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use bson::{RawDocument, RawDocumentBuf};
+
+pub use output::Output;
+
+use self::output::Fate;
+use self::table::Table;
+use super::catalogue::{Catalogue, Effect, Kind, Uuid};
+use super::point::Bound;
+use crate::change::{ChangeRef, Op, parse_stored_event, write_canonical_id};
+use crate::fault::{Fault, Result};
+
+/// Bounds of a fold.
+#[derive(Debug, Clone)]
+pub struct FoldOptions {
+    /// Bytes of documents, keys and diffs kept in memory.
+    pub budget: u64,
+    /// Directory of temporary files.
+    pub dir: PathBuf,
+    /// Bytes of history to come (sum of `raw_bytes`): chooses the number of partitions.
+    pub expected: u64,
+    /// Where to stop.
+    pub until: Bound,
+    /// Leave out changes that do not fit instead of refusing (only across a gap that the user accepted).
+    pub tolerant: bool,
+}
+
+/// What to do with changes that do not fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::branch) struct Tolerance {
+    allowed: bool,
+    left_out: u64,
+}
+
+/// Whether to go on reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    /// The point has been passed: nothing more is needed.
+    Done,
+}
+
+/// A document at the point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// Index into [`Folded::collections`].
+    pub coll: u32,
+    /// Seq of the insert.
+    pub born: u64,
+    pub doc: RawDocumentBuf,
+}
+
+/// Folds changes in order of seq.
+#[derive(Debug)]
+pub struct Folder {
+    catalogue: Catalogue,
+    table: Table,
+    index: HashMap<Uuid, u32>,
+    uuids: Vec<Uuid>,
+    until: Bound,
+    last: u64,
+    tolerance: Tolerance,
+    notes: Vec<String>,
+    key: Vec<u8>,
+}
+
+/// The state at the point.
+#[derive(Debug)]
+pub struct Folded {
+    pub catalogue: Catalogue,
+    /// UUID by collection index; some may be gone from the catalogue.
+    pub collections: Vec<Uuid>,
+    pub documents: Output,
+    /// Last change that is in it; 0 for the base alone.
+    pub seq: u64,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// How often memory was emptied to disk.
+    pub spills: u64,
+}
+
+/// Notes kept; a thousand identical ones help nobody.
+const MAX_NOTES: usize = 100;
+
+impl Folder {
+    /// Starts from a base without documents.
+    pub fn new(base: Catalogue, options: &FoldOptions) -> Self {
+        Self {
+            catalogue: base,
+            table: Table::new(options.dir.clone(), options.budget, options.expected),
+            index: HashMap::new(),
+            uuids: Vec::new(),
+            until: options.until,
+            last: 0,
+            tolerance: Tolerance { allowed: options.tolerant, left_out: 0 },
+            notes: Vec::new(),
+            key: Vec::new(),
+        }
+    }
+
+    /// Applies one change.
+    pub fn apply(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<Flow> {
+        let past = match self.until {
+            Bound::Seq(until) => seq > until,
+            Bound::Time(until) => change.time > until,
+        };
+        if past {
+            return Ok(Flow::Done);
+        }
+        if change.op == Op::Event {
+            let body = change.body.ok_or_else(|| Fault::corrupt(format!("change seq:{seq} is an event without a body")))?;
+            self.event(seq, change, body)?;
+        } else {
+            self.data(seq, change)?;
+        }
+        self.last = seq;
+        Ok(if self.until == Bound::Seq(seq) { Flow::Done } else { Flow::Continue })
+    }
+
+    fn event(&mut self, seq: u64, row: &ChangeRef<'_>, body: &RawDocument) -> Result<()> {
+        match parse_stored_event(body) {
+            Ok(Some(data)) => return self.data(seq, &ChangeRef { time: row.time, txn: row.txn, ..data }),
+            Ok(None) => {}
+            Err(hole) => return self.refuse(seq, &format!("is a hole: {}", hole.what)),
+        }
+        match self.catalogue.apply(body) {
+            Ok(Effect::None) => {}
+            Ok(Effect::Dropped(uuids)) => {
+                for coll in uuids.iter().filter_map(|uuid| self.index.get(uuid)) {
+                    self.table.drop_collection(*coll);
+                }
+            }
+            Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is an {what}"))?,
+            Err(fault) => self.refuse(seq, &fault.what)?,
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
+        let Some(uuid) = change.uuid.or_else(|| self.catalogue.collection_named(change.coll).map(|c| c.uuid)) else {
+            return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
+        };
+        match self.catalogue.collections.get(&uuid) {
+            Some(known) if known.kind == Kind::Timeseries => return Ok(()), // recorded, not restored
+            Some(_) => {}
+            // Dropped before the listing, whose create was before the token.
+            None if change.time <= self.catalogue.listed_at => return Ok(()),
+            None => return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll)),
+        }
+        self.key.clear();
+        let named = change.key.is_some_and(|key| write_canonical_id(key, &mut self.key))
+            || change.body.is_some_and(|body| matches!(change.op, Op::Insert | Op::Replace) && write_canonical_id(body, &mut self.key));
+        if !named {
+            return self.refuse(seq, "has no _id");
+        }
+        let next = u32::try_from(self.uuids.len()).map_err(|_| Fault::rejected("more than 2^32 collections in one history"))?;
+        let coll = *self.index.entry(uuid).or_insert_with(|| {
+            self.uuids.push(uuid);
+            next
+        });
+        match self.table.apply(coll, &self.key, seq, change)? {
+            Ok(()) => Ok(()),
+            Err(misfit) => self.tolerance.misfit(&misfit).map_err(|f| f.at(format!("collection {:?}", change.coll))),
+        }
+    }
+
+    /// Stops at what cannot be applied, or notes it where the user has accepted that.
+    fn refuse(&mut self, seq: u64, why: &str) -> Result<()> {
+        let what = format!("change seq:{seq} {why}");
+        if !self.tolerance.allowed {
+            return Err(Fault::corrupt(what));
+        }
+        self.tolerance.left_out += 1;
+        if self.notes.len() < MAX_NOTES {
+            self.notes.push(format!("left out: {what}"));
+        }
+        Ok(())
+    }
+
+    /// The state after the last change applied.
+    pub fn finish(self) -> Result<Folded> {
+        let fates = self.uuids.iter().map(|uuid| match self.catalogue.collections.get(uuid) {
+            None => Fate::Gone,
+            Some(collection) if collection.is_capped() => Fate::Capped,
+            Some(_) => Fate::Plain,
+        });
+        let (fates, spills) = (fates.collect(), self.table.spills);
+        let documents = Output::new(self.table, fates, self.tolerance)?;
+        Ok(Folded { catalogue: self.catalogue, collections: self.uuids, documents, seq: self.last, notes: self.notes, spills })
+    }
+}

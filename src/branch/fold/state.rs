@@ -1,0 +1,139 @@
+//! Owns: the state of one document while history is folded, and what one change does to it. Pure.
+//! Does not own: where states are kept (`table`, `spill`).
+
+use bson::{RawDocument, RawDocumentBuf};
+
+use crate::change::{ChangeRef, Op, apply_delta, apply_update_description};
+use crate::fault::Result as FaultResult;
+
+/// What is known of a document at some point of the fold.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Entry {
+    /// The whole document.
+    Put(Put),
+    /// It is gone. Kept only where an older state may be in a spill file.
+    Deleted { seq: u64 },
+    /// Diffs on a state that is in a spill file.
+    Deltas(Vec<Delta>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Put {
+    pub(super) doc: RawDocumentBuf,
+    /// Seq of the insert: the order of a capped collection. `None`: that of the state in the spill file.
+    pub(super) born: Option<u64>,
+    /// Seq of the last change in it.
+    pub(super) seq: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Delta {
+    pub(super) seq: u64,
+    pub(super) described: bool,
+    pub(super) diff: RawDocumentBuf,
+}
+
+/// A change that does not fit the state: history is incomplete or damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Misfit {
+    pub(super) seq: u64,
+    pub(super) why: String,
+}
+
+fn misfit<T>(seq: u64, why: impl Into<String>) -> Result<T, Misfit> {
+    Err(Misfit { seq, why: why.into() })
+}
+
+impl Entry {
+    /// Bytes of memory this state is charged with, beside its key.
+    pub(super) fn cost(&self) -> u64 {
+        match self {
+            Self::Put(put) => put.doc.as_bytes().len() as u64,
+            Self::Deleted { .. } => 0,
+            Self::Deltas(deltas) => deltas.iter().map(|d| d.diff.as_bytes().len() as u64 + 48).sum(),
+        }
+    }
+}
+
+/// Applies a change to the state in memory; with `spilled` an absent one may be in a spill file. `None` afterwards means that
+/// nothing needs to be remembered. A misfit leaves the state as it was.
+pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, spilled: bool) -> Result<(), Misfit> {
+    let body = || change.body.map_or_else(|| misfit(seq, "has no body"), Ok);
+    let after = match (change.op, &mut *state) {
+        (Op::Insert, _) => Some(Entry::Put(Put { doc: body()?.to_owned(), born: Some(seq), seq })),
+        (Op::Replace, Some(Entry::Put(put))) => {
+            put.doc = body()?.to_owned();
+            put.seq = seq;
+            return Ok(());
+        }
+        (Op::Replace, before) if spilled && !matches!(before, Some(Entry::Deleted { .. })) => {
+            Some(Entry::Put(Put { doc: body()?.to_owned(), born: None, seq }))
+        }
+        (Op::Replace, _) => return misfit(seq, "replaces a document that does not exist"),
+        (Op::Update | Op::Described, Some(Entry::Put(put))) => return apply_diff(put, seq, change.op == Op::Described, body()?),
+        (Op::Update | Op::Described, before) if spilled && !matches!(before, Some(Entry::Deleted { .. })) => {
+            let delta = Delta { seq, described: change.op == Op::Described, diff: body()?.to_owned() };
+            match before {
+                Some(Entry::Deltas(deltas)) => {
+                    deltas.push(delta);
+                    return Ok(());
+                }
+                _ => Some(Entry::Deltas(vec![delta])),
+            }
+        }
+        (Op::Update | Op::Described, _) => return misfit(seq, "updates a document that does not exist"),
+        (Op::Delete, Some(Entry::Put(_) | Entry::Deltas(_))) => spilled.then_some(Entry::Deleted { seq }),
+        (Op::Delete, None) if spilled => Some(Entry::Deleted { seq }),
+        (Op::Delete, _) => return misfit(seq, "deletes a document that does not exist"),
+        (Op::Event, _) => return misfit(seq, "is not a change of a document"),
+    };
+    *state = after;
+    Ok(())
+}
+
+/// Puts a later state from a spill file on top of the earlier ones; only whole documents remain. `on_misfit` decides whether to go on
+/// without the change that does not fit.
+pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn FnMut(Misfit) -> FaultResult<()>) -> FaultResult<()> {
+    let mut report = |misfit| on_misfit(misfit);
+    let absent = |report: &mut dyn FnMut(Misfit) -> FaultResult<()>, seq, what: &str| report(Misfit { seq, why: format!("{what} a document that does not exist") });
+    match later {
+        Entry::Put(mut put) => {
+            if put.born.is_none() {
+                match state {
+                    Some(old) => put.born = old.born,
+                    None => absent(&mut report, put.seq, "replaces")?,
+                }
+            }
+            *state = Some(put);
+        }
+        Entry::Deleted { seq } => {
+            if state.take().is_none() {
+                absent(&mut report, seq, "deletes")?;
+            }
+        }
+        Entry::Deltas(deltas) => {
+            for delta in deltas {
+                let Some(put) = state else {
+                    absent(&mut report, delta.seq, "updates")?;
+                    continue;
+                };
+                if let Err(misfit) = apply_diff(put, delta.seq, delta.described, &delta.diff) {
+                    report(misfit)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn apply_diff(put: &mut Put, seq: u64, described: bool, diff: &RawDocument) -> Result<(), Misfit> {
+    let applied = if described { apply_update_description(&put.doc, diff) } else { apply_delta(&put.doc, diff) };
+    match applied {
+        Ok(doc) => {
+            put.doc = doc;
+            put.seq = seq;
+            Ok(())
+        }
+        Err(e) => misfit(seq, format!("is an update that cannot be applied: {e}")),
+    }
+}

@@ -1,0 +1,222 @@
+use std::collections::BTreeMap;
+
+use bson::{Bson, Document as Doc, RawDocumentBuf, doc, rawdoc, spec::BinarySubtype};
+use proptest::prelude::*;
+
+use super::*;
+use crate::change::ClusterTime;
+
+/// One change as a test writes it; each becomes one row.
+#[derive(Debug, Clone)]
+enum Act {
+    Create(u8, bool),
+    Drop(u8),
+    Rename(u8),
+    Insert(u8, i32, u16),
+    Replace(u8, i32, u16),
+    Set(u8, i32, u16),
+    Describe(u8, i32, u16),
+    Delete(u8, i32),
+}
+
+fn uuid(n: u8) -> Uuid {
+    [n; 16]
+}
+
+fn time(seq: u64) -> ClusterTime {
+    ClusterTime { t: 100 + u32::try_from(seq).unwrap(), i: 1 }
+}
+
+fn event(kind: &str, n: u8, seq: u64, description: Doc) -> RawDocumentBuf {
+    let binary = Bson::Binary(bson::Binary { subtype: BinarySubtype::Uuid, bytes: vec![n; 16] });
+    let event = doc! {"operationType": kind, "clusterTime": bson::Timestamp::from(time(seq)), "collectionUUID": binary, "ns": {"db": "d", "coll": format!("c{n}")},
+        "operationDescription": description};
+    RawDocumentBuf::try_from(&event).unwrap()
+}
+
+fn filler(seed: u16) -> String {
+    format!("{seed}-").repeat(usize::from(seed % 40))
+}
+
+/// Feeds one act to the folder.
+fn feed(folder: &mut Folder, seq: u64, act: &Act) -> Result<Flow> {
+    let (op, n, key, body) = match act {
+        Act::Create(n, capped) => {
+            let options = if *capped { doc! {"capped": true, "size": 1 << 20} } else { doc! {} };
+            (Op::Event, *n, None, Some(event("create", *n, seq, options)))
+        }
+        Act::Drop(n) => (Op::Event, *n, None, Some(event("drop", *n, seq, doc! {}))),
+        Act::Rename(n) => (Op::Event, *n, None, Some(event("rename", *n, seq, doc! {"to": {"db": "d", "coll": format!("r{seq}")}}))),
+        Act::Insert(n, id, v) => (Op::Insert, *n, None, Some(rawdoc! {"_id": *id, "v": i32::from(*v), "f": filler(*v)})),
+        Act::Replace(n, id, v) => (Op::Replace, *n, None, Some(rawdoc! {"_id": i64::from(*id), "w": i32::from(*v)})),
+        Act::Set(n, id, v) => (Op::Update, *n, Some(rawdoc! {"_id": f64::from(*id)}), Some(rawdoc! {"u": {"v": i32::from(*v)}, "i": {"last": filler(*v)}})),
+        Act::Describe(n, id, v) => (
+            Op::Described,
+            *n,
+            Some(rawdoc! {"_id": *id}),
+            Some(rawdoc! {"updatedFields": {"x": i32::from(*v)}, "removedFields": [], "truncatedArrays": []}),
+        ),
+        Act::Delete(n, id) => (Op::Delete, *n, Some(rawdoc! {"_id": *id}), None),
+    };
+    let coll = format!("c{n}");
+    let change = ChangeRef {
+        op,
+        coll: &coll,
+        uuid: Some(uuid(n)),
+        time: time(seq),
+        wall_ms: None,
+        txn: None,
+        key: key.as_deref(),
+        body: body.as_deref(),
+    };
+    folder.apply(seq, &change)
+}
+
+fn options(budget: u64, until: Bound) -> FoldOptions {
+    FoldOptions { budget, dir: std::env::temp_dir(), expected: 64 * 1024, until, tolerant: false }
+}
+
+const ALL: Bound = Bound::Seq(u64::MAX);
+
+/// Documents by collection and canonical key; capped ones also by their place.
+type State = BTreeMap<(u8, Vec<u8>), RawDocumentBuf>;
+
+fn fold(acts: &[Act], options: &FoldOptions) -> Result<(State, Vec<(u8, u64)>, Catalogue, u64)> {
+    let mut folder = Folder::new(Catalogue::default(), options);
+    for (i, act) in acts.iter().enumerate() {
+        if feed(&mut folder, i as u64 + 1, act)? == Flow::Done {
+            break;
+        }
+    }
+    let mut folded = folder.finish()?;
+    let (mut state, mut order) = (State::new(), Vec::new());
+    while let Some(batch) = folded.documents.next()? {
+        for document in batch {
+            let n = folded.collections[document.coll as usize][0];
+            let mut key = Vec::new();
+            assert!(write_canonical_id(&document.doc, &mut key));
+            if folded.catalogue.collections[&uuid(n)].is_capped() {
+                order.push((n, document.born));
+            } else {
+                assert!(order.is_empty(), "capped documents come last");
+            }
+            assert!(state.insert((n, key), document.doc).is_none(), "every document comes once");
+        }
+    }
+    Ok((state, order, folded.catalogue, folded.spills))
+}
+
+/// Makes acts that fit: turns random ones into what is possible in the state so far.
+fn sensible(raw: Vec<(u8, u8, i32, u16)>) -> Vec<Act> {
+    let mut alive: BTreeMap<u8, BTreeMap<i32, ()>> = BTreeMap::new();
+    let mut gone = Vec::new();
+    let mut acts = Vec::new();
+    for (what, n, id, v) in raw {
+        let n = n % 4;
+        if gone.contains(&n) {
+            continue;
+        }
+        let Some(ids) = alive.get_mut(&n) else {
+            alive.insert(n, BTreeMap::new());
+            acts.push(Act::Create(n, n == 1));
+            continue;
+        };
+        acts.push(match what {
+            0..=1 if n == 3 && what == 0 => {
+                alive.remove(&n);
+                gone.push(n);
+                Act::Drop(n)
+            }
+            0..=1 => Act::Rename(n),
+            _ if !ids.contains_key(&id) => {
+                ids.insert(id, ());
+                Act::Insert(n, id, v)
+            }
+            2..=60 => Act::Set(n, id, v),
+            61..=90 => Act::Describe(n, id, v),
+            91..=140 => Act::Replace(n, id, v),
+            _ => {
+                ids.remove(&id);
+                Act::Delete(n, id)
+            }
+        });
+    }
+    acts
+}
+
+proptest! {
+    #[test]
+    fn a_fold_that_spills_equals_one_that_does_not(raw in proptest::collection::vec((any::<u8>(), 0u8..4, 0i32..30, any::<u16>()), 1..600), budget in 200u64..20_000) {
+        let acts = sensible(raw);
+        let (in_memory, order, catalogue, spills) = fold(&acts, &options(u64::MAX, ALL)).unwrap();
+        prop_assert_eq!(spills, 0);
+        let (spilled, spilled_order, spilled_catalogue, _) = fold(&acts, &options(budget, ALL)).unwrap();
+        prop_assert_eq!(in_memory, spilled);
+        prop_assert!(order.is_sorted());
+        prop_assert_eq!(order, spilled_order);
+        prop_assert_eq!(catalogue, spilled_catalogue);
+    }
+
+    #[test]
+    fn a_partition_that_is_too_large_is_split(count in 1usize..300) {
+        let mut acts = vec![Act::Create(0, false)];
+        acts.extend((0..count).map(|i| Act::Insert(0, i as i32, 39)));
+        acts.extend((0..count).map(|i| Act::Set(0, i as i32, 7)));
+        // One partition, and a budget of a few documents.
+        let few = FoldOptions { expected: 0, ..options(1_000, ALL) };
+        prop_assert_eq!(fold(&acts, &few).unwrap().0, fold(&acts, &options(u64::MAX, ALL)).unwrap().0);
+    }
+}
+
+#[test]
+fn the_tiny_budgets_of_these_tests_do_spill() {
+    let mut acts = vec![Act::Create(0, false), Act::Create(1, true)];
+    acts.extend((0..200).map(|i| Act::Insert((i % 2) as u8, i, 39)));
+    assert!(fold(&acts, &options(2_000, ALL)).unwrap().3 > 5);
+}
+
+#[test]
+fn rule_15_numeric_ids_of_different_types_are_one_document() {
+    let acts = [Act::Create(0, false), Act::Insert(0, 1, 1), Act::Replace(0, 1, 2), Act::Set(0, 1, 3)];
+    for budget in [1, u64::MAX] {
+        let (state, ..) = fold(&acts, &options(budget, ALL)).unwrap();
+        assert_eq!(state.len(), 1);
+        assert!(matches!(state.values().next().unwrap().get("_id").unwrap(), Some(bson::RawBsonRef::Int64(1))), "the document's own bytes are what counts");
+    }
+}
+
+#[test]
+fn points_cut_by_seq_and_by_time() {
+    let acts = [Act::Create(0, false), Act::Insert(0, 1, 1), Act::Insert(0, 2, 1), Act::Delete(0, 1)];
+    let count = |until| fold(&acts, &options(u64::MAX, until)).unwrap().0.len();
+    let at = |seq| Bound::Time(time(seq));
+    assert_eq!([Bound::Seq(0), Bound::Seq(2), Bound::Seq(3), Bound::Seq(4)].map(count), [0, 1, 2, 1]);
+    assert_eq!([at(1), at(2), at(3), at(4)].map(count), [0, 1, 2, 1]);
+    assert_eq!(count(Bound::Time(time(3).before())), 1);
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_refused_by_name_and_left_out_only_on_request() {
+    let wrong = [Act::Set(0, 9, 1), Act::Replace(0, 9, 1), Act::Delete(0, 9), Act::Describe(0, 9, 1), Act::Insert(7, 1, 1), Act::Drop(7)];
+    for act in wrong {
+        for budget in [1, u64::MAX] {
+            let acts = [Act::Create(0, false), Act::Insert(0, 1, 1), act.clone()];
+            let fault = fold(&acts, &options(budget, ALL)).unwrap_err();
+            assert!(fault.what.contains("seq:3"), "{act:?}: {}", fault.what);
+            let tolerant = FoldOptions { tolerant: true, ..options(budget, ALL) };
+            let (state, ..) = fold(&acts, &tolerant).unwrap();
+            assert!((1..=2).contains(&state.len()), "{act:?}");
+        }
+    }
+}
+
+#[test]
+fn dropped_collections_leave_nothing_even_after_a_spill() {
+    let mut acts = vec![Act::Create(0, false), Act::Create(2, false)];
+    acts.extend((0..100).map(|i| Act::Insert(0, i, 39)));
+    acts.extend([Act::Insert(2, 1, 1), Act::Drop(0)]);
+    for budget in [500, u64::MAX] {
+        let (state, _, catalogue, _) = fold(&acts, &options(budget, ALL)).unwrap();
+        assert_eq!((state.len(), catalogue.collections.len()), (1, 1));
+    }
+}

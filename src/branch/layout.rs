@@ -1,0 +1,255 @@
+//! Owns: the keys of objects in the bucket, both ways. Pure.
+//! Does not own: what the objects hold (`documents`, `segment`) or the prefix of the store's URL (`store`).
+//!
+//! Keys are a function of branch, epoch, range and content, so that a repeated put is harmless and a listing is in order of
+//! history within an epoch (sequence numbers are 16 hex digits). All functions that parse accept exactly what the others print.
+
+use crate::fault::{Fault, Result};
+
+/// Longest project or branch part of a name, in bytes.
+pub const MAX_NAME_PART: usize = 100;
+/// Hex digits of the content hash in a key: 128 bits, enough to be determined by content.
+const HASH_DIGITS: usize = 32;
+
+/// `project/branch`, checked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BranchName {
+    name: String,
+    slash: usize,
+}
+
+impl BranchName {
+    /// Takes `project/branch`: two parts of ASCII letters, digits, `.`, `_`, `-`, neither beginning with a dot.
+    pub fn parse(name: &str) -> Result<Self> {
+        let bad = |why: &str| Err(Fault::config(format!("branch name {name:?} {why}: use project/branch, for example shop/main")));
+        let Some((project, branch)) = name.split_once('/') else { return bad("has no slash") };
+        for part in [project, branch] {
+            if part.is_empty() {
+                return bad("has an empty part");
+            }
+            if part.len() > MAX_NAME_PART {
+                return bad("has a part of more than 100 characters");
+            }
+            if part.starts_with('.') || !part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+                return bad("may only hold letters, digits, '.', '_' and '-', no part beginning with a dot");
+            }
+        }
+        Ok(Self { name: name.to_owned(), slash: project.len() })
+    }
+
+    /// The part that is in object keys.
+    pub fn project(&self) -> &str {
+        &self.name[..self.slash]
+    }
+
+    /// The part after the slash.
+    pub fn branch(&self) -> &str {
+        &self.name[self.slash + 1..]
+    }
+
+    /// Both parts.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+}
+
+/// The project part of a stored name (names are checked where they enter).
+pub fn project_of(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(project, _)| project)
+}
+
+/// Everything of a branch is below this.
+pub fn branch_prefix(project: &str, branch_id: &str) -> String {
+    format!("projects/{project}/branches/{branch_id}/")
+}
+
+/// Identity, source and state of the branch.
+pub fn branch_json(project: &str, branch_id: &str) -> String {
+    format!("{}branch.json", branch_prefix(project, branch_id))
+}
+
+/// Who numbers from which seq on (correctness.md 20).
+pub fn epoch(project: &str, branch_id: &str, n: u64) -> String {
+    format!("{}epoch/{n}", branch_prefix(project, branch_id))
+}
+
+/// A fresh segment.
+pub fn segment_l0(project: &str, branch_id: &str, epoch: u64, first: u64, last: u64, sha256: &[u8; 32]) -> String {
+    let hash = &hex(sha256)[..HASH_DIGITS];
+    format!("{}segments/L0/{epoch}-{first:016x}-{last:016x}-{hash}.seg", branch_prefix(project, branch_id))
+}
+
+/// Below this are the manifest and the objects of a base.
+pub fn base_prefix(project: &str, branch_id: &str, seq: u64, base_id: &str) -> String {
+    format!("{}bases/{seq:016x}-{base_id}/", branch_prefix(project, branch_id))
+}
+
+/// The manifest of a base, written last.
+pub fn base_manifest(project: &str, branch_id: &str, seq: u64, base_id: &str) -> String {
+    format!("{}manifest.json", base_prefix(project, branch_id, seq, base_id))
+}
+
+/// What a key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key<'a> {
+    pub project: &'a str,
+    pub branch_id: &'a str,
+    pub object: Object<'a>,
+}
+
+/// The object of a branch that a key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object<'a> {
+    Branch,
+    Epoch(u64),
+    Segment { level: u32, epoch: u64, first: u64, last: u64, hash: &'a str },
+    BaseManifest { seq: u64, base_id: &'a str },
+}
+
+/// Reads a key; `None` for anything that the functions above do not print (foreign objects are left alone).
+pub fn parse(key: &str) -> Option<Key<'_>> {
+    let rest = key.strip_prefix("projects/")?;
+    let (project, rest) = rest.split_once('/')?;
+    let (branch_id, rest) = rest.strip_prefix("branches/")?.split_once('/')?;
+    if project.is_empty() || branch_id.is_empty() {
+        return None;
+    }
+    let object = if rest == "branch.json" {
+        Object::Branch
+    } else if let Some(n) = rest.strip_prefix("epoch/") {
+        Object::Epoch(decimal(n)?)
+    } else if let Some(name) = rest.strip_prefix("segments/L") {
+        parse_segment(name)?
+    } else {
+        let (base, file) = rest.strip_prefix("bases/")?.split_once('/')?;
+        let (seq, base_id) = base.split_once('-')?;
+        if file != "manifest.json" || base_id.is_empty() {
+            return None;
+        }
+        Object::BaseManifest { seq: seq_of(seq)?, base_id }
+    };
+    Some(Key { project, branch_id, object })
+}
+
+/// `<level>/<epoch>-<first>-<last>-<hash>.seg`
+fn parse_segment(name: &str) -> Option<Object<'_>> {
+    let (level, name) = name.split_once('/')?;
+    let mut parts = name.strip_suffix(".seg")?.split('-');
+    let (epoch, first, last, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || hash.len() != HASH_DIGITS || !hash.bytes().all(is_lower_hex) {
+        return None;
+    }
+    let (first, last) = (seq_of(first)?, seq_of(last)?);
+    let level = u32::try_from(decimal(level)?).ok()?;
+    (first <= last).then_some(Object::Segment { level, epoch: decimal(epoch)?, first, last, hash })
+}
+
+/// Decimal without sign or leading zeros, so that parsing is the exact inverse of printing.
+fn decimal(text: &str) -> Option<u64> {
+    let canonical = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
+    if canonical { text.parse().ok() } else { None }
+}
+
+fn seq_of(text: &str) -> Option<u64> {
+    if text.len() == 16 && text.bytes().all(is_lower_hex) { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+fn is_lower_hex(b: u8) -> bool {
+    matches!(b, b'0'..=b'9' | b'a'..=b'f')
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char]).collect()
+}
+
+/// Bytes of lower-case hexadecimal; `None` for anything else.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn keys_are_those_of_the_documented_layout() {
+        let sha = [0xab; 32];
+        let under = "projects/shop/branches/b1/";
+        assert_eq!(branch_json("shop", "b1"), format!("{under}branch.json"));
+        assert_eq!(epoch("shop", "b1", 3), format!("{under}epoch/3"));
+        assert_eq!(
+            segment_l0("shop", "b1", 3, 1, 255, &sha),
+            format!("{under}segments/L0/3-0000000000000001-00000000000000ff-{}.seg", "ab".repeat(16))
+        );
+        assert_eq!(base_manifest("shop", "b1", 0, "x-y"), format!("{under}bases/0000000000000000-x-y/manifest.json"));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["shop/main", "a/b", "A-1_x.y/0"] {
+            let name = BranchName::parse(good).unwrap();
+            assert_eq!(format!("{}/{}", name.project(), name.branch()), good);
+        }
+        let long = format!("{}/x", "p".repeat(MAX_NAME_PART + 1));
+        for bad in ["", "main", "/main", "shop/", "a/b/c", "../x", "a/..", "a b/c", "ä/b", "a/.hidden", long.as_str()] {
+            assert!(BranchName::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn foreign_keys_are_not_ours() {
+        let hash = "ab".repeat(16);
+        for key in [
+            "".to_owned(),
+            "projects/p/branches/b/other".to_owned(),
+            "projects/p/branches//branch.json".to_owned(),
+            "projects/p/branches/b/epoch/01".to_owned(),
+            "projects/p/branches/b/epoch/+1".to_owned(),
+            format!("projects/p/branches/b/segments/L0/1-1-2-{hash}.seg"),
+            format!("projects/p/branches/b/segments/L0/1-0000000000000002-0000000000000001-{hash}.seg"),
+            format!("projects/p/branches/b/segments/L0/1-0000000000000001-0000000000000002-{hash}-x.seg"),
+            format!("projects/p/branches/b/segments/L0/1-0000000000000001-000000000000000G-{hash}.seg"),
+            "projects/p/branches/b/bases/0000000000000000-x/other.json".to_owned(),
+        ] {
+            assert_eq!(parse(&key), None, "{key}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_the_inverse_of_printing(n: u64, first: u64, more in 0u64..1 << 40, sha: [u8; 32]) {
+            let last = first.saturating_add(more);
+            let key = segment_l0("p", "b", n, first, last, &sha);
+            let hash = hex(&sha);
+            prop_assert_eq!(parse(&key).unwrap().object, Object::Segment { level: 0, epoch: n, first, last, hash: &hash[..32] });
+            let epoch_key = epoch("p", "b", n);
+            prop_assert_eq!(parse(&epoch_key).unwrap().object, Object::Epoch(n));
+            let base = base_manifest("p", "b", n, "id-1");
+            prop_assert_eq!(parse(&base).unwrap().object, Object::BaseManifest { seq: n, base_id: "id-1" });
+            let json = branch_json("p", "b");
+            prop_assert_eq!(parse(&json).unwrap(), Key { project: "p", branch_id: "b", object: Object::Branch });
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC*") {
+            let _ = (parse(&text), BranchName::parse(&text), unhex(&text));
+        }
+
+        #[test]
+        fn hex_round_trips(bytes: Vec<u8>) {
+            prop_assert_eq!(unhex(&hex(&bytes)), Some(bytes));
+        }
+    }
+}

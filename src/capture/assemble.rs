@@ -1,0 +1,282 @@
+//! Assemble: (state, change | tick, now) -> maybe a batch. Pure: `now` is passed in, nothing is awaited.
+//!
+//! Owns: when a batch closes, sequence numbers, the token and transaction flags of a batch (correctness.md 3 and 6).
+//! Does not own: reading (`ingest`), compressing and storing (`checkpoint`).
+//!
+//! SUBTLE: the token of a batch. A reply's `postBatchResumeToken` lies behind *all* its events; a batch that ends inside a reply must carry
+//! the `_id` of its own last change, or the rest of the reply is lost at a resume. So a full batch is closed only when the next
+//! event is at hand (its own last token was kept), or at the end of the reply (then the reply's token is the right one).
+
+use std::time::{Duration, Instant};
+
+use bson::{RawDocument, RawDocumentBuf};
+
+use crate::change::{ClusterTime, EventScratch, parse_event, token_time};
+use crate::fault::Result;
+use crate::ledger::{Ends, Position};
+use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
+
+use super::batch::Batch;
+use super::feed::Reply;
+
+/// When batches close.
+#[derive(Debug, Clone, Copy)]
+pub struct AssemblePolicy {
+    /// Changes at which a batch may close.
+    pub batch_size: u64,
+    /// Time after which it closes whatever it holds.
+    pub batch_timeout: Duration,
+    /// Encoded bytes at which it closes in any case.
+    pub max_bytes: u64,
+}
+
+/// Above this rate of closes a batch lingers, so that fast streams become tens of jobs a second and not a thousand.
+const CLOSES_PER_SECOND: f64 = 20.0;
+/// How long it lingers.
+const LINGER: Duration = Duration::from_millis(100);
+/// A token-only checkpoint moves the stream where metadata lives on the same cluster: at most this often.
+pub const IDLE_TOKEN_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether the open batch should close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// There is nothing to close.
+    Empty,
+    /// Close it.
+    Now,
+    /// Look again then.
+    At(Instant),
+}
+
+#[derive(Debug)]
+struct Open {
+    builder: BlockBuilder,
+    blocks: Vec<RawBlock>,
+    block_bytes: u64,
+    first_seq: u64,
+    first_time: ClusterTime,
+    last_time: ClusterTime,
+    last_wall_ms: Option<i64>,
+    starts_inside: bool,
+    raw_bytes: u64,
+    opened: Instant,
+    /// Resumes after the last change held.
+    end_token: RawDocumentBuf,
+}
+
+impl Open {
+    fn bytes(&self) -> u64 {
+        self.block_bytes + self.builder.encoded_len() as u64
+    }
+}
+
+/// The state of one capture between replies.
+#[derive(Debug)]
+pub struct Assembler {
+    db: String,
+    policy: AssemblePolicy,
+    next_seq: u64,
+    /// End token of the last closed batch.
+    chain: RawDocumentBuf,
+    last_txn: Option<RawDocumentBuf>,
+    open: Option<Open>,
+    rate: Rate,
+    scratch: EventScratch,
+    idle: IdleToken,
+}
+
+impl Assembler {
+    /// Goes on at a stored position.
+    pub fn new(db: &str, policy: AssemblePolicy, position: &Position, now: Instant) -> Self {
+        Self {
+            db: db.to_string(),
+            policy,
+            next_seq: position.next_seq,
+            chain: position.chain.clone(),
+            last_txn: position.last_txn.clone(),
+            open: None,
+            rate: Rate::new(now),
+            scratch: EventScratch::default(),
+            idle: IdleToken { token: None, stored: now },
+        }
+    }
+
+    /// Takes in a whole reply; returns the batches that had to close inside it.
+    pub fn feed(&mut self, reply: &Reply, now: Instant) -> Result<Vec<Batch>> {
+        let mut closed = Vec::new();
+        let mut taken = 0u64;
+        // Only a full batch needs the token of its last change, so only then is it kept.
+        let mut last_token: Option<&RawDocument> = None;
+        for event in reply.events()? {
+            let event = event?;
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let outcome = self.push(event, last_token, now, &mut scratch, &mut closed);
+            self.scratch = scratch;
+            last_token = Some(outcome?);
+            taken += 1;
+        }
+        let token = reply.token()?;
+        match &mut self.open {
+            Some(open) => open.end_token = token.to_raw_document_buf(),
+            None => self.idle.token = Some(token.to_raw_document_buf()),
+        }
+        self.rate.add(taken, now);
+        Ok(closed)
+    }
+
+    fn push<'e>(
+        &mut self,
+        event: &'e RawDocument,
+        last_token: Option<&RawDocument>,
+        now: Instant,
+        scratch: &mut EventScratch,
+        closed: &mut Vec<Batch>,
+    ) -> Result<&'e RawDocument> {
+        let view = parse_event(event, &self.db, scratch)?;
+        let change = view.change;
+        let inside = match (change.txn, &self.last_txn) {
+            (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
+            _ => false,
+        };
+        if let Some(open) = &mut self.open
+            && open.bytes() >= self.policy.max_bytes
+        {
+            if let Some(token) = last_token {
+                open.end_token = token.to_raw_document_buf();
+            }
+            closed.extend(self.close_with(Some(inside)));
+        }
+        let seq = self.next_seq;
+        let open = self.open.get_or_insert_with(|| Open {
+            builder: BlockBuilder::new(seq),
+            blocks: Vec::new(),
+            block_bytes: 0,
+            first_seq: seq,
+            first_time: change.time,
+            last_time: change.time,
+            last_wall_ms: change.wall_ms,
+            starts_inside: inside,
+            raw_bytes: 0,
+            opened: now,
+            end_token: RawDocumentBuf::new(),
+        });
+        if open.builder.encoded_len() >= BLOCK_BYTES {
+            let full = std::mem::replace(&mut open.builder, BlockBuilder::new(seq)).finish();
+            open.block_bytes += full.bytes.len() as u64;
+            open.blocks.push(full);
+        }
+        open.builder.push(&change)?;
+        open.raw_bytes += change.raw_bytes();
+        open.last_time = change.time;
+        open.last_wall_ms = change.wall_ms.or(open.last_wall_ms);
+        self.next_seq += 1;
+        if !inside {
+            self.last_txn = change.txn.map(RawDocument::to_raw_document_buf);
+        }
+        Ok(view.token)
+    }
+
+    /// Whether to close, given whether a checkpoint is in flight: while one is, the batch grows, so that a slow MongoDB gets
+    /// fewer and larger transactions instead of a longer queue of small ones.
+    pub fn due(&self, now: Instant, in_flight: bool) -> Due {
+        let Some(open) = &self.open else { return Due::Empty };
+        if open.bytes() >= self.policy.max_bytes {
+            return Due::Now;
+        }
+        let count = self.next_seq - open.first_seq;
+        let fast = self.rate.per_second() / self.policy.batch_size as f64 > CLOSES_PER_SECOND;
+        let linger = if fast || in_flight { LINGER } else { Duration::ZERO };
+        let at = if count >= self.policy.batch_size { open.opened + linger.min(self.policy.batch_timeout) } else { open.opened + self.policy.batch_timeout };
+        if now >= at { Due::Now } else { Due::At(at) }
+    }
+
+    /// Whether the open batch has reached its size: no more replies are taken until it is gone.
+    pub fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.bytes() >= self.policy.max_bytes)
+    }
+
+    /// Closes the open batch at the end of the last reply.
+    pub fn close(&mut self) -> Option<Batch> {
+        self.close_with(None)
+    }
+
+    fn close_with(&mut self, next_is_inside: Option<bool>) -> Option<Batch> {
+        let open = self.open.take()?;
+        let ends = match (&self.last_txn, next_is_inside) {
+            (None, _) | (_, Some(false)) => Ends::Closed,
+            (_, Some(true)) => Ends::Open,
+            // The token's time is exclusive: past the transaction's time nothing of it can follow.
+            (Some(_), None) if token_time(&open.end_token).is_ok_and(|t| t > open.last_time) => Ends::Closed,
+            (Some(_), None) => Ends::Unknown,
+        };
+        let mut blocks = open.blocks;
+        blocks.push(open.builder.finish());
+        let start_token = std::mem::replace(&mut self.chain, open.end_token.clone());
+        self.idle.token = None;
+        Some(Batch {
+            blocks,
+            first_seq: open.first_seq,
+            last_seq: self.next_seq - 1,
+            first_time: open.first_time,
+            last_time: open.last_time,
+            last_wall_ms: open.last_wall_ms,
+            start_token,
+            end_token: open.end_token,
+            starts_inside: open.starts_inside,
+            ends,
+            last_txn: self.last_txn.clone(),
+            raw_bytes: open.raw_bytes,
+        })
+    }
+
+    /// A token-only position to store, when nothing is pending and the last one is old enough.
+    pub fn idle_position(&mut self, now: Instant) -> Option<Position> {
+        if self.open.is_some() || now.duration_since(self.idle.stored) < IDLE_TOKEN_EVERY {
+            return None;
+        }
+        let token = self.idle.token.take()?;
+        self.idle.stored = now;
+        Some(Position { token, chain: self.chain.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() })
+    }
+}
+
+#[derive(Debug)]
+struct IdleToken {
+    token: Option<RawDocumentBuf>,
+    stored: Instant,
+}
+
+/// Changes per second over about the last half second.
+#[derive(Debug)]
+struct Rate {
+    since: Instant,
+    count: u64,
+    smoothed: f64,
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_millis(250);
+
+    fn new(now: Instant) -> Self {
+        Self { since: now, count: 0, smoothed: 0.0 }
+    }
+
+    fn add(&mut self, count: u64, now: Instant) {
+        self.count += count;
+        let elapsed = now.duration_since(self.since);
+        if elapsed >= Self::WINDOW {
+            let latest = self.count as f64 / elapsed.as_secs_f64();
+            self.smoothed = if self.smoothed == 0.0 { latest } else { (self.smoothed + latest) / 2.0 };
+            self.since = now;
+            self.count = 0;
+        }
+    }
+
+    fn per_second(&self) -> f64 {
+        self.smoothed
+    }
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

@@ -1,0 +1,24 @@
+//! Capture: ingest -> assemble -> checkpoint. Follows one source database and feeds one branch.
+//!
+//! Owns: reading the stream with its own resume loop (`ingest`), closing batches (`assemble`, pure), the durable checkpoint
+//! (`checkpoint`), starting a capture (`start`), and the wiring of the three stages of one capture (`run`).
+//! Does not own: what happens to a batch after it is in the queue (`sync`).
+
+mod assemble;
+mod batch;
+mod checkpoint;
+mod faulty;
+pub mod feed;
+mod ingest;
+mod memory;
+mod mongo;
+mod run;
+mod start;
+
+pub use assemble::{Assembler, AssemblePolicy, Due};
+pub use batch::Batch;
+pub use faulty::FaultyFeed;
+pub use memory::MemoryFeed;
+pub use mongo::MongoFeed;
+pub use run::{CaptureEnd, CaptureRun, CaptureSettings};
+pub use start::{StartRequest, Started, start};

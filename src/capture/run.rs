@@ -1,0 +1,251 @@
+//! One capture at work: wires ingest -> assemble -> checkpoint and says how it ended.
+//!
+//! Owns: the two links between the stages and the loop that turns replies, time and free checkpoint slots into batches.
+//! Does not own: which captures this engine follows (`engine`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::fault::{Fault, Result};
+use crate::ledger::{Capture, Fidelity, SharedLedger};
+use crate::runtime::clock;
+use crate::runtime::cpu::CpuPool;
+use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::shutdown::Shutdown;
+
+use super::assemble::{AssemblePolicy, Assembler, Due};
+use super::batch::{Batch, Owner};
+use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
+use super::feed::SharedFeed;
+use super::ingest::{Ingest, Ingested};
+
+/// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
+const REPLIES: usize = 1;
+/// Batches waiting between assemble and checkpoint: the slot semaphore already allows only one in flight.
+const BATCHES: usize = 1;
+
+/// Settings of one capture.
+#[derive(Debug, Clone, Copy)]
+pub struct CaptureSettings {
+    pub policy: AssemblePolicy,
+    pub queue_max_bytes: u64,
+}
+
+/// How a capture ended here.
+#[derive(Debug)]
+pub enum CaptureEnd {
+    /// Told to stop; everything read is stored.
+    Drained,
+    /// Another engine owns it, or the operator stopped it: nothing to do.
+    SteppedDown,
+    /// It cannot go on: the state becomes `failed` with this reason.
+    Failed(Fault),
+}
+
+/// Everything one capture needs.
+#[derive(Debug)]
+pub struct CaptureRun {
+    pub ledger: SharedLedger,
+    pub feed: SharedFeed,
+    pub cpu: CpuPool,
+    pub capture: Capture,
+    pub epoch: u64,
+    pub settings: CaptureSettings,
+    pub bell: Arc<Notify>,
+    pub stop: Shutdown,
+}
+
+impl CaptureRun {
+    /// Runs the three stages until they end.
+    pub async fn run(self) -> CaptureEnd {
+        let (replies_tx, replies_rx) = link("replies", REPLIES);
+        let (batches_tx, batches_rx) = link("batches", BATCHES);
+        // Ingest ends when either the capture or the stages behind it stop.
+        let reading = self.stop.child();
+        let capture = &self.capture;
+        let owner =
+            Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
+        let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone());
+        let store = CheckpointStage {
+            ledger: self.ledger.clone(),
+            cpu: self.cpu,
+            owner,
+            bell: self.bell,
+            queue_max_bytes: self.settings.queue_max_bytes,
+            queued_bytes: capture.queued_bytes,
+            stop: self.stop.clone(),
+        };
+        let assembler = Assembler::new(&capture.source.db, self.settings.policy, &capture.position, clock::now());
+        let assemble = AssembleStage {
+            assembler: Some(assembler),
+            slot: Arc::new(Semaphore::new(1)),
+            out: batches_tx,
+            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, waiting: false },
+        };
+        let ingest: JoinHandle<Result<()>> = tokio::spawn(ingest.run());
+        let store: JoinHandle<Result<StoreEnd>> = tokio::spawn(store.run(batches_rx));
+        let assembled = assemble.run(replies_rx).await;
+        reading.drain();
+        let read = ingest.await.unwrap_or_else(|e| Err(Fault::rejected(format!("ingest ended unexpectedly: {e}"))));
+        let stored = store.await.unwrap_or_else(|e| Err(Fault::rejected(format!("checkpoint ended unexpectedly: {e}"))));
+        match (stored, read, assembled) {
+            (Ok(StoreEnd::Fenced | StoreEnd::NotRunning | StoreEnd::Aborted), ..) => CaptureEnd::SteppedDown,
+            (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => CaptureEnd::Failed(fault),
+            (Ok(StoreEnd::Drained), Ok(()), Ok(())) => CaptureEnd::Drained,
+        }
+    }
+}
+
+/// The loop between the two links.
+struct AssembleStage {
+    /// Moved to a blocking thread for each reply: parsing megabytes does not run on a tokio worker.
+    assembler: Option<Assembler>,
+    /// One checkpoint in flight; the permit rides in the message.
+    slot: Arc<Semaphore>,
+    out: LinkTx<ToStore>,
+    notes: Notes,
+}
+
+impl AssembleStage {
+    async fn run(mut self, mut replies: LinkRx<Ingested>) -> Result<()> {
+        let mut open = true;
+        while open {
+            let wait = self.next_wait();
+            tokio::select! {
+                // While a full batch waits for its slot no reply is taken: this is the backpressure to the stream.
+                item = replies.recv(), if !matches!(wait, Wait::Slot(_)) => match item {
+                    Some(Ingested::Reply(reply)) => self.take(reply).await?,
+                    Some(Ingested::Opened(fidelity)) => self.notes.opened(fidelity).await,
+                    Some(Ingested::Waiting(reason)) => self.notes.waiting(&reason).await,
+                    None => open = false,
+                },
+                () = sleep_until(wait.deadline()) => {}
+                permit = self.slot.clone().acquire_owned(), if matches!(wait, Wait::Slot(_) | Wait::Either(_)) => drop(permit),
+                () = self.out.closed() => return Ok(()),
+            }
+            if !self.close_if_due().await {
+                return Ok(());
+            }
+        }
+        // The input has ended: what is held is stored too.
+        if let Some(batch) = self.assembler.as_mut().and_then(Assembler::close) {
+            self.send(batch).await;
+        }
+        Ok(())
+    }
+
+    fn next_wait(&self) -> Wait {
+        let Some(assembler) = &self.assembler else { return Wait::Reply };
+        let busy = self.slot.available_permits() == 0;
+        match assembler.due(clock::now(), busy) {
+            Due::Empty => Wait::Reply,
+            Due::Now if assembler.is_full() => Wait::Slot(()),
+            Due::Now => Wait::Either(()),
+            Due::At(at) => Wait::Until(at.into()),
+        }
+    }
+
+    async fn take(&mut self, reply: super::feed::Reply) -> Result<()> {
+        let Some(mut assembler) = self.assembler.take() else { return Ok(()) };
+        let now = clock::now();
+        let closed = if reply.is_empty() {
+            let closed = assembler.feed(&reply, now)?;
+            self.assembler = Some(assembler);
+            closed
+        } else {
+            let fed = tokio::task::spawn_blocking(move || {
+                let closed = assembler.feed(&reply, now);
+                (assembler, closed)
+            });
+            let (assembler, closed) = fed.await.map_err(|e| Fault::rejected(format!("assemble panicked: {e}")))?;
+            self.assembler = Some(assembler);
+            closed?
+        };
+        for batch in closed {
+            if !self.send(batch).await {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the open batch, or stores an idle token, if it is time and the slot is free; false when the next stage is gone.
+    async fn close_if_due(&mut self) -> bool {
+        let now = clock::now();
+        let Some(assembler) = &mut self.assembler else { return true };
+        let Ok(permit) = self.slot.clone().try_acquire_owned() else { return true };
+        let message = match assembler.due(now, false) {
+            Due::Now => assembler.close().map(|batch| ToStore::Batch(Box::new(batch), permit)),
+            Due::Empty => assembler.idle_position(now).map(|position| ToStore::Idle(position, permit)),
+            Due::At(_) => None,
+        };
+        match message {
+            Some(message) => self.out.send(message).await.is_ok(),
+            None => true,
+        }
+    }
+
+    async fn send(&mut self, batch: Batch) -> bool {
+        let Ok(permit) = self.slot.clone().acquire_owned().await else { return false };
+        self.out.send(ToStore::Batch(Box::new(batch), permit)).await.is_ok()
+    }
+}
+
+/// What the loop waits for besides the next reply.
+enum Wait {
+    Reply,
+    Until(Instant),
+    /// A free slot, or more replies meanwhile.
+    Either(()),
+    /// A free slot only: the batch is full.
+    Slot(()),
+}
+
+impl Wait {
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Until(at) => Some(*at),
+            _ => None,
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the metadata why a running capture waits; failures to tell are not failures of the capture.
+struct Notes {
+    ledger: SharedLedger,
+    capture: String,
+    fence: u64,
+    waiting: bool,
+}
+
+impl Notes {
+    async fn opened(&mut self, fidelity: Fidelity) {
+        self.waiting = false;
+        self.note(None, Some(fidelity)).await;
+    }
+
+    async fn waiting(&mut self, reason: &str) {
+        if !self.waiting {
+            self.waiting = true;
+            self.note(Some(reason), None).await;
+        }
+    }
+
+    async fn note(&self, reason: Option<&str>, fidelity: Option<Fidelity>) {
+        let told = tokio::time::timeout(Duration::from_secs(10), self.ledger.note_capture(&self.capture, self.fence, reason, fidelity)).await;
+        if let Ok(Err(fault)) = told {
+            tracing::debug!(error = %fault, "could not note the state of the capture");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Owns: a ledger that misbehaves on request: calls that fail before anything happens, and calls that happen but whose answer is lost.
+//! Does not own: any row; it wraps a ledger that does.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::RawDocumentBuf;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::fault::Fault;
+
+/// How often writes go wrong; a seed repeats a run as far as its calls come in the same order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LedgerFaults {
+    pub seed: u64,
+    /// Fraction of writes that fail before they happen (`Transient`).
+    pub before: f64,
+    /// Fraction of writes that happen, with the answer lost (`Unknown`).
+    pub lost: f64,
+    /// Fraction of reads that fail (`Transient`).
+    pub reads: f64,
+}
+
+impl LedgerFaults {
+    /// Nothing goes wrong unless a script says so.
+    pub fn none() -> Self {
+        Self { seed: 0, before: 0.0, lost: 0.0, reads: 0.0 }
+    }
+}
+
+/// What goes wrong with one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// It fails and did not happen.
+    Before,
+    /// It happens, and the caller hears `Unknown`.
+    AnswerLost,
+}
+
+/// The calls that write, and all reads as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LedgerCall {
+    Prepare,
+    CreateCapture,
+    OwnCapture,
+    ReleaseCapture,
+    SetCaptureState,
+    NoteCapture,
+    Checkpoint,
+    Promote,
+    Claim,
+    Commit,
+    Fail,
+    Heartbeat,
+    Rescue,
+    Retire,
+    SweepJobs,
+    RetryJob,
+    DiscardJob,
+    Read,
+}
+
+/// Wraps a ledger.
+#[derive(Debug)]
+pub struct FaultyLedger {
+    inner: SharedLedger,
+    state: Mutex<Plan>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    faults: LedgerFaults,
+    rng: SmallRng,
+    script: VecDeque<(LedgerCall, Mishap)>,
+    /// Every call fails while it lasts.
+    outage: bool,
+    injected: u64,
+}
+
+impl FaultyLedger {
+    pub fn new(inner: SharedLedger, faults: LedgerFaults) -> Self {
+        let rng = SmallRng::seed_from_u64(faults.seed);
+        Self { inner, state: Mutex::new(Plan { faults, rng, script: VecDeque::new(), outage: false, injected: 0 }) }
+    }
+
+    /// The next call of this kind goes wrong in this way, once. Scripts of one kind happen in the order given.
+    pub fn script(&self, call: LedgerCall, mishap: Mishap) {
+        self.state.lock().script.push_back((call, mishap));
+    }
+
+    /// Changes the rates from now on (a run ends with the faults off); the sequence of draws goes on.
+    pub fn set_faults(&self, faults: LedgerFaults) {
+        self.state.lock().faults = faults;
+    }
+
+    /// While on, every call fails as if no server could be reached.
+    pub fn set_outage(&self, on: bool) {
+        self.state.lock().outage = on;
+    }
+
+    /// Mishaps so far, so that a test can tell that it tested something.
+    pub fn injected(&self) -> u64 {
+        self.state.lock().injected
+    }
+
+    fn draw(&self, call: LedgerCall) -> Option<Mishap> {
+        let mut plan = self.state.lock();
+        let scripted = plan.script.iter().position(|(c, _)| *c == call).and_then(|at| plan.script.remove(at)).map(|(_, m)| m);
+        // Always one draw a call, so that a script or an outage does not shift the sequence of the seed.
+        let dice: f64 = plan.rng.random_range(0.0..1.0);
+        let f = plan.faults;
+        let drawn = match call {
+            LedgerCall::Read if dice < f.reads => Some(Mishap::Before),
+            LedgerCall::Read => None,
+            _ if dice < f.before => Some(Mishap::Before),
+            _ if dice < f.before + f.lost => Some(Mishap::AnswerLost),
+            _ => None,
+        };
+        let mishap = if plan.outage { Some(Mishap::Before) } else { scripted.or(drawn) };
+        plan.injected += u64::from(mishap.is_some());
+        mishap
+    }
+
+    async fn through<T>(&self, call: LedgerCall, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        match self.draw(call) {
+            None => work.await,
+            Some(Mishap::Before) => Err(Fault::transient(format!("injected: {call:?} did not happen"))),
+            Some(Mishap::AnswerLost) => {
+                // A real failure is told as it is: there is no answer to lose.
+                work.await?;
+                Err(Fault::unknown(format!("injected: the answer of {call:?} was lost")))
+            }
+        }
+    }
+}
+
+use LedgerCall as C;
+
+#[async_trait]
+impl Ledger for FaultyLedger {
+    async fn prepare(&self) -> Result<()> {
+        self.through(C::Prepare, self.inner.prepare()).await
+    }
+    async fn now_ms(&self) -> Result<i64> {
+        self.through(C::Read, self.inner.now_ms()).await
+    }
+    async fn create_capture(&self, new: &NewCapture) -> Result<()> {
+        self.through(C::CreateCapture, self.inner.create_capture(new)).await
+    }
+    async fn captures(&self) -> Result<Vec<Capture>> {
+        self.through(C::Read, self.inner.captures()).await
+    }
+    async fn capture(&self, id: &str) -> Result<Option<Capture>> {
+        self.through(C::Read, self.inner.capture(id)).await
+    }
+    async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
+        self.through(C::OwnCapture, self.inner.own_capture(id, engine)).await
+    }
+    async fn release_capture(&self, id: &str, fence: u64) -> Result<()> {
+        self.through(C::ReleaseCapture, self.inner.release_capture(id, fence)).await
+    }
+    async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
+        self.through(C::SetCaptureState, self.inner.set_capture_state(id, state, reason)).await
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
+        self.through(C::NoteCapture, self.inner.note_capture(id, fence, reason, fidelity)).await
+    }
+    async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
+        self.through(C::Checkpoint, self.inner.checkpoint(write)).await
+    }
+    async fn promote(&self) -> Result<u64> {
+        self.through(C::Promote, self.inner.promote()).await
+    }
+    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
+        self.through(C::Claim, self.inner.claim(engine, kinds, limit, alone)).await
+    }
+    async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
+        self.through(C::Read, self.inner.payload(job)).await
+    }
+    async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
+        self.through(C::Commit, self.inner.commit(commits)).await
+    }
+    async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
+        self.through(C::Fail, self.inner.fail(lease, how)).await
+    }
+    async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool> {
+        self.through(C::Heartbeat, self.inner.heartbeat(beat, first)).await
+    }
+    async fn engines(&self) -> Result<Vec<EngineBeat>> {
+        self.through(C::Read, self.inner.engines()).await
+    }
+    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.through(C::Rescue, self.inner.rescue(lease, known_dead)).await
+    }
+    async fn retire(&self, engine: &str) -> Result<()> {
+        self.through(C::Retire, self.inner.retire(engine)).await
+    }
+    async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64> {
+        self.through(C::SweepJobs, self.inner.sweep_jobs(age, max)).await
+    }
+    async fn depth(&self) -> Result<QueueDepth> {
+        self.through(C::Read, self.inner.depth()).await
+    }
+    async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
+        self.through(C::Read, self.inner.jobs(filter, max)).await
+    }
+    async fn job(&self, id: &str) -> Result<Option<Job>> {
+        self.through(C::Read, self.inner.job(id)).await
+    }
+    async fn retry_job(&self, id: &str) -> Result<bool> {
+        self.through(C::RetryJob, self.inner.retry_job(id)).await
+    }
+    async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
+        self.through(C::DiscardJob, self.inner.discard_job(id, gap)).await
+    }
+    async fn branches(&self) -> Result<Vec<Branch>> {
+        self.through(C::Read, self.inner.branches()).await
+    }
+    async fn branch(&self, id: &str) -> Result<Option<Branch>> {
+        self.through(C::Read, self.inner.branch(id)).await
+    }
+    async fn branch_named(&self, name: &str) -> Result<Option<Branch>> {
+        self.through(C::Read, self.inner.branch_named(name)).await
+    }
+    async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        self.through(C::Read, self.inner.segments(branch, from_seq, max)).await
+    }
+    async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
+        self.through(C::Read, self.inner.position(capture)).await
+    }
+}

@@ -1,0 +1,175 @@
+//! Owns: the memory twin of the ledger: one lock is one transaction, and the server's clock can be moved by a test.
+//! Does not own: what a write does to the rows (`state`), faults (`faulty`).
+
+mod state;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::RawDocumentBuf;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use self::state::State;
+use super::*;
+use crate::runtime::{clock, random};
+
+/// Where a virtual server clock starts: some time in 2023.
+const START_MS: i64 = 1_700_000_000_000;
+
+/// A ledger in memory that answers as the real one does.
+#[derive(Debug)]
+pub struct MemoryLedger {
+    state: Mutex<State>,
+    clock: Mutex<ServerClock>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ServerClock {
+    /// Time passes by itself too.
+    live: bool,
+    /// Virtual time, or what tests have added to the live one.
+    ms: i64,
+}
+
+impl Default for MemoryLedger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryLedger {
+    /// Its server clock stands still until [`Self::advance`].
+    pub fn new() -> Self {
+        Self { state: Mutex::default(), clock: Mutex::new(ServerClock { live: false, ms: START_MS }) }
+    }
+
+    /// Its server clock runs like this machine's.
+    pub fn live() -> Self {
+        Self { state: Mutex::default(), clock: Mutex::new(ServerClock { live: true, ms: 0 }) }
+    }
+
+    /// Moves the server's clock forward.
+    pub fn advance(&self, by: Duration) {
+        let mut clock = self.clock.lock();
+        clock.ms = clock.ms.saturating_add(millis(by));
+    }
+
+    fn now(&self) -> i64 {
+        let clock = *self.clock.lock();
+        if clock.live { clock::wall_ms().saturating_add(clock.ms) } else { clock.ms }
+    }
+
+    /// One transaction.
+    fn run<T>(&self, body: impl FnOnce(&mut State, i64) -> T) -> T {
+        let now = self.now();
+        body(&mut self.state.lock(), now)
+    }
+
+    /// Payload documents that are stored, for tests of what is left behind.
+    pub fn payload_count(&self) -> usize {
+        self.state.lock().payloads.len()
+    }
+}
+
+fn millis(d: Duration) -> i64 {
+    i64::try_from(d.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
+    async fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn now_ms(&self) -> Result<i64> {
+        Ok(self.now())
+    }
+    async fn create_capture(&self, new: &NewCapture) -> Result<()> {
+        self.run(|s, now| s.create_capture(new, now))
+    }
+    async fn captures(&self) -> Result<Vec<Capture>> {
+        Ok(self.run(|s, _| s.captures_by_name()))
+    }
+    async fn capture(&self, id: &str) -> Result<Option<Capture>> {
+        Ok(self.run(|s, _| s.captures.get(id).cloned()))
+    }
+    async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
+        Ok(self.run(|s, _| s.own_capture(id, engine)))
+    }
+    async fn release_capture(&self, id: &str, fence: u64) -> Result<()> {
+        self.run(|s, _| s.release_capture(id, fence));
+        Ok(())
+    }
+    async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
+        self.run(|s, _| s.set_capture_state(id, state, reason))
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
+        self.run(|s, _| s.note_capture(id, fence, reason, fidelity));
+        Ok(())
+    }
+    async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
+        self.run(|s, now| s.checkpoint(write, now))
+    }
+    async fn promote(&self) -> Result<u64> {
+        Ok(self.run(State::promote))
+    }
+    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
+        let token = random::id();
+        Ok(self.run(|s, now| s.claim(engine, &token, kinds, limit, alone, now)))
+    }
+    async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
+        self.run(|s, _| s.payload(job))
+    }
+    async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
+        self.run(|s, now| s.commit(commits, now))
+    }
+    async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
+        self.run(|s, now| s.fail(lease, how, now))
+    }
+    async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool> {
+        Ok(self.run(|s, now| s.heartbeat(beat, first, now)))
+    }
+    async fn engines(&self) -> Result<Vec<EngineBeat>> {
+        Ok(self.run(|s, _| s.engines.values().cloned().collect()))
+    }
+    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.run(|s, now| s.rescue(now.saturating_sub(millis(lease)), known_dead, now))
+    }
+    async fn retire(&self, engine: &str) -> Result<()> {
+        self.run(|s, _| s.engines.remove(engine));
+        Ok(())
+    }
+    async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64> {
+        Ok(self.run(|s, now| s.sweep(now.saturating_sub(millis(age)), max)))
+    }
+    async fn depth(&self) -> Result<QueueDepth> {
+        Ok(self.run(|s, _| s.depth()))
+    }
+    async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
+        Ok(self.run(|s, _| s.jobs.values().filter(|j| rules::listed(j, filter)).take(max).cloned().collect()))
+    }
+    async fn job(&self, id: &str) -> Result<Option<Job>> {
+        Ok(self.run(|s, _| s.jobs.get(id).cloned()))
+    }
+    async fn retry_job(&self, id: &str) -> Result<bool> {
+        self.run(|s, now| s.retry_job(id, now))
+    }
+    async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
+        self.run(|s, now| s.discard_job(id, gap, now))
+    }
+    async fn branches(&self) -> Result<Vec<Branch>> {
+        Ok(self.run(|s, _| s.branches_by_name()))
+    }
+    async fn branch(&self, id: &str) -> Result<Option<Branch>> {
+        Ok(self.run(|s, _| s.branches.get(id).cloned()))
+    }
+    async fn branch_named(&self, name: &str) -> Result<Option<Branch>> {
+        Ok(self.run(|s, _| s.branches.values().find(|b| b.name == name).cloned()))
+    }
+    async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        Ok(self.run(|s, _| s.segments_from(branch, from_seq, max)))
+    }
+    async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
+        Ok(self.run(|s, _| s.captures.get(capture).map(|c| (c.position.token.clone(), c.position.next_seq))))
+    }
+}

@@ -1,0 +1,410 @@
+//! Owns: the rows in memory and what each write does to them, all or nothing. Does not own: locking and time (`super`).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::Bytes;
+
+use crate::fault::{Fault, Result};
+use crate::ledger::rules::{self, Found, Health, Step};
+use crate::ledger::*;
+use crate::queue::{self, AfterCrash, JobEvent, Priority};
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) captures: BTreeMap<CaptureId, Capture>,
+    pub(super) branches: BTreeMap<BranchId, Branch>,
+    pub(super) segments: BTreeMap<String, SegmentRow>,
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    pub(super) payloads: HashMap<JobId, Vec<Bytes>>,
+    pub(super) engines: BTreeMap<EngineId, EngineBeat>,
+    /// Token of the lease that ended a job's last attempt.
+    ended: HashMap<JobId, String>,
+}
+
+impl State {
+    pub(super) fn create_capture(&mut self, new: &NewCapture, now: i64) -> Result<()> {
+        let (capture, branch) = (&new.capture, &new.branch);
+        if self.captures.contains_key(&capture.id) && self.branches.contains_key(&branch.id) {
+            return Ok(()); // our own earlier call
+        }
+        if self.branches.contains_key(&branch.id) || self.branches.values().any(|b| b.name == branch.name) {
+            return Err(name_taken(&branch.name));
+        }
+        self.captures.insert(capture.id.clone(), Capture { checkpoint_ms: now, ..capture.clone() });
+        self.branches.insert(branch.id.clone(), Branch { created_ms: now, ..branch.clone() });
+        Ok(())
+    }
+
+    pub(super) fn captures_by_name(&self) -> Vec<Capture> {
+        let mut all: Vec<_> = self.captures.values().cloned().collect();
+        all.sort_by(|a, b| a.branch_name.cmp(&b.branch_name));
+        all
+    }
+
+    pub(super) fn branches_by_name(&self) -> Vec<Branch> {
+        let mut all: Vec<_> = self.branches.values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(super) fn own_capture(&mut self, id: &str, engine: &str) -> Option<Capture> {
+        let capture = self.captures.get_mut(id)?;
+        let free = capture.owner.as_deref().is_none_or(|o| o == engine);
+        if capture.state != CaptureState::Running || !free {
+            return None;
+        }
+        capture.owner = Some(engine.to_owned());
+        capture.fence += 1;
+        Some(capture.clone())
+    }
+
+    pub(super) fn release_capture(&mut self, id: &str, fence: u64) {
+        if let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence) {
+            capture.owner = None;
+        }
+    }
+
+    pub(super) fn set_capture_state(&mut self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
+        let capture = self.captures.get_mut(id).ok_or_else(|| no_capture(id))?;
+        capture.state = state;
+        capture.reason = reason.map(str::to_owned);
+        let branch = capture.branch.clone();
+        self.settle_status(&branch);
+        Ok(())
+    }
+
+    pub(super) fn note_capture(&mut self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) {
+        let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.state == CaptureState::Running) else { return };
+        capture.reason = reason.map(str::to_owned);
+        if let (Some(f), Some(branch)) = (fidelity, self.branches.get_mut(&capture.branch)) {
+            branch.fidelity = f;
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self, write: &Checkpoint, now: i64) -> Result<Checkpointed> {
+        rules::check_checkpoint(write)?;
+        let capture = self.captures.get_mut(&write.capture).ok_or_else(|| no_capture(&write.capture))?;
+        let fits =
+            capture.state == CaptureState::Running && capture.fence == write.fence && capture.position.next_seq == write.expected_next_seq;
+        if !fits {
+            return Ok(rules::refused(capture, write));
+        }
+        capture.position = write.after.clone();
+        capture.checkpoint_ms = now;
+        if let Some(batch) = &write.batch {
+            capture.last_batch = Some(batch.spec.batch.clone());
+            capture.queued_bytes += batch.spec.payload_bytes;
+            let kind = JobKind::Sync;
+            let job = Job {
+                id: batch.job.clone(),
+                kind,
+                branch: batch.branch.clone(),
+                state: JobState::Ready,
+                run_at_ms: now,
+                sched_key: queue::sched_key(now, Priority::of(kind)),
+                created_ms: now,
+                finished_ms: None,
+                attempt: 0,
+                crashes: 0,
+                lease: None,
+                errors: Vec::new(),
+                error_count: 0,
+                sync: Some(batch.spec.clone()),
+            };
+            self.jobs.insert(batch.job.clone(), job);
+            self.payloads.insert(batch.job.clone(), batch.parts.clone());
+        }
+        Ok(Checkpointed::Stored)
+    }
+
+    pub(super) fn promote(&mut self, now: i64) -> u64 {
+        let mut promoted = 0;
+        for job in self.jobs.values_mut().filter(|j| j.run_at_ms <= now) {
+            if let Some(state) = queue::transition(job.state, JobEvent::Due) {
+                job.state = state;
+                promoted += 1;
+            }
+        }
+        promoted
+    }
+
+    pub(super) fn claim(&mut self, engine: &str, token: &str, kinds: &[JobKind], limit: usize, alone: bool, now: i64) -> Vec<Job> {
+        let mut ready: Vec<(i64, JobId, bool)> = self
+            .jobs
+            .values()
+            .filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind))
+            .map(|j| (j.sched_key, j.id.clone(), queue::is_suspect(j.crashes)))
+            .collect();
+        ready.sort();
+        let first_is_suspect = ready.first().is_some_and(|(_, _, suspect)| *suspect);
+        if alone && first_is_suspect {
+            ready.truncate(1);
+        } else {
+            ready.retain(|(_, _, suspect)| !suspect);
+        }
+        ready.truncate(limit);
+        let mut claimed = Vec::with_capacity(ready.len());
+        for (_, id, _) in ready {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(state) = queue::transition(job.state, JobEvent::Claimed) else { continue };
+            job.state = state;
+            job.attempt += 1;
+            job.lease = Some(Lease { engine: engine.to_owned(), token: token.to_owned(), claimed_ms: now });
+            claimed.push(job.clone());
+        }
+        claimed
+    }
+
+    pub(super) fn payload(&self, id: &str) -> Result<Vec<Bytes>> {
+        let job = self.jobs.get(id).ok_or_else(|| Fault::missing(format!("job {id} does not exist")))?;
+        let expected = job.sync.as_ref().map_or(0, |s| s.payload_parts as usize);
+        let parts = self.payloads.get(id).cloned().unwrap_or_default();
+        if parts.len() < expected {
+            return Err(Fault::missing(format!("job {id}: {} of {expected} payload parts are stored", parts.len())));
+        }
+        Ok(parts)
+    }
+
+    pub(super) fn commit(&mut self, commits: &[SegmentCommit], now: i64) -> Result<Vec<Committed>> {
+        rules::check_commits(commits)?;
+        let mut outcomes = Vec::with_capacity(commits.len());
+        for c in commits {
+            let claimed = self.range_claimed(&c.segment);
+            let found = Found { job: self.jobs.get(&c.lease.id), ended: self.ended.get(&c.lease.id).map(String::as_str), claimed };
+            outcomes.push(rules::judge(c, &found)?);
+        }
+        let Some(first) = commits.first() else { return Ok(outcomes) };
+        if !self.branches.contains_key(&first.segment.branch) {
+            return Err(Fault::missing(format!("branch {} does not exist", first.segment.branch)));
+        }
+        for (c, _) in commits.iter().zip(&outcomes).filter(|(_, o)| **o == Committed::Now) {
+            self.end(&c.lease.id, JobEvent::Committed, Some(&c.lease.token), now);
+            self.add_segment(&c.segment, c.payload_bytes, now);
+        }
+        Ok(outcomes)
+    }
+
+    fn range_claimed(&self, row: &SegmentRow) -> bool {
+        self.segments.contains_key(&row.key)
+            || self
+                .segments
+                .values()
+                .any(|s| s.branch == row.branch && s.last_seq == row.last_seq && s.level == row.level && s.epoch == row.epoch)
+    }
+
+    /// Ends a job for good: payload gone, lease gone, token noted.
+    fn end(&mut self, id: &str, event: JobEvent, token: Option<&str>, now: i64) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(state) = queue::transition(job.state, event) else { return };
+        job.state = state;
+        job.finished_ms = Some(now);
+        job.lease = None;
+        if state != JobState::Dead {
+            self.payloads.remove(id);
+        }
+        if let Some(token) = token {
+            self.ended.insert(id.to_owned(), token.to_owned());
+        }
+    }
+
+    fn add_segment(&mut self, row: &SegmentRow, payload_bytes: u64, now: i64) {
+        self.segments.insert(row.key.clone(), SegmentRow { committed_ms: now, ..row.clone() });
+        let steps: Vec<Step> = {
+            let mut rows: Vec<&SegmentRow> = self.segments.values().filter(|s| s.branch == row.branch).collect();
+            rows.sort_by_key(|s| s.last_seq);
+            rows.into_iter().map(Step::from).collect()
+        };
+        let Some(branch) = self.branches.get_mut(&row.branch) else { return };
+        if row.kind == SegmentKind::Changes {
+            branch.totals.changes += row.last_seq - row.first_seq + 1;
+        }
+        branch.totals.raw_bytes += row.raw_bytes;
+        branch.totals.stored_bytes += row.stored_bytes;
+        branch.totals.segments += 1;
+        branch.settled_bytes += payload_bytes;
+        branch.head = rules::advance(branch.head, steps).0;
+    }
+
+    pub(super) fn fail(&mut self, lease: &JobLease, how: &Failed, now: i64) -> Result<bool> {
+        let ended_by_us = self.ended.get(&lease.id) == Some(&lease.token);
+        let Some(job) = self.jobs.get_mut(&lease.id) else { return Ok(false) };
+        if !rules::holds(job, lease) {
+            return Ok(ended_by_us);
+        }
+        let engine = job.lease.take().map(|l| l.engine).unwrap_or_default();
+        let (event, delay, error) = match how {
+            Failed::Retry { delay, error } => (JobEvent::Postponed, *delay, Some(error)),
+            Failed::GiveBack { delay, error } if delay.is_zero() => (JobEvent::Returned, *delay, error.as_ref()),
+            Failed::GiveBack { delay, error } => (JobEvent::Postponed, *delay, error.as_ref()),
+            Failed::Dead { error } => (JobEvent::Doomed, Duration::ZERO, Some(error)),
+        };
+        if let Some(error) = error {
+            let entry = JobError { attempt: job.attempt, at_ms: now, engine, error: queue::clip_error(error) };
+            queue::push_error(&mut job.errors, &mut job.error_count, entry);
+        }
+        if let Failed::GiveBack { .. } = how {
+            job.attempt = job.attempt.saturating_sub(1);
+        }
+        self.ended.insert(lease.id.clone(), lease.token.clone());
+        if event == JobEvent::Doomed {
+            let branch = job.branch.clone();
+            self.end(&lease.id, event, None, now);
+            self.settle_status(&branch);
+        } else {
+            job.state = queue::transition(job.state, event).unwrap_or(job.state);
+            job.run_at_ms = now.saturating_add(super::millis(delay));
+            job.sched_key = queue::sched_key(job.run_at_ms, Priority::of(job.kind));
+        }
+        Ok(true)
+    }
+
+    pub(super) fn heartbeat(&mut self, beat: &EngineBeat, first: bool, now: i64) -> bool {
+        if !first && !self.engines.contains_key(&beat.id) {
+            return false;
+        }
+        self.engines.insert(beat.id.clone(), EngineBeat { beat_ms: now, ..beat.clone() });
+        true
+    }
+
+    pub(super) fn rescue(&mut self, oldest_ms: i64, known_dead: &[EngineId], now: i64) -> Result<Rescued> {
+        let mut out = Rescued::default();
+        let dead: Vec<EngineId> =
+            self.engines.values().filter(|e| e.beat_ms < oldest_ms || known_dead.contains(&e.id)).map(|e| e.id.clone()).collect();
+        for engine in &dead {
+            self.rescue_engine(engine, true, now, &mut out);
+            self.engines.remove(engine);
+        }
+        out.engines = dead;
+        // What is owned by a process without a document belongs to nobody.
+        let owners = self.jobs.values().filter_map(|j| j.lease.as_ref().map(|l| l.engine.clone()));
+        let orphans: BTreeSet<EngineId> = owners.chain(self.captures.values().filter_map(|c| c.owner.clone())).collect();
+        for engine in orphans.into_iter().filter(|e| !self.engines.contains_key(e)).collect::<Vec<_>>() {
+            self.rescue_engine(&engine, known_dead.contains(&engine), now, &mut out);
+        }
+        Ok(out)
+    }
+
+    fn rescue_engine(&mut self, engine: &str, died: bool, now: i64, out: &mut Rescued) {
+        let running: Vec<JobId> = self
+            .jobs
+            .values()
+            .filter(|j| j.state == JobState::Running && j.lease.as_ref().is_some_and(|l| l.engine == engine))
+            .map(|j| j.id.clone())
+            .collect();
+        let alone = running.len() == 1;
+        for id in running {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let after = if died { queue::after_crash(job.crashes, alone) } else { AfterCrash::Requeue { crashes: job.crashes } };
+            let error = match after {
+                AfterCrash::Dead { crashes } => {
+                    format!("crash_loop: {crashes} processes died while running this job, the last one with it alone")
+                }
+                AfterCrash::Requeue { .. } if died => "the process died while running this job".to_owned(),
+                AfterCrash::Requeue { .. } => "the process had left while running this job".to_owned(),
+            };
+            let entry = JobError { attempt: job.attempt, at_ms: now, engine: engine.to_owned(), error };
+            queue::push_error(&mut job.errors, &mut job.error_count, entry);
+            out.jobs += 1;
+            match after {
+                AfterCrash::Dead { crashes } => {
+                    job.crashes = crashes;
+                    let branch = job.branch.clone();
+                    self.end(&id, JobEvent::Doomed, None, now);
+                    self.settle_status(&branch);
+                }
+                AfterCrash::Requeue { crashes } => {
+                    job.crashes = crashes;
+                    job.attempt = job.attempt.saturating_sub(1);
+                    job.lease = None;
+                    job.state = JobState::Ready;
+                }
+            }
+        }
+        for capture in self.captures.values_mut().filter(|c| c.owner.as_deref() == Some(engine)) {
+            capture.owner = None;
+            capture.fence += 1; // a zombie learns at its next checkpoint
+            out.captures += 1;
+        }
+    }
+
+    pub(super) fn sweep(&mut self, before_ms: i64, max: usize) -> u64 {
+        let over = |j: &Job| matches!(j.state, JobState::Done | JobState::Cancelled) && j.finished_ms.is_some_and(|f| f < before_ms);
+        let ids: Vec<JobId> = self.jobs.values().filter(|j| over(j)).take(max).map(|j| j.id.clone()).collect();
+        for id in &ids {
+            self.jobs.remove(id);
+            self.ended.remove(id);
+        }
+        ids.len() as u64
+    }
+
+    pub(super) fn depth(&self) -> QueueDepth {
+        let count = |state| (self.jobs.values().filter(|j| j.state == state).count() as u64).min(rules::DEPTH_LIMIT + 1);
+        QueueDepth {
+            scheduled: count(JobState::Scheduled),
+            ready: count(JobState::Ready),
+            running: count(JobState::Running),
+            dead: count(JobState::Dead),
+        }
+    }
+
+    pub(super) fn retry_job(&mut self, id: &str, now: i64) -> Result<bool> {
+        let Some(job) = self.jobs.get_mut(id) else { return Ok(false) };
+        let Some(state) = queue::transition(job.state, JobEvent::Revived) else { return Ok(false) };
+        job.state = state;
+        (job.attempt, job.crashes, job.finished_ms) = (0, 0, None);
+        job.run_at_ms = now;
+        job.sched_key = queue::sched_key(now, Priority::of(job.kind));
+        let branch = job.branch.clone();
+        self.settle_status(&branch);
+        Ok(true)
+    }
+
+    pub(super) fn discard_job(&mut self, id: &str, gap: &SegmentRow, now: i64) -> Result<bool> {
+        let Some(job) = self.jobs.get(id) else { return Ok(false) };
+        rules::check_gap(job, gap)?;
+        if job.state == JobState::Cancelled && self.segments.contains_key(&gap.key) {
+            return Ok(true); // our own earlier call
+        }
+        if queue::transition(job.state, JobEvent::Discarded).is_none() || self.range_claimed(gap) {
+            return Ok(false);
+        }
+        let payload_bytes = job.sync.as_ref().map_or(0, |s| s.payload_bytes);
+        self.end(id, JobEvent::Discarded, None, now);
+        self.add_segment(gap, payload_bytes, now);
+        self.settle_status(&gap.branch);
+        Ok(true)
+    }
+
+    pub(super) fn segments_from(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
+        let mut rows: Vec<SegmentRow> = self.segments.values().filter(|s| s.branch == branch && s.last_seq >= from_seq).cloned().collect();
+        rows.sort_by_key(|s| (s.last_seq, s.level));
+        rows.truncate(max);
+        rows.sort_by_key(|s| (s.first_seq, s.last_seq));
+        rows
+    }
+
+    /// Status and reason of a branch from what is stored.
+    fn settle_status(&mut self, id: &str) {
+        let dead = self.jobs.values().find(|j| j.branch == id && j.state == JobState::Dead && j.kind == JobKind::Sync);
+        let mut gaps: Vec<_> = self.segments.values().filter(|s| s.branch == id && s.kind == SegmentKind::Gap).collect();
+        gaps.sort_by_key(|s| s.first_seq);
+        let failed = self.captures.values().find(|c| c.branch == id && c.state == CaptureState::Failed);
+        let mut health = Health {
+            archived: false,
+            failed: failed.map(|c| c.reason.clone().unwrap_or_default()),
+            dead: dead.map(|j| (j.id.clone(), j.errors.last().map(|e| e.error.clone()).unwrap_or_default())),
+            gap: gaps.first().map(|s| (s.first_seq, s.last_seq)),
+        };
+        let Some(branch) = self.branches.get_mut(id) else { return };
+        health.archived = branch.status == BranchStatus::Archived;
+        (branch.status, branch.reason) = rules::status(&health);
+    }
+}
+
+fn no_capture(id: &str) -> Fault {
+    Fault::missing(format!("capture {id} does not exist"))
+}
+
+fn name_taken(name: &str) -> Fault {
+    Fault::rejected(format!("branch {name} exists already"))
+}

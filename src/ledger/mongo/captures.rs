@@ -1,0 +1,147 @@
+//! Owns: captures and branches as documents. Does not own: checkpoints (`checkpoint`), heads and totals (`commit`).
+
+use async_trait::async_trait;
+use bson::{Bson, doc};
+use futures_util::TryStreamExt;
+use mongodb::ClientSession;
+use mongodb::options::{ReturnDocument, UpdateModifications};
+
+use super::super::{Branch, Capture, CaptureState, Fidelity, NewCapture, SegmentRow};
+use super::Inner;
+use super::classify::{fault_of, is_duplicate};
+use super::rows::{int, literal, now, word};
+use super::txn::{Body, Halt, Then};
+use crate::fault::{Fault, Result};
+
+impl Inner {
+    pub(super) async fn create_capture(&self, new: &NewCapture) -> Result<()> {
+        let taken = || Fault::rejected(format!("branch {} exists already", new.branch.name));
+        let mut body = CreateTxn { inner: self, new, taken: false };
+        match self.transact(&mut body).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(taken()),
+            Err(_) if body.taken => Err(taken()),
+            Err(f) => Err(f),
+        }
+    }
+
+    pub(super) async fn captures(&self) -> Result<Vec<Capture>> {
+        let cursor = self.captures_coll().find(doc! {}).sort(doc! { "branch_name": 1 }).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
+    pub(super) async fn capture(&self, id: &str) -> Result<Option<Capture>> {
+        self.captures_coll().find_one(doc! { "_id": id }).await.map_err(fault_of)
+    }
+
+    pub(super) async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
+        let free = doc! { "_id": id, "state": word(CaptureState::Running), "owner": { "$in": [Bson::Null, engine] } };
+        let take = doc! { "$set": { "owner": engine }, "$inc": { "fence": 1i64 } };
+        self.captures_coll().find_one_and_update(free, take).return_document(ReturnDocument::After).await.map_err(fault_of)
+    }
+
+    pub(super) async fn release_capture(&self, id: &str, fence: u64) -> Result<()> {
+        let ours = doc! { "_id": id, "fence": int(fence) };
+        self.captures_coll().update_one(ours, doc! { "$set": { "owner": Bson::Null } }).await.map_err(fault_of)?;
+        Ok(())
+    }
+
+    pub(super) async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
+        let mut body = StateTxn { inner: self, id, state, reason };
+        if self.transact(&mut body).await? { Ok(()) } else { Err(Fault::missing(format!("capture {id} does not exist"))) }
+    }
+
+    pub(super) async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
+        let ours = doc! { "_id": id, "fence": int(fence), "state": word(CaptureState::Running) };
+        let Some(capture) = self.captures_coll().find_one(ours.clone()).await.map_err(fault_of)? else { return Ok(()) };
+        // Nothing is written that is there already: each write moves the stream when the metadata lives on the same cluster.
+        if capture.reason.as_deref() != reason {
+            self.captures_coll().update_one(ours, doc! { "$set": { "reason": reason } }).await.map_err(fault_of)?;
+        }
+        if let Some(fidelity) = fidelity {
+            let other = doc! { "_id": &capture.branch, "fidelity": { "$ne": word(fidelity) } };
+            self.branches_coll().update_one(other, doc! { "$set": { "fidelity": word(fidelity) } }).await.map_err(fault_of)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn branches(&self) -> Result<Vec<Branch>> {
+        let cursor = self.branches_coll().find(doc! {}).sort(doc! { "name": 1 }).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
+    pub(super) async fn branch(&self, id: &str) -> Result<Option<Branch>> {
+        self.branches_coll().find_one(doc! { "_id": id }).await.map_err(fault_of)
+    }
+
+    pub(super) async fn branch_named(&self, name: &str) -> Result<Option<Branch>> {
+        self.branches_coll().find_one(doc! { "name": name }).await.map_err(fault_of)
+    }
+
+    /// Read in the order of their ends, which is that of their starts as long as they do not overlap; a page then costs a page.
+    pub(super) async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        let from = doc! { "branch": branch, "last_seq": { "$gte": int(from_seq) } };
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let cursor = self.segments_coll().find(from).sort(doc! { "last_seq": 1, "level": 1 }).limit(limit).await.map_err(fault_of)?;
+        let mut rows: Vec<SegmentRow> = cursor.try_collect().await.map_err(fault_of)?;
+        rows.sort_by_key(|s| (s.first_seq, s.last_seq));
+        Ok(rows)
+    }
+}
+
+struct CreateTxn<'a> {
+    inner: &'a Inner,
+    new: &'a NewCapture,
+    taken: bool,
+}
+
+#[async_trait]
+impl Body for CreateTxn<'_> {
+    /// False when the name is taken.
+    type Out = bool;
+
+    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
+        let (inner, NewCapture { capture, branch }) = (self.inner, self.new);
+        let either = doc! { "$or": [{ "_id": &branch.id }, { "name": &branch.name }] };
+        if let Some(found) = inner.branches_coll().find_one(either).session(&mut *session).await? {
+            let ours = doc! { "_id": &capture.id, "branch": &found.id };
+            let capture = inner.captures_coll().find_one(ours).session(session).await?;
+            return Ok(Then::Abort(found.id == branch.id && capture.is_some())); // our own earlier call
+        }
+        let with_time = |row: Bson, field: &str| -> Result<UpdateModifications> {
+            let merged = doc! { "$mergeObjects": [row, { field: now() }] };
+            Ok(UpdateModifications::Pipeline(vec![doc! { "$replaceWith": merged }]))
+        };
+        let rows = with_time(literal(branch)?, "created_ms")?;
+        let written = inner.branches_coll().update_one(doc! { "_id": &branch.id }, rows).upsert(true).session(&mut *session).await;
+        self.taken = written.as_ref().is_err_and(is_duplicate);
+        written?;
+        let rows = with_time(literal(capture)?, "checkpoint_ms")?;
+        inner.captures_coll().update_one(doc! { "_id": &capture.id }, rows).upsert(true).session(session).await?;
+        Ok(Then::Commit(true))
+    }
+}
+
+struct StateTxn<'a> {
+    inner: &'a Inner,
+    id: &'a str,
+    state: CaptureState,
+    reason: Option<&'a str>,
+}
+
+#[async_trait]
+impl Body for StateTxn<'_> {
+    type Out = bool;
+
+    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
+        let set = doc! { "$set": { "state": word(self.state), "reason": self.reason } };
+        let found: Option<Capture> =
+            self.inner.captures_coll().find_one_and_update(doc! { "_id": self.id }, set).session(&mut *session).await?;
+        let Some(capture) = found else { return Ok(Then::Abort(false)) };
+        self.inner.settle_status(session, &capture.branch).await?;
+        Ok(Then::Commit(true))
+    }
+}

@@ -1,0 +1,236 @@
+//! Owns: what an error of the mongodb driver means to a caller, for ledger and feed alike.
+//! Does not own: retrying.
+
+use std::io;
+
+use mongodb::error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure};
+
+use crate::fault::{Fault, Kind};
+
+/// Longest message of a driver error that is passed on.
+const MAX_MESSAGE: usize = 400;
+
+/// What was being done when the error came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Opening a change stream: errors about the resume token mean that the position is lost.
+    Open,
+    /// Anything else.
+    Run,
+}
+
+/// The fault of a driver error. One line, without secrets; what is not recognised is [`Kind::Unknown`].
+pub fn classify(error: &Error, phase: Phase) -> Fault {
+    let message = message(error);
+    if let Some(code) = code(error) {
+        if let Some(fault) = by_code(code, &message, phase) {
+            return fault;
+        }
+    }
+    let kind = match &*error.kind {
+        // The labels say it for whole transactions: the first did not happen, of the second nobody knows.
+        _ if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => Kind::Unknown,
+        _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => Kind::Transient,
+        ErrorKind::ServerSelection { .. } => return selection(&message),
+        ErrorKind::DnsResolve { .. } | ErrorKind::ConnectionPoolCleared { .. } => Kind::Transient,
+        ErrorKind::Io(e) => network(e),
+        ErrorKind::Authentication { .. } => return authentication(error, &message),
+        ErrorKind::SessionsNotSupported => return standalone(None),
+        ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Kind::Rejected,
+        ErrorKind::InvalidTlsConfig { .. } => Kind::Config,
+        ErrorKind::Bson(_) => Kind::Corrupt,
+        ErrorKind::Shutdown => Kind::Cancelled,
+        _ => Kind::Unknown,
+    };
+    fault(kind, format!("MongoDB: {message}"))
+}
+
+/// The fault of an error outside the opening of a stream.
+pub(super) fn fault_of(error: Error) -> Fault {
+    classify(&error, Phase::Run)
+}
+
+/// A standalone server can do neither change streams nor transactions.
+pub(super) fn standalone(address: Option<&str>) -> Fault {
+    let at = address.map_or_else(String::new, |a| format!(" at {a}"));
+    Fault::rejected(format!(
+        "MongoDB{at} is a standalone: change streams and transactions need a replica set: start it with --replSet rs0 and run rs.initiate()"
+    ))
+}
+
+/// The server's code of an error, of whatever shape.
+pub(super) fn code(error: &Error) -> Option<i32> {
+    match &*error.kind {
+        ErrorKind::Command(e) => Some(e.code),
+        ErrorKind::Write(WriteFailure::WriteError(e)) => Some(e.code),
+        ErrorKind::InsertMany(e) => e.write_errors.as_ref().and_then(|w| w.first()).map(|w| w.code),
+        _ => None,
+    }
+}
+
+/// A unique index refused the write.
+pub(super) fn is_duplicate(error: &Error) -> bool {
+    code(error) == Some(11000)
+}
+
+fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
+    let kind = match code {
+        286 | 280 | 464 | 136 => Kind::HistoryLost,
+        260 | 50811 if phase == Phase::Open => Kind::HistoryLost,
+        13 => return Some(unauthorized(message)),
+        18 => return Some(refused_login(message)),
+        8000 if message.to_ascii_lowercase().contains("auth") => return Some(refused_login(message)),
+        20 if message.contains("replica set") => return Some(standalone(None)),
+        40573 => return Some(standalone(None)),
+        // NotWritablePrimary and its kin are said before anything is done; an operation that was interrupted
+        // by a step down (189, 11600, 11602, 91) may have been done in part and stays unknown.
+        10107 | 13435 | 13436 | 10058 => Kind::Transient,
+        // Write conflict, lock timeout, no primary found, out of disk: nothing was written.
+        112 | 24 | 133 | 14031 => Kind::Transient,
+        // Duplicate key; bad or unknown commands, options and values; too large.
+        11000 | 2 | 9 | 59 | 72 | 40415 | 40324 | 10334 | 17280 | 85 | 86 => Kind::Rejected,
+        _ => return None,
+    };
+    Some(fault(kind, format!("MongoDB: {message} (code {code})")))
+}
+
+fn network(error: &io::Error) -> Kind {
+    use io::ErrorKind as E;
+    match error.kind() {
+        // No connection, so nothing was sent.
+        E::ConnectionRefused | E::HostUnreachable | E::NetworkUnreachable | E::AddrNotAvailable | E::NotFound => Kind::Transient,
+        _ => Kind::Unknown,
+    }
+}
+
+fn selection(message: &str) -> Fault {
+    let hint = if message.contains("Ghost") {
+        "; a member runs with --replSet but the set is not initiated: run rs.initiate()"
+    } else if message.contains("Set Name") && !message.contains("RsPrimary") {
+        "; no primary is known"
+    } else {
+        ""
+    };
+    Fault::transient(format!("MongoDB is not reachable: {message}{hint}"))
+}
+
+/// SUBTLE: the driver reports every failure of a login as one of authentication. Only a refusal by the server is final; a server
+/// that dies in the middle of a login is an outage.
+fn authentication(error: &Error, message: &str) -> Fault {
+    let mut cause = std::error::Error::source(error);
+    while let Some(e) = cause {
+        if let Some(inner) = e.downcast_ref::<Error>()
+            && matches!(&*inner.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. })
+        {
+            return Fault::transient(format!("MongoDB: {message}"));
+        }
+        cause = e.source();
+    }
+    refused_login(message)
+}
+
+fn refused_login(message: &str) -> Fault {
+    Fault::rejected(format!("MongoDB refused the credentials (check user, password and authSource): {message}"))
+}
+
+/// Names the right: the server says `not authorized on DB to execute command { NAME: ...`.
+fn unauthorized(message: &str) -> Fault {
+    let db = message.split_once("not authorized on ").and_then(|(_, rest)| rest.split_whitespace().next());
+    let command = message.split_once("execute command { ").and_then(|(_, rest)| rest.split(':').next());
+    let what = match (db, command) {
+        (Some(db), Some(command)) => format!("the user may not run `{command}` on database {db}: grant a role that allows it there"),
+        _ if message.contains("requires authentication") => "the server wants a login: put user and password into the URI".to_owned(),
+        _ => format!("a right is missing: {message}"),
+    };
+    Fault::rejected(format!("MongoDB: {what}"))
+}
+
+fn fault(kind: Kind, what: String) -> Fault {
+    Fault { kind, what, retry_after: None }
+}
+
+/// The message alone: the driver's own `Display` adds labels and the server's whole response.
+fn message(error: &Error) -> String {
+    let text = match &*error.kind {
+        ErrorKind::Command(e) => format!("{}: {}", e.code_name, e.message),
+        ErrorKind::Write(WriteFailure::WriteError(e)) => e.message.clone(),
+        ErrorKind::Write(WriteFailure::WriteConcernError(e)) => format!("not yet replicated to a majority: {}", e.message),
+        ErrorKind::InsertMany(e) => match e.write_errors.as_ref().and_then(|w| w.first()) {
+            Some(first) => first.message.clone(),
+            None => "insert was not acknowledged by a majority".to_owned(),
+        },
+        kind => kind.to_string(),
+    };
+    scrub(&text)
+}
+
+/// One line of bounded length, with the user part of every URI blanked out.
+pub(super) fn scrub(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        out.push_str(before);
+        out.push_str("://");
+        // Up to the last @ of the word: an unescaped password may hold one itself, or a slash.
+        let end = after.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | '`')).unwrap_or(after.len());
+        let (word, tail) = after.split_at(end);
+        match word.rsplit_once('@') {
+            Some((_, host)) => {
+                out.push_str("***@");
+                out.push_str(host);
+            }
+            None => out.push_str(word),
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    out.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_mean_what_the_facts_say() {
+        let run = |code, text: &str| by_code(code, text, Phase::Run).map(|f| f.kind);
+        for code in [286, 280, 464, 136] {
+            assert_eq!(run(code, "x"), Some(Kind::HistoryLost), "{code}");
+        }
+        for code in [260, 50811] {
+            assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
+            assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");
+        }
+        assert_eq!(run(10107, "not primary"), Some(Kind::Transient));
+        for interrupted in [189, 11600, 11602, 91] {
+            assert_eq!(run(interrupted, "stepping down"), None, "{interrupted} may have been done in part");
+        }
+        assert_eq!(run(11000, "E11000"), Some(Kind::Rejected));
+    }
+
+    #[test]
+    fn a_missing_right_is_named() {
+        let fault = unauthorized("Unauthorized: not authorized on argon to execute command { insert: \"jobs\", ordered: true }");
+        assert_eq!(fault.kind, Kind::Rejected);
+        assert!(fault.what.contains("`insert` on database argon"), "{}", fault.what);
+    }
+
+    #[test]
+    fn passwords_and_line_breaks_never_get_out() {
+        for (text, expected) in [
+            ("bad mongodb://u:p@ss/w@h:1/db here", "bad mongodb://***@h:1/db here"),
+            ("a\nmongodb+srv://u:secret@h \"mongodb://x:secret@y\"", "a mongodb+srv://***@h \"mongodb://***@y\""),
+            ("mongodb://h:1", "mongodb://h:1"),
+        ] {
+            assert_eq!(scrub(text), expected);
+        }
+        assert_eq!(scrub(&"x".repeat(9_999)).len(), MAX_MESSAGE);
+    }
+
+    #[test]
+    fn a_refused_connection_did_not_happen_and_a_reset_may_have() {
+        assert_eq!(network(&io::Error::from(io::ErrorKind::ConnectionRefused)), Kind::Transient);
+        assert_eq!(network(&io::Error::from(io::ErrorKind::ConnectionReset)), Kind::Unknown);
+        assert_eq!(network(&io::Error::from(io::ErrorKind::UnexpectedEof)), Kind::Unknown);
+    }
+}

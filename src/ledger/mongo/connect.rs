@@ -1,0 +1,199 @@
+//! Owns: connecting, and saying what is wrong with a server that cannot serve. Does not own: facts for `doctor` (`facts`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::error::ErrorKind;
+use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use mongodb::{Client, Database};
+
+use super::classify::{fault_of, scrub, standalone};
+use super::{Inner, MongoLedger};
+use crate::fault::{Fault, Result};
+
+/// Oldest server that has what we need (expanded events, wall time).
+const MIN_VERSION: (u32, u32) = (6, 0);
+
+/// Limits of the connection.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// Shown in the server's logs.
+    pub app_name: String,
+    /// How long an operation waits for a usable server.
+    pub server_selection_timeout: Duration,
+    /// How long a TCP connection may take.
+    pub connect_timeout: Duration,
+    /// Overall limit of one call of the ledger.
+    pub deadline: Duration,
+    /// Connections per server. Raising it lets more transactions run at once; each costs the server about 1 MB.
+    pub pool_size: u32,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            app_name: "argon".to_owned(),
+            server_selection_timeout: Duration::from_secs(8),
+            connect_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(30),
+            pool_size: 32,
+        }
+    }
+}
+
+/// What kind of deployment answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topology {
+    ReplicaSet { name: String },
+    Sharded,
+}
+
+impl MongoLedger {
+    /// Connects, checks that the server can serve, and fails with one sentence that names what is wrong.
+    pub async fn connect(uri: &str, db: &str, options: ConnectOptions) -> Result<Self> {
+        let (client, seeds) = client(uri, &options).await?;
+        let ledger = Self::over(client, db, options.deadline)?;
+        let check = Arc::clone(&ledger.inner);
+        ledger.within("connect", async move { check_server(&check.client, Some(&seeds)).await.map(|_| ()) }).await?;
+        Ok(ledger)
+    }
+
+    /// Over a client that has been checked.
+    pub fn over(client: Client, db: &str, deadline: Duration) -> Result<Self> {
+        check_name(db)?;
+        let db = majority(&client, db);
+        Ok(Self { inner: Arc::new(Inner { client, db }), deadline })
+    }
+}
+
+/// A client with the limits of `options`, and the addresses it was given; does not talk to the server yet (except DNS for `mongodb+srv://`).
+async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)> {
+    // SUBTLE: the driver's message may quote a part of the URI, and a URI that does not parse may have its password anywhere.
+    let mut parsed = ClientOptions::parse(uri).await.map_err(|e| match &*e.kind {
+        ErrorKind::DnsResolve { .. } => fault_of(e),
+        kind => invalid(uri, kind),
+    })?;
+    parsed.app_name.get_or_insert_with(|| options.app_name.clone());
+    parsed.server_selection_timeout.get_or_insert(options.server_selection_timeout);
+    parsed.connect_timeout.get_or_insert(options.connect_timeout);
+    parsed.max_pool_size.get_or_insert(options.pool_size);
+    parsed.retry_writes = Some(true);
+    parsed.retry_reads = Some(true);
+    // Wire compression is not even built in: payloads are compressed already, and everything else is small.
+    let seeds = parsed.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let client = Client::with_options(parsed).map_err(|e| invalid(uri, &e.kind))?;
+    Ok((client, seeds))
+}
+
+fn invalid(uri: &str, kind: &ErrorKind) -> Fault {
+    let message = match kind {
+        ErrorKind::InvalidArgument { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    Fault::config(format!("MongoDB URI is not valid: {}", without(uri, &message)))
+}
+
+/// The message, unless it quotes the user part of the URI.
+fn without(uri: &str, message: &str) -> String {
+    let after = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let quotes = after
+        .rsplit_once('@')
+        .is_some_and(|(user, _)| user.split([':', '@', '/']).filter(|part| part.len() > 2).any(|part| message.contains(part)));
+    if quotes { "check scheme, host and the escaping of user and password (%40 for @)".to_owned() } else { scrub(message) }
+}
+
+fn majority(client: &Client, db: &str) -> Database {
+    let options = DatabaseOptions::builder()
+        .read_concern(ReadConcern::majority())
+        .write_concern(WriteConcern::majority())
+        .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+        .build();
+    client.database_with_options(db, options)
+}
+
+/// The server's own rules, said before the first write trips over them.
+fn check_name(db: &str) -> Result<()> {
+    let bad = db.is_empty()
+        || db.len() > 63
+        || db.contains(['/', '\\', '.', ' ', '"', '$', '\0', '*', '<', '>', ':', '|', '?'])
+        || matches!(db, "admin" | "local" | "config");
+    if bad {
+        Err(Fault::config(format!("`{db}` cannot be the metadata database (ARGON_METADATA_DB): choose a plain name such as argon")))
+    } else {
+        Ok(())
+    }
+}
+
+/// A replica set or sharded cluster of version 6.0 or newer; what it is.
+/// `address` is for the message.
+pub(super) async fn check_server(client: &Client, address: Option<&str>) -> Result<(Topology, String)> {
+    let admin = client.database("admin");
+    let hello = admin.run_command(doc! { "hello": 1 }).await.map_err(fault_of)?;
+    let topology = topology(address, &hello)?;
+    let build = admin.run_command(doc! { "buildInfo": 1 }).await.map_err(fault_of)?;
+    let version = build.get_str("version").unwrap_or("unknown").to_owned();
+    if version_of(&version).is_none_or(|v| v < MIN_VERSION) {
+        let at = hello.get_str("me").unwrap_or("the server");
+        return Err(Fault::rejected(format!("MongoDB at {at} is version {version}: 6.0 or newer is needed")));
+    }
+    Ok((topology, version))
+}
+
+fn topology(address: Option<&str>, hello: &Document) -> Result<Topology> {
+    if hello.get_str("msg").is_ok_and(|m| m == "isdbgrid") {
+        return Ok(Topology::Sharded);
+    }
+    if let Ok(name) = hello.get_str("setName") {
+        return Ok(Topology::ReplicaSet { name: name.to_owned() });
+    }
+    if hello.get_bool("isreplicaset").unwrap_or(false) {
+        let at = address.map_or_else(String::new, |a| format!(" at {a}"));
+        return Err(Fault::rejected(format!("MongoDB{at} runs with --replSet but the set is not initiated: run rs.initiate()")));
+    }
+    Err(standalone(address))
+}
+
+fn version_of(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(['.', '-']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Kind;
+
+    #[tokio::test]
+    async fn a_bad_uri_is_a_setting_and_its_password_stays_inside() {
+        for uri in [
+            "mongodb://user:sec/ret@host:1/",
+            "mongodb://user:s3cret@host:notaport",
+            "postgres://user:s3cret@host",
+            "user:s3cret@host",
+            "",
+            "mongodb://user:s3cret@host/?tls=maybe",
+            "mongodb://user:s3cret@host/?authMechanism=s3cret",
+        ] {
+            let fault = client(uri, &ConnectOptions::default()).await.unwrap_err();
+            assert_eq!(fault.kind, Kind::Config, "{uri}");
+            assert!(!fault.what.contains("s3cret") && !fault.what.contains("ret@"), "{}", fault.what);
+        }
+    }
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert_eq!(version_of("6.0.5"), Some((6, 0)));
+        assert_eq!(version_of("10.1.0-rc2"), Some((10, 1)));
+        assert_eq!(version_of("x"), None);
+        assert!(version_of("5.0.31").unwrap() < MIN_VERSION && version_of("10.0.0").unwrap() > MIN_VERSION);
+    }
+
+    #[test]
+    fn names_that_cannot_be_a_database_are_settings() {
+        for bad in ["", "a.b", "a b", "local", "a/b", &"x".repeat(64)] {
+            assert_eq!(check_name(bad).unwrap_err().kind, Kind::Config, "{bad}");
+        }
+        check_name("argon").unwrap();
+    }
+}

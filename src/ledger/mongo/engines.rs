@@ -1,0 +1,185 @@
+//! Owns: heartbeats and the rescue of what dead processes held. Does not own: how often (`queue`'s callers), or who is known to be dead.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::ClientSession;
+use mongodb::options::{Hint, UpdateModifications};
+
+use super::super::{EngineBeat, EngineId, Job, JobState, Rescued};
+use super::classify::fault_of;
+use super::rows::{literal, now, text, with_error, word};
+use super::txn::{Body, Halt, Then};
+use super::{Inner, millis};
+use crate::fault::Result;
+use crate::queue::{self, AfterCrash};
+
+impl Inner {
+    pub(super) async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool> {
+        let merged = doc! { "$mergeObjects": [literal(beat)?, { "beat_ms": now() }] };
+        let update = UpdateModifications::Pipeline(vec![doc! { "$replaceWith": merged }]);
+        // Only the first may create the document: a later one that finds none has been taken for dead.
+        let done = self.engines_coll().update_one(doc! { "_id": &beat.id }, update).upsert(first).await.map_err(fault_of)?;
+        Ok(done.matched_count > 0 || done.upserted_id.is_some())
+    }
+
+    pub(super) async fn engines(&self) -> Result<Vec<EngineBeat>> {
+        let cursor = self.engines_coll().find(doc! {}).sort(doc! { "_id": 1 }).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
+    pub(super) async fn retire(&self, engine: &str) -> Result<()> {
+        self.engines_coll().delete_one(doc! { "_id": engine }).await.map_err(fault_of)?;
+        Ok(())
+    }
+
+    pub(super) async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
+        // Owners before engines: a process has a document before it owns anything, so an owner that is not in the later
+        // list has left. The other order would take a process that has just started for one that is gone.
+        let owners = self.owners().await?;
+        // Read before the condition is checked, so it errs on the side of the living.
+        let cutoff_ms = self.now_ms().await?.saturating_sub(millis(lease));
+        let engines = self.engines().await?;
+        let mut out = Rescued::default();
+        for engine in &engines {
+            let known = known_dead.contains(&engine.id);
+            if !known && engine.beat_ms >= cutoff_ms {
+                continue;
+            }
+            let gone = if known { Gone::Known } else { Gone::Silent { cutoff_ms } };
+            let mut body = RescueTxn { inner: self, engine: &engine.id, gone };
+            if let Some((jobs, captures)) = self.transact(&mut body).await? {
+                out.engines.push(engine.id.clone());
+                out.jobs += jobs;
+                out.captures += captures;
+            }
+        }
+        for owner in owners.iter().filter(|o| !engines.iter().any(|e| e.id == **o)) {
+            let gone = Gone::Left { died: known_dead.contains(owner) };
+            let mut body = RescueTxn { inner: self, engine: owner, gone };
+            if let Some((jobs, captures)) = self.transact(&mut body).await? {
+                out.jobs += jobs;
+                out.captures += captures;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Everybody who holds a job or a capture.
+    async fn owners(&self) -> Result<Vec<EngineId>> {
+        let running = doc! { "state": word(JobState::Running) };
+        let mut found = self.jobs_coll().distinct("lease.engine", running).await.map_err(fault_of)?;
+        found.extend(self.captures_coll().distinct("owner", doc! { "owner": { "$gt": "" } }).await.map_err(fault_of)?);
+        let mut owners: Vec<EngineId> = found.iter().filter_map(|b| b.as_str().map(str::to_owned)).collect();
+        owners.sort();
+        owners.dedup();
+        Ok(owners)
+    }
+}
+
+/// How we know that a process is gone.
+#[derive(Debug, Clone, Copy)]
+enum Gone {
+    /// The caller has proof.
+    Known,
+    /// No heartbeat since then.
+    Silent { cutoff_ms: i64 },
+    /// It has no document any more, but something is still in its name.
+    Left { died: bool },
+}
+
+/// Takes everything from one process, in one transaction with the removal of its document.
+///
+/// SUBTLE: the condition on the heartbeat is part of the delete. A heartbeat that comes while we look either is seen here
+/// or conflicts with the delete, so a process that was only slow keeps its jobs, or learns at once that it has lost them.
+struct RescueTxn<'a> {
+    inner: &'a Inner,
+    engine: &'a str,
+    gone: Gone,
+}
+
+#[async_trait]
+impl Body for RescueTxn<'_> {
+    type Out = Option<(u64, u64)>;
+
+    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<Option<(u64, u64)>>, Halt> {
+        let (inner, engine) = (self.inner, self.engine);
+        let died = match self.gone {
+            Gone::Left { died } => {
+                if inner.engines_coll().find_one(doc! { "_id": engine }).session(&mut *session).await?.is_some() {
+                    return Ok(Then::Abort(None));
+                }
+                died
+            }
+            Gone::Known | Gone::Silent { .. } => {
+                let mut stale = doc! { "_id": engine };
+                if let Gone::Silent { cutoff_ms } = self.gone {
+                    stale.insert("beat_ms", doc! { "$lt": cutoff_ms });
+                }
+                if inner.engines_coll().delete_one(stale).session(&mut *session).await?.deleted_count == 0 {
+                    return Ok(Then::Abort(None));
+                }
+                true
+            }
+        };
+        let jobs = self.take_jobs(session, died).await?;
+        // The next fence now, not when somebody takes it: a zombie learns at its next checkpoint.
+        let free = doc! { "$set": { "owner": Bson::Null }, "$inc": { "fence": 1i64 } };
+        let freed = inner.captures_coll().update_many(doc! { "owner": engine }, free).session(session).await?;
+        Ok(Then::Commit(Some((jobs, freed.modified_count))))
+    }
+}
+
+impl RescueTxn<'_> {
+    async fn take_jobs(&self, session: &mut ClientSession, died: bool) -> Result<u64, Halt> {
+        let held = doc! { "state": word(JobState::Running), "lease.engine": self.engine };
+        let mut cursor = self.inner.jobs_coll().find(held).session(&mut *session).await?;
+        let jobs: Vec<Job> = cursor.stream(&mut *session).try_collect().await?;
+        let alone = jobs.len() == 1;
+        let (mut again, mut dead) = (Vec::new(), Vec::new());
+        for job in &jobs {
+            match queue::after_crash(job.crashes, alone) {
+                AfterCrash::Dead { crashes } if died => dead.push((job, crashes)),
+                AfterCrash::Requeue { .. } | AfterCrash::Dead { .. } => again.push(job.id.as_str()),
+            }
+        }
+        if !again.is_empty() {
+            let update = requeue(self.engine, died);
+            self.update_jobs(session, &again, update).await?;
+        }
+        for (job, crashes) in dead {
+            self.update_jobs(session, &[job.id.as_str()], condemn(self.engine, crashes)).await?;
+            self.inner.settle_status(session, &job.branch).await?;
+        }
+        Ok(jobs.len() as u64)
+    }
+
+    async fn update_jobs(&self, session: &mut ClientSession, ids: &[&str], set: Document) -> Result<(), Halt> {
+        let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
+        let hint = Hint::Keys(doc! { "_id": 1 });
+        self.inner.jobs_coll().update_many(doc! { "_id": { "$in": ids } }, update).hint(hint).session(session).await?;
+        Ok(())
+    }
+}
+
+/// Back to `ready`; the attempt does not count, but it is in the history.
+fn requeue(engine: &str, died: bool) -> Document {
+    let what = if died { "the process died while running this job" } else { "the process had left while running this job" };
+    let mut set = with_error(text(engine), what);
+    set.extend(doc! {
+        "state": word(JobState::Ready),
+        "lease": Bson::Null,
+        "attempt": { "$subtract": ["$attempt", 1] },
+        "crashes": { "$add": ["$crashes", i64::from(died)] },
+    });
+    set
+}
+
+fn condemn(engine: &str, crashes: u32) -> Document {
+    let what = format!("crash_loop: {crashes} processes died while running this job, the last one with it alone");
+    let mut set = with_error(text(engine), &what);
+    set.extend(doc! { "state": word(JobState::Dead), "lease": Bson::Null, "crashes": crashes, "finished_ms": now() });
+    set
+}

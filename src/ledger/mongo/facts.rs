@@ -1,0 +1,131 @@
+//! Owns: what `doctor` and the identity check of a source want to know of a deployment (correctness.md 7).
+//! Does not own: judging them, except whether two identities can be the same source.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::options::ReadConcern;
+use mongodb::{Client, Collection};
+
+use super::classify::fault_of;
+use super::connect::{Topology, check_server};
+use crate::change::ClusterTime;
+use crate::fault::Result;
+
+/// A deployment as its primary (or mongos) shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerFacts {
+    pub version: String,
+    pub topology: Topology,
+    /// `rs:NAME:ID`, `sharded:ID`, or without the id where the user may not read it. Compare with [`same_source`].
+    pub identity: String,
+    /// The identity has an id, so a different cluster of the same name is noticed.
+    pub identity_exact: bool,
+    /// Wall clock of the server in ms since the epoch.
+    pub now_ms: i64,
+    /// Members of the replica set, as they call themselves.
+    pub hosts: Vec<String>,
+    /// Oldest and newest entry of the oplog, where the user may read it.
+    pub oplog: Option<(ClusterTime, ClusterTime)>,
+    /// Largest document it takes.
+    pub max_bson_bytes: i64,
+}
+
+impl ServerFacts {
+    /// How long a capture may stand still before its position is gone, at the rate of the recent past.
+    pub fn oplog_window(&self) -> Option<Duration> {
+        self.oplog.map(|(first, last)| Duration::from_secs(u64::from(last.t.saturating_sub(first.t))))
+    }
+}
+
+/// Whether a stored identity and a seen one can be the same source. Where one of them lacks the id, the name decides:
+/// a right that was granted or taken away must not look like another cluster.
+pub fn same_source(stored: &str, seen: &str) -> bool {
+    let parts = |s: &str| {
+        let mut it = s.splitn(3, ':').map(str::to_owned);
+        (it.next(), it.next(), it.next())
+    };
+    let ((kind_a, name_a, id_a), (kind_b, name_b, id_b)) = (parts(stored), parts(seen));
+    kind_a == kind_b && name_a == name_b && (id_a.is_none() || id_b.is_none() || id_a == id_b)
+}
+
+/// Reads the facts. What the user may not read is left out; only a server that cannot serve at all is an error.
+pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
+    let (topology, version) = check_server(client, None).await?;
+    let hello = client.database("admin").run_command(doc! { "hello": 1 }).await.map_err(fault_of)?;
+    let id = match &topology {
+        Topology::ReplicaSet { .. } => replica_set_id(client).await,
+        Topology::Sharded => cluster_id(client).await,
+    };
+    let name = match &topology {
+        Topology::ReplicaSet { name } => format!("rs:{}", name.replace(':', "_")),
+        Topology::Sharded => "sharded:cluster".to_owned(),
+    };
+    let oplog = match &topology {
+        Topology::ReplicaSet { .. } => oplog_bounds(client).await,
+        Topology::Sharded => None,
+    };
+    Ok(ServerFacts {
+        version,
+        topology,
+        identity_exact: id.is_some(),
+        identity: id.map_or(name.clone(), |id| format!("{name}:{id}")),
+        now_ms: hello.get_datetime("localTime").map_or(0, |t| t.timestamp_millis()),
+        hosts: hello.get_array("hosts").map_or_else(|_| Vec::new(), |all| all.iter().filter_map(Bson::as_str).map(str::to_owned).collect()),
+        oplog,
+        max_bson_bytes: hello.get_i32("maxBsonObjectSize").map_or(16 << 20, i64::from),
+    })
+}
+
+/// Needs the right `replSetGetConfig` (role clusterMonitor), or else read on `local`.
+async fn replica_set_id(client: &Client) -> Option<String> {
+    let of = |config: &Document| config.get_document("settings").ok()?.get_object_id("replicaSetId").ok().map(|id| id.to_hex());
+    if let Ok(reply) = client.database("admin").run_command(doc! { "replSetGetConfig": 1 }).await {
+        return of(reply.get_document("config").ok()?);
+    }
+    let stored: Collection<Document> = client.database("local").collection("system.replset");
+    stored.find_one(doc! {}).read_concern(ReadConcern::local()).await.ok().flatten().as_ref().and_then(of)
+}
+
+/// Needs read on `config`.
+async fn cluster_id(client: &Client) -> Option<String> {
+    let version: Collection<Document> = client.database("config").collection("version");
+    let row = version.find_one(doc! {}).await.ok()??;
+    row.get_object_id("clusterId").ok().map(|id| id.to_hex())
+}
+
+/// Needs read on `local`.
+async fn oplog_bounds(client: &Client) -> Option<(ClusterTime, ClusterTime)> {
+    let oplog: Collection<Document> = client.database("local").collection("oplog.rs");
+    let mut ends = Vec::with_capacity(2);
+    for direction in [1, -1] {
+        let entry = oplog
+            .find_one(doc! {})
+            .sort(doc! { "$natural": direction })
+            .projection(doc! { "ts": 1 })
+            .read_concern(ReadConcern::local())
+            .await
+            .ok()??;
+        ends.push(ClusterTime::from(entry.get_timestamp("ts").ok()?));
+    }
+    Some((*ends.first()?, *ends.last()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_7_another_cluster_of_the_same_name_is_another_source() {
+        for (stored, seen, same) in [
+            ("rs:rs0:aa", "rs:rs0:aa", true),
+            ("rs:rs0:aa", "rs:rs0:bb", false),
+            ("rs:rs0", "rs:rs0:bb", true),
+            ("rs:rs0:aa", "rs:rs0", true),
+            ("rs:rs0", "rs:rs1", false),
+            ("rs:cluster", "sharded:cluster", false),
+        ] {
+            assert_eq!(same_source(stored, seen), same, "{stored} {seen}");
+        }
+    }
+}

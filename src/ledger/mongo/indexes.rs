@@ -1,0 +1,84 @@
+//! Owns: the collections and their indexes, one table. Does not own: the queries they serve.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::IndexModel;
+use mongodb::options::{CommitQuorum, IndexOptions};
+
+use super::Inner;
+use super::classify::{code, fault_of};
+use crate::fault::Result;
+
+pub(super) const JOBS_READY: &str = "ready";
+pub(super) const JOBS_SCHEDULED: &str = "scheduled";
+pub(super) const JOBS_RUNNING: &str = "running_by_engine";
+pub(super) const JOBS_DEAD: &str = "dead";
+
+/// All collections of the metadata database.
+const COLLECTIONS: [&str; 8] = ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "gaps", "events"];
+
+struct Index {
+    coll: &'static str,
+    name: &'static str,
+    keys: Document,
+    /// Partial on this.
+    only: Option<Document>,
+    unique: bool,
+}
+
+/// Indexes of jobs are partial on the state they serve and begin with it: a finished job costs nothing, counting needs no
+/// document, and the planner sees at once that they fit.
+fn indexes() -> Vec<Index> {
+    let index = |coll, name, keys, only| Index { coll, name, keys, only, unique: false };
+    let unique = |coll, name, keys| Index { coll, name, keys, only: None, unique: true };
+    let jobs = |name, state: &str, keys| index("jobs", name, keys, Some(doc! { "state": state }));
+    vec![
+        jobs(JOBS_READY, "ready", doc! { "state": 1, "kind": 1, "sched_key": 1, "_id": 1, "crashes": 1 }),
+        jobs(JOBS_SCHEDULED, "scheduled", doc! { "state": 1, "run_at_ms": 1 }),
+        jobs("running_by_token", "running", doc! { "state": 1, "lease.token": 1 }),
+        jobs(JOBS_RUNNING, "running", doc! { "state": 1, "lease.engine": 1 }),
+        jobs(JOBS_DEAD, "dead", doc! { "state": 1, "branch": 1, "_id": 1 }),
+        index("jobs", "finished", doc! { "state": 1, "finished_ms": 1 }, Some(doc! { "state": { "$in": ["done", "cancelled"] } })),
+        unique("branches", "name", doc! { "name": 1 }),
+        index("captures", "branch", doc! { "branch": 1 }, None),
+        index("captures", "owner", doc! { "owner": 1 }, None),
+        // The walk of the head, reading from a seq, and the promise that no range is in a level of an epoch twice.
+        unique("segments", "range", doc! { "branch": 1, "last_seq": 1, "level": 1, "epoch": 1 }),
+        index("segments", "gaps", doc! { "kind": 1, "branch": 1, "first_seq": 1 }, Some(doc! { "kind": "gap" })),
+    ]
+}
+
+impl Inner {
+    pub(super) async fn prepare(&self) -> Result<()> {
+        // Created by hand: a transaction should not have to.
+        for name in COLLECTIONS {
+            match self.db.create_collection(name).await {
+                Err(e) if code(&e) == Some(48) => {} // exists
+                other => other.map_err(fault_of)?,
+            }
+        }
+        let all = indexes();
+        for coll in COLLECTIONS {
+            let models: Vec<IndexModel> = all.iter().filter(|i| i.coll == coll).map(model).collect();
+            if !models.is_empty() {
+                self.db
+                    .collection::<Document>(coll)
+                    .create_indexes(models)
+                    // A member that is down must not keep the engine from starting.
+                    .commit_quorum(CommitQuorum::Majority)
+                    .max_time(Duration::from_secs(60))
+                    .await
+                    .map_err(|e| fault_of(e).at(format!("indexes of {}.{coll}", self.db.name())))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn model(index: &Index) -> IndexModel {
+    let mut options = IndexOptions::builder().name(index.name.to_owned()).build();
+    options.unique = index.unique.then_some(true);
+    options.partial_filter_expression = index.only.clone();
+    IndexModel::builder().keys(index.keys.clone()).options(options).build()
+}

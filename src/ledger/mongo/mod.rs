@@ -1,0 +1,210 @@
+//! Owns: the ledger in MongoDB: every write is one atomic statement or one majority transaction, every time in it is the server's.
+//! Does not own: decisions (`super::rules`, `queue`), or when to repeat (callers; only conflicts within a transaction are repeated here).
+//!
+//! Reading order: `connect`, `indexes`, `txn`, `checkpoint`, `claim`, `commit`, `jobs`, `engines`, `captures`, `classify`, `facts`.
+
+mod captures;
+mod checkpoint;
+mod claim;
+mod classify;
+mod commit;
+mod connect;
+mod engines;
+mod facts;
+mod indexes;
+mod jobs;
+mod rows;
+mod txn;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::{RawDocumentBuf, doc};
+use bytes::Bytes;
+use mongodb::{Client, Collection, Database};
+
+pub use self::classify::{Phase, classify};
+pub use self::connect::{ConnectOptions, Topology};
+pub use self::facts::{ServerFacts, same_source, server_facts};
+use super::*;
+use crate::fault::Fault;
+
+/// The ledger in a database of a replica set.
+#[derive(Debug, Clone)]
+pub struct MongoLedger {
+    inner: Arc<Inner>,
+    /// Overall limit of one call; after it the outcome is unknown.
+    deadline: Duration,
+}
+
+/// What the parts of this module work on.
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    /// Majority concerns, primary only.
+    db: Database,
+}
+
+impl Inner {
+    fn captures_coll(&self) -> Collection<Capture> {
+        self.db.collection("captures")
+    }
+    fn branches_coll(&self) -> Collection<Branch> {
+        self.db.collection("branches")
+    }
+    fn segments_coll(&self) -> Collection<SegmentRow> {
+        self.db.collection("segments")
+    }
+    fn jobs_coll(&self) -> Collection<Job> {
+        self.db.collection("jobs")
+    }
+    fn payloads_coll(&self) -> Collection<RawDocumentBuf> {
+        self.db.collection("job_payloads")
+    }
+    fn engines_coll(&self) -> Collection<EngineBeat> {
+        self.db.collection("engines")
+    }
+
+    async fn now_ms(&self) -> Result<i64> {
+        let hello = self.db.run_command(doc! { "hello": 1 }).await.map_err(classify::fault_of)?;
+        let now = hello.get_datetime("localTime").map_err(|_| Fault::unknown("MongoDB: hello came without localTime"))?;
+        Ok(now.timestamp_millis())
+    }
+}
+
+/// Bounded, so that arithmetic on the server stays in range.
+fn millis(d: Duration) -> i64 {
+    const TEN_YEARS: i64 = 10 * 366 * 24 * 3_600_000;
+    i64::try_from(d.as_millis()).unwrap_or(TEN_YEARS).min(TEN_YEARS)
+}
+
+impl MongoLedger {
+    /// The client, for those who read the same cluster.
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// Runs a call in a task of its own, with a limit.
+    ///
+    /// SUBTLE: the caller may drop its future at any time (timeout, select, abort), and dropping a driver future in the middle of a call can leave
+    /// the driver inconsistent. So the task is never cancelled: it runs on to its own end, and whoever asked hears `Unknown`.
+    async fn within<T, F>(&self, what: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        match tokio::time::timeout(self.deadline, tokio::spawn(Box::pin(work))).await {
+            Ok(Ok(outcome)) => outcome.map_err(|f| f.at(what)),
+            Ok(Err(join)) => Err(Fault::unknown(format!("{what}: the call ended without an answer: {join}"))),
+            Err(_) => Err(Fault::unknown(format!("{what}: MongoDB has not answered within {:?}", self.deadline))),
+        }
+    }
+}
+
+/// One call of [`Inner`] through [`MongoLedger::within`], with owned arguments.
+macro_rules! call {
+    ($self:ident, $what:literal, |$inner:ident| $work:expr $(; $arg:ident = $owned:expr)*) => {{
+        let $inner = Arc::clone(&$self.inner);
+        $(let $arg = $owned;)*
+        $self.within($what, async move { $work.await }).await
+    }};
+}
+
+#[async_trait]
+impl Ledger for MongoLedger {
+    async fn prepare(&self) -> Result<()> {
+        call!(self, "prepare the metadata database", |i| i.prepare())
+    }
+    async fn now_ms(&self) -> Result<i64> {
+        call!(self, "read the server's clock", |i| i.now_ms())
+    }
+    async fn create_capture(&self, new: &NewCapture) -> Result<()> {
+        call!(self, "create the capture", |i| i.create_capture(&new); new = new.clone())
+    }
+    async fn captures(&self) -> Result<Vec<Capture>> {
+        call!(self, "list captures", |i| i.captures())
+    }
+    async fn capture(&self, id: &str) -> Result<Option<Capture>> {
+        call!(self, "read the capture", |i| i.capture(&id); id = id.to_owned())
+    }
+    async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
+        call!(self, "own the capture", |i| i.own_capture(&id, &engine); id = id.to_owned(); engine = engine.to_owned())
+    }
+    async fn release_capture(&self, id: &str, fence: u64) -> Result<()> {
+        call!(self, "release the capture", |i| i.release_capture(&id, fence); id = id.to_owned())
+    }
+    async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
+        call!(self, "set the capture's state", |i| i.set_capture_state(&id, state, reason.as_deref());
+            id = id.to_owned(); reason = reason.map(str::to_owned))
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
+        call!(self, "note on the capture", |i| i.note_capture(&id, fence, reason.as_deref(), fidelity);
+            id = id.to_owned(); reason = reason.map(str::to_owned))
+    }
+    async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
+        call!(self, "checkpoint", |i| i.checkpoint(&write); write = write.clone())
+    }
+    async fn promote(&self) -> Result<u64> {
+        call!(self, "promote jobs", |i| i.promote())
+    }
+    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
+        call!(self, "claim jobs", |i| i.claim(&engine, &kinds, limit, alone); engine = engine.to_owned(); kinds = kinds.to_vec())
+    }
+    async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
+        call!(self, "read the payload", |i| i.payload(&job); job = job.to_owned())
+    }
+    async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
+        call!(self, "commit segments", |i| i.commit(&commits); commits = commits.to_vec())
+    }
+    async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
+        call!(self, "end an attempt", |i| i.fail(&lease, &how); lease = lease.clone(); how = how.clone())
+    }
+    async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool> {
+        call!(self, "heartbeat", |i| i.heartbeat(&beat, first); beat = beat.clone())
+    }
+    async fn engines(&self) -> Result<Vec<EngineBeat>> {
+        call!(self, "list engines", |i| i.engines())
+    }
+    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
+        call!(self, "rescue", |i| i.rescue(lease, &known_dead); known_dead = known_dead.to_vec())
+    }
+    async fn retire(&self, engine: &str) -> Result<()> {
+        call!(self, "retire the engine", |i| i.retire(&engine); engine = engine.to_owned())
+    }
+    async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64> {
+        call!(self, "sweep finished jobs", |i| i.sweep_jobs(age, max))
+    }
+    async fn depth(&self) -> Result<QueueDepth> {
+        call!(self, "count jobs", |i| i.depth())
+    }
+    async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
+        call!(self, "list jobs", |i| i.jobs(&filter, max); filter = filter.clone())
+    }
+    async fn job(&self, id: &str) -> Result<Option<Job>> {
+        call!(self, "read the job", |i| i.job(&id); id = id.to_owned())
+    }
+    async fn retry_job(&self, id: &str) -> Result<bool> {
+        call!(self, "retry the job", |i| i.retry_job(&id); id = id.to_owned())
+    }
+    async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
+        call!(self, "discard the job", |i| i.discard_job(&id, &gap); id = id.to_owned(); gap = gap.clone())
+    }
+    async fn branches(&self) -> Result<Vec<Branch>> {
+        call!(self, "list branches", |i| i.branches())
+    }
+    async fn branch(&self, id: &str) -> Result<Option<Branch>> {
+        call!(self, "read the branch", |i| i.branch(&id); id = id.to_owned())
+    }
+    async fn branch_named(&self, name: &str) -> Result<Option<Branch>> {
+        call!(self, "read the branch", |i| i.branch_named(&name); name = name.to_owned())
+    }
+    async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        call!(self, "list segments", |i| i.segments(&branch, from_seq, max); branch = branch.to_owned())
+    }
+    async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
+        let found = call!(self, "read the position", |i| i.capture(&id); id = capture.to_owned())?;
+        Ok(found.map(|c| (c.position.token, c.position.next_seq)))
+    }
+}

@@ -1,0 +1,234 @@
+//! Owns: the decisions that the real ledger and its twin must take alike. Pure.
+//! Does not own: reading or writing rows (`mongo`, `memory`), or job states and retries (`queue`).
+
+use super::{
+    BranchStatus, Capture, Checkpoint, Checkpointed, Committed, Ends, Head, Job, JobFilter, JobLease, JobState, SegmentCommit, SegmentKind,
+    SegmentRow,
+};
+use crate::fault::{Fault, Result};
+
+/// Most commits of one call: a transaction stays far below its 60 s and a few MB of oplog.
+pub(super) const MAX_COMMITS: usize = 256;
+/// Most parts of a payload: a batch has one, or a few after a huge change.
+pub(super) const MAX_PARTS: usize = 256;
+/// Depth is exact up to here, then one more.
+pub(super) const DEPTH_LIMIT: u64 = 10_000;
+
+/// Why a capture did not match the condition of a checkpoint. Asked only after the conditional write found nothing.
+///
+/// SUBTLE (correctness.md 9): our own write, whose answer was lost, is one of the things that make the condition fail. The batch id tells,
+/// and it is looked at first: a batch that is stored is stored, whoever owns the capture by now.
+pub(super) fn refused(capture: &Capture, write: &Checkpoint) -> Checkpointed {
+    let ours = write.batch.as_ref().is_some_and(|b| capture.last_batch.as_deref() == Some(b.spec.batch.as_str()));
+    if ours && capture.position.next_seq == write.after.next_seq {
+        Checkpointed::Already
+    } else if capture.state != super::CaptureState::Running {
+        Checkpointed::NotRunning
+    } else {
+        Checkpointed::Fenced
+    }
+}
+
+/// A checkpoint must say one thing: the batch starts where the position is and ends where the next one starts.
+pub(super) fn check_checkpoint(write: &Checkpoint) -> Result<()> {
+    let fits = match &write.batch {
+        None => write.after.next_seq == write.expected_next_seq,
+        Some(b) => {
+            b.spec.first_seq == write.expected_next_seq
+                && b.spec.last_seq >= b.spec.first_seq
+                && write.after.next_seq == b.spec.last_seq.saturating_add(1)
+                && b.parts.len() <= MAX_PARTS
+                && u32::try_from(b.parts.len()).is_ok_and(|n| n == b.spec.payload_parts)
+                && b.parts.iter().map(|p| p.len() as u64).sum::<u64>() == b.spec.payload_bytes
+        }
+    };
+    if fits { Ok(()) } else { Err(Fault::rejected("checkpoint: batch, position and payload do not fit together")) }
+}
+
+/// What a commit finds of its job.
+pub(super) struct Found<'a> {
+    pub(super) job: Option<&'a Job>,
+    /// Token of the lease that ended the job's last attempt.
+    pub(super) ended: Option<&'a str>,
+    /// A row has the segment's key or range already.
+    pub(super) claimed: bool,
+}
+
+/// Outcome of one commit given what is stored.
+pub(super) fn judge(commit: &SegmentCommit, found: &Found<'_>) -> Result<Committed> {
+    let Some(job) = found.job else { return Ok(Committed::Fenced) };
+    if job.state == JobState::Done && found.ended == Some(commit.lease.token.as_str()) {
+        return Ok(Committed::Already);
+    }
+    if !holds(job, &commit.lease) || found.claimed {
+        return Ok(Committed::Fenced);
+    }
+    let row = &commit.segment;
+    let fits = job.sync.as_ref().is_some_and(|s| s.first_seq == row.first_seq && s.last_seq == row.last_seq && job.branch == row.branch);
+    if !fits {
+        return Err(Fault::rejected(format!("commit: segment {} does not have the range of job {}", row.key, job.id)));
+    }
+    Ok(Committed::Now)
+}
+
+/// The lease is the job's, and the job runs.
+pub(super) fn holds(job: &Job, lease: &JobLease) -> bool {
+    job.state == JobState::Running && job.attempt == lease.attempt && job.lease.as_ref().is_some_and(|l| l.token == lease.token)
+}
+
+/// All commits of a call are of one branch, and of different jobs and keys.
+pub(super) fn check_commits(commits: &[SegmentCommit]) -> Result<()> {
+    if commits.len() > MAX_COMMITS {
+        return Err(Fault::rejected(format!("commit: {} segments in one call, at most {MAX_COMMITS}", commits.len())));
+    }
+    for (i, one) in commits.iter().enumerate() {
+        for other in commits.iter().skip(i + 1) {
+            if one.segment.branch != other.segment.branch {
+                return Err(Fault::rejected("commit: segments of two branches in one call"));
+            }
+            if one.lease.id == other.lease.id || one.segment.key == other.segment.key {
+                return Err(Fault::rejected(format!("commit: job {} or key {} twice in one call", one.lease.id, one.segment.key)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One step of the walk: what of a segment the head needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+    pub(super) time: crate::change::ClusterTime,
+    pub(super) wall_ms: Option<i64>,
+}
+
+impl From<&SegmentRow> for Step {
+    fn from(row: &SegmentRow) -> Self {
+        Self { first_seq: row.first_seq, last_seq: row.last_seq, time: row.last_time, wall_ms: row.last_wall_ms }
+    }
+}
+
+/// Moves the head over `steps` (by last seq) as far as they are contiguous; false in the pair when a hole stopped it.
+pub(super) fn advance(mut head: Head, steps: impl IntoIterator<Item = Step>) -> (Head, bool) {
+    for step in steps {
+        if step.last_seq <= head.seq {
+            continue;
+        }
+        // A compacted segment may begin before the head; what matters is that nothing is missing between.
+        if step.first_seq > head.seq.saturating_add(1) {
+            return (head, false);
+        }
+        head = Head { seq: step.last_seq, time: step.time, wall_ms: step.wall_ms };
+    }
+    (head, true)
+}
+
+/// What the status of a branch follows from.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Health {
+    pub(super) archived: bool,
+    /// The capture has failed, with this reason.
+    pub(super) failed: Option<String>,
+    /// A dead sync job holds the head: id and last error.
+    pub(super) dead: Option<(String, String)>,
+    /// A recorded gap.
+    pub(super) gap: Option<(u64, u64)>,
+}
+
+/// Status and reason of a branch: the gravest first, and every reason is told.
+pub(super) fn status(health: &Health) -> (BranchStatus, Option<String>) {
+    if health.archived {
+        return (BranchStatus::Archived, None);
+    }
+    let mut found: Vec<(BranchStatus, String)> = Vec::new();
+    if let Some(reason) = &health.failed {
+        found.push((BranchStatus::Failed, format!("capture failed: {reason}")));
+    }
+    if let Some((job, error)) = &health.dead {
+        found.push((
+            BranchStatus::Stalled,
+            format!("job {job} is dead and holds the head: {error}; `argon jobs retry {job}` or discard it"),
+        ));
+    }
+    if let Some((first, last)) = health.gap {
+        found.push((BranchStatus::Gap, format!("changes {first} to {last} are not in history")));
+    }
+    let status = found.first().map_or(BranchStatus::Active, |(s, _)| *s);
+    let reason = found.into_iter().map(|(_, r)| r).reduce(|a, b| format!("{a}; {b}"));
+    (status, reason)
+}
+
+/// The gap that replaces a job has exactly the job's range.
+pub(super) fn check_gap(job: &Job, gap: &SegmentRow) -> Result<()> {
+    let spec = job.sync.as_ref().ok_or_else(|| Fault::rejected(format!("job {} is not a sync job: it has no range to discard", job.id)))?;
+    let exact = gap.kind == SegmentKind::Gap
+        && gap.branch == job.branch
+        && gap.first_seq == spec.first_seq
+        && gap.last_seq == spec.last_seq
+        && gap.ends != Ends::Open;
+    if exact { Ok(()) } else { Err(Fault::rejected(format!("gap {} does not have the range of job {}", gap.key, job.id))) }
+}
+
+/// Whether a job is listed.
+pub(super) fn listed(job: &Job, filter: &JobFilter) -> bool {
+    filter.state.is_none_or(|s| job.state == s)
+        && filter.kind.is_none_or(|k| job.kind == k)
+        && filter.branch.as_ref().is_none_or(|b| job.branch == *b)
+        && filter.after.as_ref().is_none_or(|a| job.id > *a)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::ClusterTime;
+
+    fn step(first_seq: u64, last_seq: u64) -> Step {
+        Step { first_seq, last_seq, time: ClusterTime { t: u32::try_from(last_seq).unwrap(), i: 1 }, wall_ms: None }
+    }
+
+    #[test]
+    fn the_head_stops_at_the_first_hole() {
+        let head = |steps: &[(u64, u64)]| advance(Head::default(), steps.iter().map(|(a, b)| step(*a, *b)));
+        assert_eq!(head(&[]).0.seq, 0);
+        assert_eq!(head(&[(1, 3), (4, 4), (5, 9)]).0.seq, 9);
+        assert_eq!((head(&[(1, 3), (5, 9)]).0.seq, head(&[(1, 3), (5, 9)]).1), (3, false));
+        assert_eq!(head(&[(2, 3)]).0.seq, 0);
+        assert_eq!(head(&[(1, 3), (1, 6), (7, 7)]).0.seq, 7, "a compacted segment may reach back");
+    }
+
+    #[test]
+    fn the_gravest_status_is_shown_and_every_reason_told() {
+        let mut health = Health::default();
+        assert_eq!(status(&health), (BranchStatus::Active, None));
+        health.gap = Some((5, 9));
+        assert_eq!(status(&health).0, BranchStatus::Gap);
+        health.dead = Some(("j1".into(), "access denied".into()));
+        assert_eq!(status(&health).0, BranchStatus::Stalled);
+        health.failed = Some("oplog gone".into());
+        let (shown, reason) = status(&health);
+        assert_eq!(shown, BranchStatus::Failed);
+        for word in ["oplog gone", "j1", "access denied", "5 to 9"] {
+            assert!(reason.as_ref().unwrap().contains(word), "{reason:?} lacks {word}");
+        }
+        health.archived = true;
+        assert_eq!(status(&health).0, BranchStatus::Archived);
+    }
+
+    proptest! {
+        #[test]
+        fn the_head_is_the_end_of_the_contiguous_prefix(lens in prop::collection::vec((1..5u64, any::<bool>()), 0..30)) {
+            let (mut next, mut steps, mut expected, mut whole) = (1, Vec::new(), 0, true);
+            for (len, present) in lens {
+                let (first, last) = (next, next + len - 1);
+                next += len;
+                whole &= present;
+                if present { steps.push(step(first, last)); }
+                if whole { expected = last; }
+            }
+            prop_assert_eq!(advance(Head::default(), steps).0.seq, expected);
+        }
+    }
+}

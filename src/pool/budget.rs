@@ -1,0 +1,65 @@
+//! One byte budget for all jobs in work: taken after a claim, travels with the job, released when it has ended.
+//!
+//! Owns: counting. Does not own: how much a job needs ([`cost_of`] is the one estimate).
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::ledger::Job;
+
+/// Units of the semaphore: its counter has 32 bits a request.
+const UNIT: u64 = 1 << 10;
+
+/// Bounds the memory of jobs by configuration, not by load.
+#[derive(Debug, Clone)]
+pub struct MemoryBudget {
+    units: Arc<Semaphore>,
+    total: u32,
+}
+
+/// Held while a job is in work.
+#[derive(Debug)]
+pub struct MemoryPermit(#[allow(dead_code)] OwnedSemaphorePermit); // kept for its Drop
+
+impl MemoryBudget {
+    /// A budget of `bytes`.
+    pub fn new(bytes: u64) -> Self {
+        let total = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).clamp(1, u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+        Self { units: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    /// Waits for `bytes`; more than the whole budget is the whole budget, so that a large job runs alone instead of never.
+    pub async fn take(&self, bytes: u64) -> Option<MemoryPermit> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.total);
+        self.units.clone().acquire_many_owned(units).await.ok().map(MemoryPermit)
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> u64 {
+        (u64::from(self.total) - self.units.available_permits() as u64) * UNIT
+    }
+}
+
+/// What a job holds at its peak: payload, decoded blocks, the encoded segment, and one decoded block per CPU to compare with.
+pub fn cost_of(job: &Job) -> u64 {
+    job.sync.as_ref().map_or(UNIT, |s| s.payload_bytes + s.block_bytes + s.block_bytes / 2 + (4 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_larger_than_the_budget_runs_alone() {
+        let budget = MemoryBudget::new(1 << 20);
+        let small = budget.take(10).await.unwrap();
+        let mut large = Box::pin(budget.take(1 << 40));
+        assert!(futures_util::poll!(&mut large).is_pending());
+        drop(small);
+        let large = large.await.unwrap();
+        assert_eq!(budget.used(), 1 << 20);
+        drop(large);
+        assert_eq!(budget.used(), 0);
+    }
+}

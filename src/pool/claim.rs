@@ -1,0 +1,122 @@
+//! Claim: one claimer per process feeds all workers, so that claimers never meet on one document.
+//!
+//! Owns: how many jobs to claim and when to look again. Does not own: the claim itself (`ledger`), running jobs (`worker`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::ledger::{EngineId, Job, JobKind, SharedLedger};
+use crate::runtime::link::LinkTx;
+use crate::runtime::random;
+use crate::runtime::shutdown::Shutdown;
+
+/// Another process may have queued something: look this often without being rung.
+const POLL: Duration = Duration::from_millis(500);
+/// After a failed look.
+const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
+
+/// A claimed job on its way to a worker, with its place in the pool.
+#[derive(Debug)]
+pub struct Claimed {
+    pub job: Job,
+    /// Freed when the worker is done with the job.
+    pub slot: OwnedSemaphorePermit,
+}
+
+/// Settings of the claimer.
+#[derive(Debug, Clone)]
+pub struct ClaimSettings {
+    pub engine: EngineId,
+    /// Free workers plus a small prefetch.
+    pub slots: usize,
+}
+
+/// The source of the pool: stops first when the engine drains.
+#[derive(Debug)]
+pub struct Claimer {
+    pub ledger: SharedLedger,
+    pub settings: ClaimSettings,
+    /// Rung by captures of this process and by finished jobs.
+    pub bell: Arc<Notify>,
+    pub out: LinkTx<Claimed>,
+    pub stop: Shutdown,
+}
+
+impl Claimer {
+    /// Claims until the engine drains.
+    pub async fn run(self) {
+        let slots = Arc::new(Semaphore::new(self.settings.slots));
+        while !self.stop.is_draining() {
+            let first = tokio::select! {
+                permit = slots.clone().acquire_owned() => permit,
+                () = self.stop.draining() => return,
+            };
+            let Ok(first) = first else { return };
+            let mut permits = vec![first];
+            while let Ok(more) = slots.clone().try_acquire_owned() {
+                permits.push(more);
+            }
+            let pause = match self.step(&mut permits, slots.available_permits() == 0 && self.is_idle(permits.len())).await {
+                Ok(0) => Some(random::jitter(POLL)),
+                Ok(_) => None,
+                Err(()) => Some(random::jitter(POLL_AFTER_FAULT)),
+            };
+            drop(permits);
+            if let Some(pause) = pause {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.bell.notified() => {}
+                    () = self.stop.draining() => return,
+                }
+            }
+        }
+    }
+
+    /// Whether nothing of this pool is running: a suspected job may run only then.
+    fn is_idle(&self, free: usize) -> bool {
+        free == self.settings.slots
+    }
+
+    /// Claims for the free slots; returns how many jobs went to workers.
+    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool) -> Result<usize, ()> {
+        let mut jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
+            Ok(jobs) => jobs,
+            Err(fault) => {
+                tracing::warn!(error = %fault, "could not look for jobs");
+                return Err(());
+            }
+        };
+        if jobs.is_empty() && idle {
+            jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
+            if !jobs.is_empty() {
+                // Alone: every slot belongs to this job until it has ended.
+                return self.run_alone(jobs, permits).await;
+            }
+        }
+        let claimed = jobs.len();
+        for job in jobs {
+            let Some(slot) = permits.pop() else { break };
+            if self.out.send(Claimed { job, slot }).await.is_err() {
+                return Err(());
+            }
+        }
+        Ok(claimed)
+    }
+
+    async fn run_alone(&self, jobs: Vec<Job>, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
+        let claimed = jobs.len();
+        for job in jobs {
+            let Some(mut slot) = permits.pop() else { break };
+            for other in permits.drain(..) {
+                slot.merge(other);
+            }
+            tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
+            if self.out.send(Claimed { job, slot }).await.is_err() {
+                return Err(());
+            }
+        }
+        Ok(claimed)
+    }
+}

@@ -1,0 +1,138 @@
+//! Owns: what a failed attempt leads to, how long to wait, and what is kept of its error. Does not own: clocks and randomness (arguments).
+
+use std::time::Duration;
+
+use crate::fault::{Fault, Kind};
+use crate::ledger::{Failed, JobError, MAX_JOB_ERRORS};
+
+/// Longest error text kept of an attempt; fifty of them stay far below a document's 16 MB.
+pub const MAX_ERROR_CHARS: usize = 1_000;
+
+/// An outage is tried again at least this often, so that work goes on within a minute of its end.
+const OUTAGE_CAP: Duration = Duration::from_secs(30);
+
+/// `JOB_RETRY_COUNT`, `JOB_RETRY_DELAY`, `JOB_RETRY_MAX_DELAY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts after the first.
+    pub retries: u32,
+    /// Ceiling of the first delay; it doubles with each failure.
+    pub base: Duration,
+    /// Ceiling of every delay.
+    pub cap: Duration,
+}
+
+impl RetryPolicy {
+    /// Exponential with full jitter: evenly spread over `0..ceiling`, so that jobs that failed together do not come back together.
+    /// `failures` counts from 1, `unit` is a fraction in `0.0..1.0`.
+    pub fn backoff(&self, failures: u32, unit: f64) -> Duration {
+        self.ceiling(failures).mul_f64(if unit.is_finite() { unit.clamp(0.0, 1.0) } else { 1.0 })
+    }
+
+    fn ceiling(&self, failures: u32) -> Duration {
+        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.base.checked_mul(factor).map_or(self.cap, |d| d.min(self.cap))
+    }
+
+    /// What becomes of a job whose attempt number `attempt` failed, after `error_count` earlier errors.
+    pub fn after(&self, attempt: u32, error_count: u32, fault: &Fault, unit: f64) -> Failed {
+        let error = clip_error(&fault.what);
+        let asked = fault.retry_after.unwrap_or(Duration::ZERO);
+        match fault.kind {
+            Kind::Cancelled => Failed::GiveBack { delay: Duration::ZERO, error: None },
+            // It did not happen and may work later: an outage does not use up attempts.
+            Kind::Transient => {
+                let delay = self.backoff(error_count.saturating_add(1), unit).min(OUTAGE_CAP);
+                Failed::GiveBack { delay: delay.max(asked), error: Some(error) }
+            }
+            // A repeat would do the same.
+            Kind::Rejected | Kind::Corrupt | Kind::Config => Failed::Dead { error },
+            Kind::Unknown | Kind::Fenced | Kind::Missing | Kind::HistoryLost => {
+                if attempt > self.retries {
+                    Failed::Dead { error }
+                } else {
+                    Failed::Retry { delay: self.backoff(attempt, unit).max(asked), error }
+                }
+            }
+        }
+    }
+}
+
+/// One line of bounded length.
+pub fn clip_error(error: &str) -> String {
+    error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_CHARS).collect()
+}
+
+/// Appends to the history, which keeps the newest [`MAX_JOB_ERRORS`], and counts.
+pub fn push_error(errors: &mut Vec<JobError>, count: &mut u32, error: JobError) {
+    errors.push(error);
+    let excess = errors.len().saturating_sub(MAX_JOB_ERRORS);
+    errors.drain(..excess);
+    *count = count.saturating_add(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: RetryPolicy = RetryPolicy { retries: 3, base: Duration::from_secs(30), cap: Duration::from_secs(600) };
+
+    #[test]
+    fn three_retries_are_four_attempts() {
+        let fault = Fault::unknown("the answer was lost");
+        for attempt in 1..=3 {
+            assert!(matches!(POLICY.after(attempt, 0, &fault, 0.5), Failed::Retry { .. }), "{attempt}");
+        }
+        assert_eq!(POLICY.after(4, 3, &fault, 0.5), Failed::Dead { error: "the answer was lost".into() });
+    }
+
+    #[test]
+    fn errors_that_cannot_heal_are_dead_at_once_and_outages_never() {
+        for fault in [Fault::rejected("x"), Fault::corrupt("x"), Fault::config("x")] {
+            assert!(matches!(POLICY.after(1, 0, &fault, 0.5), Failed::Dead { .. }), "{fault:?}");
+        }
+        assert!(matches!(POLICY.after(400, 400, &Fault::transient("503"), 0.5), Failed::GiveBack { error: Some(_), .. }));
+        assert_eq!(POLICY.after(1, 0, &Fault::cancelled("stop"), 0.5), Failed::GiveBack { delay: Duration::ZERO, error: None });
+    }
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_cap() {
+        let seconds: Vec<u64> = [0, 1, 2, 3, 4, 5, 6, 40, u32::MAX].iter().map(|n| POLICY.backoff(*n, 1.0).as_secs()).collect();
+        assert_eq!(seconds, [30, 30, 60, 120, 240, 480, 600, 600, 600]);
+    }
+
+    #[test]
+    fn retry_after_is_obeyed() {
+        let mut fault = Fault::transient("429");
+        fault.retry_after = Some(Duration::from_secs(77));
+        assert_eq!(POLICY.after(1, 0, &fault, 0.0), Failed::GiveBack { delay: Duration::from_secs(77), error: Some("429".into()) });
+    }
+
+    #[test]
+    fn errors_are_one_line_of_bounded_length() {
+        let clipped = clip_error(&format!("a\nb\u{0}{}", "é".repeat(5_000)));
+        assert!(clipped.starts_with("a b é"));
+        assert_eq!(clipped.chars().count(), MAX_ERROR_CHARS);
+    }
+
+    proptest! {
+        #[test]
+        fn full_jitter_stays_between_zero_and_the_cap(n: u32, unit: f64, base in 0..100_000_000u64, cap in 0..100_000_000u64) {
+            let policy = RetryPolicy { retries: 3, base: Duration::from_millis(base), cap: Duration::from_millis(cap) };
+            prop_assert!(policy.backoff(n, unit) <= policy.cap);
+        }
+
+        #[test]
+        fn the_newest_errors_are_kept_and_all_are_counted(n in 0..200u32) {
+            let (mut errors, mut count) = (Vec::new(), 0);
+            for attempt in 0..n {
+                push_error(&mut errors, &mut count, JobError { attempt, at_ms: 0, engine: "e".into(), error: "x".into() });
+            }
+            prop_assert_eq!(count, n);
+            prop_assert_eq!(errors.len(), (n as usize).min(MAX_JOB_ERRORS));
+            prop_assert_eq!(errors.last().map(|e| e.attempt), n.checked_sub(1));
+        }
+    }
+}

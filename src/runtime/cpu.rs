@@ -1,0 +1,110 @@
+//! The CPU pool: rayon, fed through a bounded crossbeam channel, so that CPU work never runs on a tokio worker.
+//!
+//! Owns: the link between async tasks and CPU threads, and turning a panic into a failed unit. Does not own what the units do.
+//!
+//! SUBTLE: the permit is taken in async code before `try_send` and travels inside the unit until it has run. A channel of the same
+//! capacity therefore always has room, an async task never blocks on it, and rayon's own queue is bounded too.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crossbeam_channel::{Sender, bounded};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::fault::{Fault, Result};
+
+type Unit = Box<dyn FnOnce() + Send>;
+
+/// A handle to the pool; the threads end when the last handle is gone.
+#[derive(Clone, Debug)]
+pub struct CpuPool {
+    units: Sender<Unit>,
+    permits: Arc<Semaphore>,
+}
+
+impl CpuPool {
+    /// `threads` CPU threads; at most `queued` units wait or run.
+    pub fn new(threads: usize, queued: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("argon-cpu-{i}"))
+            .build()
+            .map_err(|e| Fault::transient(format!("cannot start {threads} CPU threads: {e}")))?;
+        let (units, inbox) = bounded::<Unit>(queued);
+        std::thread::Builder::new()
+            .name("argon-cpu-feed".into())
+            .spawn(move || {
+                for unit in inbox {
+                    pool.spawn(unit);
+                }
+            })
+            .map_err(|e| Fault::transient(format!("cannot start a thread: {e}")))?;
+        Ok(Self { units, permits: Arc::new(Semaphore::new(queued)) })
+    }
+
+    /// Runs one unit on the pool and waits for it. The unit gets a flag that is set when the caller has stopped waiting:
+    /// long units look at it once per block. A panic in the unit is a fault of kind [`Unknown`](crate::fault::Kind::Unknown): a failed attempt, counted.
+    pub async fn run<T, F>(&self, name: &'static str, unit: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
+    {
+        let gone = || Fault::cancelled(format!("{name}: the CPU pool has stopped"));
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| gone())?;
+        let (tx, rx) = oneshot::channel();
+        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+        let flag = cancel.0.clone();
+        let boxed: Unit = Box::new(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| unit(&flag)));
+            drop(permit);
+            // The receiver may have stopped waiting; then the result is nobody's.
+            let _ = tx.send(outcome.unwrap_or_else(|panic| Err(panicked(name, &*panic))));
+        });
+        self.units.try_send(boxed).map_err(|_| gone())?;
+        rx.await.map_err(|_| gone())?
+    }
+}
+
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A panic's message as a fault; the attempt failed, nothing else did.
+pub fn panicked(name: &str, panic: &(dyn std::any::Any + Send)) -> Fault {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string()).or_else(|| panic.downcast_ref::<String>().cloned());
+    Fault::unknown(format!("{name} panicked: {}", text.unwrap_or_else(|| "no message".into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Kind;
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_unit_and_the_pool_goes_on() {
+        let pool = CpuPool::new(1, 2).unwrap();
+        let failed = pool.run("encode", |_| -> Result<()> { panic!("bad luck") }).await.unwrap_err();
+        assert_eq!(failed.kind, Kind::Unknown);
+        assert!(failed.what.contains("bad luck"));
+        assert_eq!(pool.run("encode", |_| Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn more_callers_than_room_all_get_their_turn() {
+        let pool = CpuPool::new(2, 2).unwrap();
+        let all = (0..50u64).map(|i| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.run("square", move |_| Ok(i * i)).await })
+        });
+        let mut sum = 0;
+        for task in all.collect::<Vec<_>>() {
+            sum += task.await.unwrap().unwrap();
+        }
+        assert_eq!(sum, (0..50).map(|i| i * i).sum());
+    }
+}

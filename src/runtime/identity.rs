@@ -1,0 +1,59 @@
+//! Who this process is: a fresh id for every start, and what another engine on the same host needs to see that it is dead.
+//!
+//! SUBTLE: a pid means something only within one boot and one pid namespace; both are part of `boot`, so that two containers
+//! with the pid 1 are never taken for each other.
+
+use rustix::process::{Pid, test_kill_process};
+
+use crate::ledger::EngineBeat;
+
+use super::random;
+
+/// The heartbeat document of this process.
+pub fn this_process() -> EngineBeat {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    EngineBeat {
+        id: format!("{host}-{}-{}", std::process::id(), &random::id()[..8]),
+        boot: boot(),
+        pid: std::process::id(),
+        host,
+        beat_ms: 0,
+    }
+}
+
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{} {namespace}", id.trim())
+}
+
+/// True only when `other` ran here, in this boot and namespace, and its process is gone.
+pub fn is_known_dead(me: &EngineBeat, other: &EngineBeat) -> bool {
+    if me.id == other.id || me.host != other.host || me.boot != other.boot || me.boot.trim().is_empty() {
+        return false;
+    }
+    if other.pid == me.pid {
+        return true; // one process has one id: an older one with our pid has ended
+    }
+    let Some(pid) = i32::try_from(other.pid).ok().and_then(Pid::from_raw) else { return false };
+    test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_pid_counts_only_on_the_same_host_boot_and_namespace() {
+        let me = this_process();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let dead = EngineBeat { id: "other".into(), pid, ..me.clone() };
+        assert!(is_known_dead(&me, &dead));
+        assert!(!is_known_dead(&me, &EngineBeat { boot: "elsewhere".into(), ..dead.clone() }));
+        assert!(!is_known_dead(&me, &EngineBeat { host: "elsewhere".into(), ..dead.clone() }));
+        assert!(!is_known_dead(&me, &EngineBeat { pid: 1, ..dead }));
+        assert!(!is_known_dead(&me, &me.clone()));
+    }
+}

@@ -1,0 +1,96 @@
+//! Owns: what the index says about a block: times, collections, DDL, holes, key filter. One pass over its rows.
+//! Does not own: the judgement of a diff or of an event (`change`).
+
+use std::collections::BTreeMap;
+
+use super::change_stub::{DeltaError, check_delta};
+use super::{RawBlock, filter};
+use crate::change::{ChangeRef, ClusterTime, Op, operation_type, parse_stored_event, write_canonical_id};
+use crate::fault::Result;
+
+/// What one pass over a block found.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) first_time: ClusterTime,
+    pub(super) last_time: ClusterTime,
+    pub(super) has_ddl: bool,
+    pub(super) holes: u32,
+    pub(super) raw_bytes: u64,
+    /// Collections that have a row, in order of name and UUID.
+    pub(super) collections: Vec<(String, Option<[u8; 16]>)>,
+    pub(super) filter: Vec<u8>,
+}
+
+/// What a row means for the index.
+enum Meaning {
+    /// A data change whose key is in the scratch buffer.
+    Keyed { hole: bool },
+    /// A data change that does not name its document: the filter cannot speak for this block.
+    Keyless { hole: bool },
+    /// Anything else.
+    Ddl,
+}
+
+/// Reads every row, which also proves that the block is well formed.
+pub(super) fn scan(block: &RawBlock) -> Result<Scan> {
+    let mut rows = block.rows()?;
+    let mut seen = vec![false; rows.collections().len()];
+    let (mut canonical, mut scratch) = (Vec::new(), Vec::new());
+    let mut hashes = Some(Vec::with_capacity(block.count as usize));
+    let (mut first_time, mut last_time) = (ClusterTime { t: u32::MAX, i: u32::MAX }, ClusterTime::default());
+    let (mut has_ddl, mut holes, mut raw_bytes) = (false, 0, 0);
+    while let Some((collection, _, change)) = rows.step()? {
+        seen[collection as usize] = true;
+        first_time = first_time.min(change.time);
+        last_time = last_time.max(change.time);
+        raw_bytes += change.raw_bytes();
+        canonical.clear();
+        match meaning(&change, &mut canonical) {
+            Meaning::Ddl => has_ddl = true,
+            Meaning::Keyed { hole } => {
+                holes += u32::from(hole);
+                let hash = filter::key_hash(&mut scratch, change.coll, change.uuid.as_ref(), &canonical);
+                hashes.iter_mut().for_each(|all| all.push(hash));
+            }
+            Meaning::Keyless { hole } => {
+                holes += u32::from(hole);
+                hashes = None;
+            }
+        }
+    }
+    let used = rows.collections().iter().zip(&seen).filter(|(_, seen)| **seen);
+    let used: BTreeMap<_, ()> = used.map(|(&(name, uuid), _)| ((name.to_owned(), uuid), ())).collect();
+    Ok(Scan {
+        first_time,
+        last_time,
+        has_ddl,
+        holes,
+        raw_bytes,
+        collections: used.into_keys().collect(),
+        filter: hashes.map(filter::build).unwrap_or_default(),
+    })
+}
+
+fn meaning(change: &ChangeRef<'_>, canonical: &mut Vec<u8>) -> Meaning {
+    let (mut row, mut hole) = (*change, false);
+    if change.op == Op::Event {
+        let Some(body) = change.body else { return Meaning::Ddl };
+        if !matches!(operation_type(body), Some("insert" | "update" | "replace" | "delete")) {
+            return Meaning::Ddl;
+        }
+        // A data event with fields we do not know, kept whole: what can be applied is, the rest is a hole.
+        match parse_stored_event(body) {
+            Ok(Some(inner)) => row = inner,
+            Ok(None) => return Meaning::Ddl,
+            Err(_) => return Meaning::Keyless { hole: true },
+        }
+    }
+    if row.op == Op::Update {
+        hole = match row.body.map(check_delta) {
+            Some(Err(DeltaError::UnknownSection(_))) | None => true,
+            Some(_) => false,
+        };
+    }
+    let document = row.key.or(if matches!(row.op, Op::Insert | Op::Replace) { row.body } else { None });
+    if document.is_some_and(|d| write_canonical_id(d, canonical)) { Meaning::Keyed { hole } } else { Meaning::Keyless { hole } }
+}

@@ -1,0 +1,349 @@
+//! Owns: a store in a directory (`file:///dir`), durable and atomic as correctness.md 22 asks: temporary file in the same tree,
+//! fsync, `hard_link` (which fails if the key is taken, where rename would overwrite), fsync of every new directory and of the parent.
+//! Does not own: the order of listings (`file_walk`), which keys are allowed (`key`).
+//!
+//! The tree holds `<key>` files and `.tmp/`: files being written (`put-*`, each locked by its writer, removed at open when older than an
+//! hour and unlocked) and locks (`lock-00` to `lock-ff`, by hash of the key, never removed, since removing a lock file that another
+//! process waits on would give two of them the lock). The version of an object is the SHA-256 of its content. A key cannot be both an
+//! object and the beginning of another (`a` and `a/b`), as everywhere in file systems. Symbolic links are not objects.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::key::{RESERVED, check_key, check_page, check_prefix};
+use super::{ObjectInfo, ObjectStore, Put, PutTag, check_range, check_size, file_walk, hex};
+use crate::fault::{Fault, Result};
+use crate::runtime::{clock, random};
+
+/// A file being written by a living process is locked; this age spares those of systems without file locks.
+const STALE_AFTER: Duration = Duration::from_secs(3600);
+/// Directories known to be durable, remembered to save an fsync per level and put. About 200 bytes each.
+const MAX_KNOWN_DIRS: usize = 4096;
+const HASH_BUFFER: usize = 256 << 10;
+
+/// A store in a local directory.
+#[derive(Debug, Clone)]
+pub struct FileStore {
+    tree: Arc<Tree>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    root: PathBuf,
+    known: Mutex<HashSet<PathBuf>>,
+}
+
+impl FileStore {
+    /// Opens the directory, creating it (but not its parents), and removes what dead processes left behind. Blocking.
+    pub fn open(root: &Path) -> Result<Self> {
+        if !root.is_absolute() {
+            return Err(Fault::config(format!("the store directory {} is not absolute: give the whole path", root.display())));
+        }
+        match std::fs::create_dir(root) {
+            Ok(()) => sync_dir(root.parent().unwrap_or(root)).map_err(|error| io_fault(Step::Prepare, "create", root, &error))?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Fault::config(format!(
+                    "the store directory {} cannot be created because its parent directory does not exist: create the parent, or mount it",
+                    root.display()
+                )));
+            }
+            Err(error) => return Err(io_fault(Step::Prepare, "create", root, &error)),
+        }
+        let temp = root.join(RESERVED);
+        if let Err(error) = std::fs::create_dir(&temp)
+            && error.kind() != ErrorKind::AlreadyExists
+        {
+            return Err(io_fault(Step::Prepare, "create", &temp, &error));
+        }
+        sweep_stale(&temp)?;
+        Ok(Self { tree: Arc::new(Tree { root: root.to_owned(), known: Mutex::default() }) })
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Tree) -> Result<T> + Send + 'static) -> Result<T> {
+        let tree = Arc::clone(&self.tree);
+        match tokio::task::spawn_blocking(move || work(&tree)).await {
+            Ok(result) => result,
+            Err(error) => Err(Fault::unknown(format!("file store {}: the operation did not end: {error}", self.tree.root.display()))),
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FileStore {
+    async fn put_new(&self, key: &str, body: Bytes, _tag: &PutTag) -> Result<Put> {
+        check_key(key)?;
+        check_size(key, body.len() as u64)?;
+        let key = key.to_owned();
+        self.blocking(move |tree| tree.put_new(&key, &body)).await
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, _tag: &PutTag, version: &str) -> Result<Put> {
+        check_key(key)?;
+        check_size(key, body.len() as u64)?;
+        let (key, version) = (key.to_owned(), version.to_owned());
+        self.blocking(move |tree| tree.replace(&key, &body, &version)).await
+    }
+
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
+        check_key(key)?;
+        let key = key.to_owned();
+        self.blocking(move |tree| tree.get(&key, range)).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        check_key(key)?;
+        let key = key.to_owned();
+        self.blocking(move |tree| tree.head(&key)).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<ObjectInfo>> {
+        check_prefix(prefix)?;
+        check_page(max)?;
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        self.blocking(move |tree| file_walk::list(&tree.root, &prefix, after.as_deref(), max)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        check_key(key)?;
+        let key = key.to_owned();
+        self.blocking(move |tree| tree.delete(&key)).await
+    }
+
+    fn verifies_puts(&self) -> bool {
+        true // reading back would read the page cache
+    }
+
+    fn describe(&self) -> String {
+        format!("file://{}", self.tree.root.display())
+    }
+}
+
+impl Tree {
+    fn put_new(&self, key: &str, body: &[u8]) -> Result<Put> {
+        let path = self.root.join(key);
+        let parent = path.parent().unwrap_or(&self.root);
+        self.make_dirs(parent)?;
+        if std::fs::symlink_metadata(&path).is_ok() {
+            return self.refused(parent);
+        }
+        let temp = self.write_temp(body)?;
+        let mut linked = std::fs::hard_link(&temp.path, &path);
+        if linked.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            // Somebody removed the directory since it became known.
+            self.known.lock().clear();
+            self.make_dirs(parent)?;
+            linked = std::fs::hard_link(&temp.path, &path);
+        }
+        match linked {
+            Ok(()) => sync_dir(parent).map(|()| Put::Stored).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.refused(parent),
+            Err(error) => Err(io_fault(Step::Prepare, "link", &path, &error)),
+        }
+    }
+
+    /// SUBTLE: the caller may adopt the object that is in the way and forget its own copy, but the writer of that object may not yet
+    /// have synced the directory, and may never. So the refusal makes durable what it refers to.
+    fn refused(&self, parent: &Path) -> Result<Put> {
+        sync_dir(parent).map(|()| Put::Refused).map_err(|error| io_fault(Step::Prepare, "sync the directory", parent, &error))
+    }
+
+    fn replace(&self, key: &str, body: &[u8], version: &str) -> Result<Put> {
+        let path = self.root.join(key);
+        let parent = path.parent().unwrap_or(&self.root);
+        if std::fs::symlink_metadata(&path).is_err() {
+            return Ok(Put::Refused);
+        }
+        let temp = self.write_temp(body)?;
+        let _lock = self.lock(key)?;
+        match self.head(key)? {
+            Some(now) if now.version.as_deref() == Some(version) => {}
+            _ => return Ok(Put::Refused),
+        }
+        std::fs::rename(&temp.path, &path).map_err(|error| io_fault(Step::Prepare, "replace", &path, &error))?;
+        sync_dir(parent).map(|()| Put::Stored).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error))
+    }
+
+    fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
+        let path = self.root.join(key);
+        let Some((mut file, size)) = open_object(&path)? else {
+            return Err(Fault::missing(format!("object {key} is not in file://{}", self.root.display())));
+        };
+        let (start, len) = match &range {
+            Some(range) => (range.start, check_range(key, range, size)?),
+            None => check_size(key, size).map(|()| (0, size))?,
+        };
+        let mut body = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.take(len).read_to_end(&mut body));
+        read.map_err(|error| io_fault(Step::Read, "read", &path, &error))?;
+        if body.len() as u64 != len {
+            return Err(Fault::corrupt(format!("{}: {} bytes could be read where {len} were expected", path.display(), body.len())));
+        }
+        Ok(Bytes::from(body))
+    }
+
+    fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        let path = self.root.join(key);
+        let Some((mut file, _)) = open_object(&path)? else { return Ok(None) };
+        let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; HASH_BUFFER]);
+        loop {
+            let n = file.read(&mut buffer).map_err(|error| io_fault(Step::Read, "read", &path, &error))?;
+            if n == 0 {
+                break;
+            }
+            hash.update(&buffer[..n]);
+            size += n as u64;
+        }
+        let sha256: [u8; 32] = hash.finalize().into();
+        Ok(Some(ObjectInfo { key: key.to_owned(), size, sha256: Some(sha256), put_id: None, version: Some(hex(&sha256)) }))
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let path = self.root.join(key);
+        // Else a replace that has just compared the version would bring the object back.
+        let _lock = self.lock(key)?;
+        match open_object(&path)? {
+            None => return Ok(()),
+            Some(_) => match std::fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(io_fault(Step::Prepare, "remove", &path, &error)),
+            },
+        }
+        let parent = path.parent().unwrap_or(&self.root);
+        sync_dir(parent).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error))
+    }
+
+    /// Creates the directories down to `dir` and makes each durable in its parent, also those that another process has just made.
+    fn make_dirs(&self, dir: &Path) -> Result<()> {
+        let missing: Vec<&Path> = {
+            let known = self.known.lock();
+            dir.ancestors().take_while(|&d| d != self.root && !known.contains(d)).collect()
+        };
+        for &dir in missing.iter().rev() {
+            let made = match std::fs::create_dir(dir) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            };
+            made.and_then(|()| sync_dir(dir.parent().unwrap_or(&self.root)))
+                .map_err(|error| io_fault(Step::Prepare, "create the directory", dir, &error))?;
+        }
+        if !missing.is_empty() {
+            let mut known = self.known.lock();
+            if known.len() + missing.len() > MAX_KNOWN_DIRS {
+                known.clear();
+            }
+            known.extend(missing.into_iter().map(Path::to_owned));
+        }
+        Ok(())
+    }
+
+    /// A durable file with this content, not yet visible under any key.
+    fn write_temp(&self, body: &[u8]) -> Result<Temp> {
+        let path = self.root.join(RESERVED).join(format!("put-{}", random::id()));
+        let written = OpenOptions::new().write(true).create_new(true).open(&path).and_then(|mut file| {
+            let temp = Temp { path: path.clone(), _file: file.try_clone()? };
+            let _ = file.try_lock(); // best effort: only the sweep of stale files looks at it
+            file.write_all(body)?;
+            file.sync_all()?;
+            Ok(temp)
+        });
+        written.map_err(|error| io_fault(Step::Prepare, "write", &path, &error))
+    }
+
+    /// Excludes other replaces and deletes of keys with the same hash, in this process and others.
+    fn lock(&self, key: &str) -> Result<File> {
+        let path = self.root.join(RESERVED).join(format!("lock-{:02x}", Sha256::digest(key)[0]));
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let locked = file.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|error| io_fault(Step::Prepare, "lock", &path, &error))
+    }
+}
+
+/// A temporary file: gone when dropped (after a link only its second name goes), locked until then.
+struct Temp {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path); // after a rename there is nothing to remove; what stays behind is swept
+    }
+}
+
+/// The object's file and size; `None` for what is not there or no regular file (opening a pipe would block for ever).
+fn open_object(path: &Path) -> Result<Option<(File, u64)>> {
+    let opened = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => File::open(path).and_then(|file| file.metadata().map(|meta| Some((file, meta.len())))),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match opened {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        other => other.map_err(|error| io_fault(Step::Read, "open", path, &error)),
+    }
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn sweep_stale(temp: &Path) -> Result<()> {
+    let now = Duration::from_millis(u64::try_from(clock::wall_ms()).unwrap_or(0));
+    for entry in std::fs::read_dir(temp).map_err(|error| io_fault(Step::Read, "list", temp, &error))?.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with("put-") {
+            continue;
+        }
+        let Ok(meta) = entry.metadata() else { continue };
+        let written = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or(now);
+        let dead = || File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        if meta.is_file() && now.saturating_sub(written) > STALE_AFTER && dead() {
+            let _ = std::fs::remove_file(entry.path()); // the next open tries again
+        }
+    }
+    Ok(())
+}
+
+/// Where an operation was when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing was changed by it.
+    Read,
+    /// A write whose effect is not yet visible.
+    Prepare,
+    /// The effect is visible but perhaps not durable.
+    Commit,
+}
+
+/// The one classification of file system errors.
+pub(super) fn io_fault(step: Step, verb: &str, path: &Path, error: &io::Error) -> Fault {
+    let place = path.display();
+    match error.kind() {
+        _ if step == Step::Commit => Fault::unknown(format!("cannot {verb} {place}: {error}; the change may or may not survive a crash")),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Fault::transient(format!("cannot {verb} {place}: no space left there ({error}); free some or move the store"))
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            Fault::rejected(format!("cannot {verb} {place}: {error}; the engine's user needs read and write access to the store directory"))
+        }
+        ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
+            Fault::rejected(format!("cannot {verb} {place}: {error}; a key cannot be both an object and a directory, or is too long here"))
+        }
+        ErrorKind::CrossesDevices | ErrorKind::Unsupported => Fault::rejected(format!(
+            "cannot {verb} {place}: {error}; the store directory must be one file system that has hard links and locks"
+        )),
+        ErrorKind::NotFound => Fault::transient(format!("cannot {verb} {place}: {error}; was the store directory removed or unmounted?")),
+        _ => Fault::transient(format!("cannot {verb} {place}: {error}")),
+    }
+}

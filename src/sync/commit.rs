@@ -1,0 +1,92 @@
+//! Commit: commits that wait together go together, one transaction per branch.
+//!
+//! Owns: grouping. Does not own: the transaction (`ledger`), what a lost lease means (`pool`).
+//! There is no timer: while one transaction is in flight the next group gathers, so an idle engine commits at once and a
+//! busy one in groups.
+
+use tokio::sync::oneshot;
+
+use crate::fault::{Fault, Result};
+use crate::ledger::{Committed, SegmentCommit, SharedLedger};
+use crate::runtime::link::{LinkRx, LinkTx, link};
+
+/// Waiting commits: every worker has at most one, so this never fills.
+const WAITING: usize = 64;
+/// Commits of one transaction: keeps it far below the server's limits of time and size.
+const GROUP: usize = 32;
+
+type Answer = oneshot::Sender<Result<Committed>>;
+
+/// Hands commits to the committer.
+#[derive(Debug, Clone)]
+pub struct CommitHandle(LinkTx<(SegmentCommit, Answer)>);
+
+impl CommitHandle {
+    /// Commits and waits for the outcome. `Unknown` outcomes may be repeated: the ledger recognises its own commit.
+    pub async fn commit(&self, commit: SegmentCommit) -> Result<Committed> {
+        let (tx, rx) = oneshot::channel();
+        let gone = || Fault::cancelled("the committer has stopped");
+        self.0.send((commit, tx)).await.map_err(|_| gone())?;
+        rx.await.map_err(|_| gone())?
+    }
+}
+
+/// The stage; ends when the last handle is gone.
+#[derive(Debug)]
+pub struct Committer {
+    ledger: SharedLedger,
+    inbox: LinkRx<(SegmentCommit, Answer)>,
+}
+
+impl Committer {
+    /// A committer and its handle.
+    pub fn new(ledger: SharedLedger) -> (Self, CommitHandle) {
+        let (tx, inbox) = link("commits", WAITING);
+        (Self { ledger, inbox }, CommitHandle(tx))
+    }
+
+    /// Serves until every handle is gone.
+    pub async fn run(mut self) {
+        let mut waiting: Vec<(SegmentCommit, Answer)> = Vec::new();
+        loop {
+            if waiting.is_empty() {
+                match self.inbox.recv().await {
+                    Some(first) => waiting.push(first),
+                    None => return,
+                }
+            }
+            while waiting.len() < WAITING
+                && let Some(next) = self.inbox.try_recv()
+            {
+                waiting.push(next);
+            }
+            let group = take_group(&mut waiting);
+            self.step(group).await;
+        }
+    }
+
+    async fn step(&self, group: Vec<(SegmentCommit, Answer)>) {
+        let (commits, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let outcome = self.ledger.commit(&commits).await;
+        for (i, answer) in answers.into_iter().enumerate() {
+            let one = match &outcome {
+                Ok(all) => all.get(i).copied().ok_or_else(|| Fault::unknown("the ledger answered fewer commits than asked")),
+                Err(fault) => Err(fault.clone()),
+            };
+            // A worker that has stopped waiting gave its lease back; nobody needs the answer.
+            let _ = answer.send(one);
+        }
+    }
+}
+
+/// The commits of the first one's branch, in order of arrival.
+fn take_group(waiting: &mut Vec<(SegmentCommit, Answer)>) -> Vec<(SegmentCommit, Answer)> {
+    let Some(branch) = waiting.first().map(|(c, _)| c.segment.branch.clone()) else { return Vec::new() };
+    let mut group = Vec::new();
+    let mut rest = Vec::new();
+    for item in waiting.drain(..) {
+        if item.0.segment.branch == branch && group.len() < GROUP { group.push(item) } else { rest.push(item) }
+    }
+    *waiting = rest;
+    group
+}

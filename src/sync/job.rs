@@ -1,0 +1,180 @@
+//! One sync job: load its payload, encode and decode back on the CPU pool, upload, commit.
+//!
+//! Owns: the order of the steps and what each failure means for the job. Does not own: when the job runs, its lease (`pool`).
+
+use bson::RawDocumentBuf;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::branch::layout;
+use crate::fault::{Fault, Kind, Result};
+use crate::ledger::{Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::cpu::CpuPool;
+use crate::runtime::random;
+use crate::segment::{DEFAULT_LEVEL, EncodeOptions, Encoded, RawBlock, SegmentHeader, encode, unpack_payload, verify_encoded};
+use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
+
+use super::commit::CommitHandle;
+
+/// Repeats of a commit whose outcome is unclear, before the job is given back.
+const COMMIT_ATTEMPTS: u32 = 8;
+const COMMIT_PAUSE: Backoff = Backoff { base: std::time::Duration::from_millis(50), cap: std::time::Duration::from_secs(2) };
+
+/// What a finished job did, for statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncOutcome {
+    /// The segment is committed.
+    Committed { stored_bytes: u64, adopted: bool },
+    /// Somebody else owns the job now; its result is theirs.
+    Fenced,
+}
+
+/// Which branch a segment is for; looked up once per branch by the worker.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub project: String,
+    pub db: String,
+}
+
+/// Everything a sync job needs.
+#[derive(Debug, Clone)]
+pub struct SyncJob {
+    pub ledger: SharedLedger,
+    pub store: Store,
+    pub cpu: CpuPool,
+    pub commits: CommitHandle,
+}
+
+impl SyncJob {
+    /// Runs one attempt. Faults that a later attempt may heal are `Transient`: an outage never uses up attempts.
+    pub async fn run(&self, job: &Job, lease: &JobLease, cancel: &CancellationToken) -> Result<SyncOutcome> {
+        let spec = job.sync.as_ref().ok_or_else(|| Fault::corrupt(format!("job {} has no sync part", job.id)))?;
+        let target = self.target(&job.branch).await?;
+        let parts = self.ledger.payload(&job.id).await.map_err(outage)?;
+        let encoded = self.encode(job, spec, &target, parts).await?;
+        let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
+        let adopted = self.upload(&key, &encoded, cancel).await?;
+        let stored_bytes = encoded.bytes.len() as u64;
+        let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
+        Ok(match self.commit(commit).await? {
+            Committed::Now | Committed::Already => SyncOutcome::Committed { stored_bytes, adopted },
+            Committed::Fenced => SyncOutcome::Fenced,
+        })
+    }
+
+    async fn target(&self, branch: &str) -> Result<Target> {
+        let found = self.ledger.branch(branch).await.map_err(outage)?;
+        let found = found.ok_or_else(|| Fault::missing(format!("branch {branch} of this job does not exist")))?;
+        Ok(Target { project: layout::project_of(&found.name).to_string(), db: found.source_db })
+    }
+
+    async fn encode(&self, job: &Job, spec: &SyncSpec, target: &Target, parts: Vec<Bytes>) -> Result<Encoded> {
+        let header = header(job, spec, &target.db);
+        let limit = spec.block_bytes;
+        self.cpu
+            .run("encode", move |cancel| {
+                let blocks = unpack_payload(&parts, limit)?;
+                drop(parts);
+                check_range(&header, &blocks)?;
+                let encoded = encode(&header, &blocks, &EncodeOptions { level: DEFAULT_LEVEL, cancel })?;
+                // A compressor bug must not reach the bucket: this is the last moment the payload exists.
+                verify_encoded(&encoded, &header, &blocks)?;
+                Ok(encoded)
+            })
+            .await
+    }
+
+    async fn upload(&self, key: &str, encoded: &Encoded, cancel: &CancellationToken) -> Result<bool> {
+        let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
+        let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &RetryPolicy::default(), cancel).await;
+        match report.map_err(outage)?.outcome {
+            PutOutcome::Stored => Ok(false),
+            PutOutcome::Adopted => Ok(true),
+            PutOutcome::Conflict => Err(Fault::corrupt(format!(
+                "{key} in {} holds other bytes under a key that names its content: the object is damaged; verify the branch",
+                self.store.describe()
+            ))),
+        }
+    }
+
+    async fn commit(&self, commit: SegmentCommit) -> Result<Committed> {
+        let mut attempt = 1;
+        loop {
+            match self.commits.commit(commit.clone()).await {
+                Err(fault) if fault.may_heal() && attempt < COMMIT_ATTEMPTS => {
+                    tracing::debug!(error = %fault, attempt, "commit not confirmed, repeating");
+                    tokio::time::sleep(COMMIT_PAUSE.delay(attempt, random::unit())).await;
+                    attempt += 1;
+                }
+                other => return other.map_err(outage),
+            }
+        }
+    }
+}
+
+/// An upload, a read or a commit is safe to repeat, so an unclear outcome of one is an outage to the job. Refusals of the outside
+/// (rights, a missing bucket) heal when a person mends them: the job waits, visibly, instead of dying.
+fn outage(fault: Fault) -> Fault {
+    match fault.kind {
+        Kind::Unknown | Kind::Rejected => Fault { kind: Kind::Transient, ..fault },
+        _ => fault,
+    }
+}
+
+fn header(job: &Job, spec: &SyncSpec, db: &str) -> SegmentHeader {
+    SegmentHeader {
+        kind: SegmentKind::Changes,
+        branch: job.branch.clone(),
+        epoch: spec.epoch,
+        first_seq: spec.first_seq,
+        last_seq: spec.last_seq,
+        first_time: spec.first_time,
+        last_time: spec.last_time,
+        last_wall_ms: spec.last_wall_ms,
+        start_token: RawDocumentBuf::clone(&spec.start_token),
+        end_token: RawDocumentBuf::clone(&spec.end_token),
+        starts_inside: spec.starts_inside,
+        ends: spec.ends,
+        db: db.to_string(),
+        reason: None,
+    }
+}
+
+/// The payload must hold exactly the changes that the job promises.
+fn check_range(header: &SegmentHeader, blocks: &[RawBlock]) -> Result<()> {
+    let mut next = header.first_seq;
+    for block in blocks {
+        if block.first_seq != next {
+            return Err(Fault::corrupt(format!("payload: a block starts at seq {} where {next} is due", block.first_seq)));
+        }
+        next += u64::from(block.count);
+    }
+    if next != header.last_seq + 1 {
+        return Err(Fault::corrupt(format!("payload ends at seq {} where {} is due", next.saturating_sub(1), header.last_seq)));
+    }
+    Ok(())
+}
+
+fn row(job: &Job, spec: &SyncSpec, key: String, encoded: &Encoded) -> SegmentRow {
+    SegmentRow {
+        key,
+        branch: job.branch.clone(),
+        kind: SegmentKind::Changes,
+        epoch: spec.epoch,
+        level: 0,
+        first_seq: spec.first_seq,
+        last_seq: spec.last_seq,
+        first_time: spec.first_time,
+        last_time: spec.last_time,
+        last_wall_ms: spec.last_wall_ms,
+        starts_inside: spec.starts_inside,
+        ends: spec.ends,
+        has_ddl: encoded.summary.has_ddl,
+        holes: encoded.summary.holes,
+        raw_bytes: spec.raw_bytes,
+        stored_bytes: encoded.bytes.len() as u64,
+        sha256: layout::hex(&encoded.sha256),
+        committed_ms: 0,
+    }
+}

@@ -1,0 +1,9 @@
+//! Sync: a batch in the queue becomes a committed segment: load -> encode -> upload -> commit.
+//!
+//! Owns: the steps of one sync job (`job`) and grouping commits (`commit`). Does not own: claiming and workers (`pool`), the format (`segment`).
+
+mod commit;
+mod job;
+
+pub use commit::{CommitHandle, Committer};
+pub use job::{SyncJob, SyncOutcome};
