@@ -1,1 +1,7 @@
-fn main() {}
+//! Parses, runs a command, maps the outcome to an exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    argon::cli::main()
+}

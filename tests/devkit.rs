@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use argon::devkit::process::is_alive;
-use argon::devkit::{Auth, Mongod, MongodOptions, Weed};
+use argon::devkit::{Auth, Mode, Mongod, MongodOptions, Proxy, Weed};
 use argon::runtime::clock;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::primitives::ByteStream;
@@ -127,6 +127,39 @@ async fn weed_keeps_its_objects_over_kill_9() {
     weed.restart().await.unwrap();
     let got = weed.client().get_object().bucket("bucket").key("k").send().await.unwrap();
     assert_eq!(got.body.collect().await.unwrap().into_bytes().as_ref(), b"one");
+}
+
+#[tokio::test]
+async fn behind_a_proxy_an_insert_may_happen_without_an_answer() {
+    let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let proxy = Proxy::start(mongod.address(0)).await.unwrap();
+    let uri = format!("mongodb://{}/?directConnection=true&retryWrites=false", proxy.address());
+    let through = mongodb::Client::with_uri_str(uri).await.unwrap().database("d").collection::<Document>("c");
+    through.insert_one(doc! { "_id": 1 }).await.unwrap();
+    proxy.set_when(Mode::DropAnswer, b"needle", 1);
+    through.insert_one(doc! { "_id": "needle" }).await.unwrap_err();
+    assert_eq!(proxy.hits(), 1);
+    let direct = mongod.client().await.unwrap().database("d").collection::<Document>("c");
+    assert_eq!(direct.count_documents(doc! {}).await.unwrap(), 2);
+    through.insert_one(doc! { "_id": 3 }).await.unwrap();
+}
+
+#[tokio::test]
+async fn behind_a_proxy_an_object_may_be_stored_without_an_answer_or_come_back_cut() {
+    let weed = Weed::start().await.unwrap();
+    weed.create_bucket("bucket").await.unwrap();
+    let proxy = Proxy::start(weed.address()).await.unwrap();
+    let config = weed.client().config().to_builder().endpoint_url(format!("http://{}", proxy.address())).build();
+    let through = aws_sdk_s3::Client::from_conf(config);
+    proxy.set_when(Mode::DropAnswer, b"PUT /bucket/k", 1);
+    let put = || through.put_object().bucket("bucket").key("k").if_none_match("*").body(ByteStream::from_static(b"one")).send();
+    put().await.unwrap_err();
+    assert_eq!(put().await.unwrap_err().raw_response().unwrap().status().as_u16(), 412, "the first one landed");
+    let get = async || through.get_object().bucket("bucket").key("k").send().await.unwrap().body.collect().await;
+    assert_eq!(get().await.unwrap().into_bytes().as_ref(), b"one");
+    proxy.set_when(Mode::CutAfter(20), b"GET /bucket/k", 1);
+    through.get_object().bucket("bucket").key("k").send().await.unwrap_err();
+    assert_eq!(proxy.hits(), 2);
 }
 
 /// What the re-executed binary does: own a server until it is killed.

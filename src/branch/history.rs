@@ -95,7 +95,7 @@ pub struct Range {
     pub from_seq: u64,
     /// Segments that begin after this are not read.
     pub until: Bound,
-    /// Skip recorded gaps instead of refusing.
+    /// Go on over recorded gaps and holes instead of refusing.
     pub across_gap: bool,
 }
 
@@ -261,6 +261,10 @@ impl<'a> Rows<'a> {
         if row.kind == SegmentKind::Gap && !self.range.across_gap {
             let (first, last) = (row.first_seq, row.last_seq);
             return Err(Fault::rejected(format!("history of {name} has a gap at seq:{first}..{last} ({}); --across-gap goes on without it", row.key)));
+        }
+        if row.holes > 0 && !self.range.across_gap {
+            let (holes, key) = (row.holes, &row.key);
+            return Err(Fault::rejected(format!("{key} has {holes} changes that this version cannot apply; --across-gap goes on without them")));
         }
         (self.next_seq, self.epoch, self.first) = (row.last_seq + 1, row.epoch, false);
         Ok(Some(row))

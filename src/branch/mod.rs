@@ -10,4 +10,5 @@ pub mod fold;
 pub mod history;
 pub mod layout;
 pub mod point;
+pub mod restore;
 mod server;

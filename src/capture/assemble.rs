@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use crate::change::{ClusterTime, EventScratch, parse_event, token_time};
-use crate::fault::Result;
+use crate::change::{ClusterTime, Scratch, parse_event, token_time};
+use crate::fault::{Fault, Result};
 use crate::ledger::{Ends, Position};
 use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
 
@@ -81,7 +81,7 @@ pub struct Assembler {
     last_txn: Option<RawDocumentBuf>,
     open: Option<Open>,
     rate: Rate,
-    scratch: EventScratch,
+    scratch: Scratch,
     idle: IdleToken,
 }
 
@@ -96,7 +96,7 @@ impl Assembler {
             last_txn: position.last_txn.clone(),
             open: None,
             rate: Rate::new(now),
-            scratch: EventScratch::default(),
+            scratch: Scratch::default(),
             idle: IdleToken { token: None, stored: now },
         }
     }
@@ -105,33 +105,34 @@ impl Assembler {
     pub fn feed(&mut self, reply: &Reply, now: Instant) -> Result<Vec<Batch>> {
         let mut closed = Vec::new();
         let mut taken = 0u64;
-        // Only a full batch needs the token of its last change, so only then is it kept.
-        let mut last_token: Option<&RawDocument> = None;
+        let mut previous: Option<&RawDocument> = None;
         for event in reply.events()? {
             let event = event?;
             let mut scratch = std::mem::take(&mut self.scratch);
-            let outcome = self.push(event, last_token, now, &mut scratch, &mut closed);
+            let outcome = self.push(event, previous, now, &mut scratch, &mut closed);
             self.scratch = scratch;
-            last_token = Some(outcome?);
+            outcome?;
+            previous = Some(event);
             taken += 1;
         }
         let token = reply.token()?;
         match &mut self.open {
-            Some(open) => open.end_token = token.to_raw_document_buf(),
-            None => self.idle.token = Some(token.to_raw_document_buf()),
+            Some(open) => open.end_token = token.to_owned(),
+            None => self.idle.token = Some(token.to_owned()),
         }
         self.rate.add(taken, now);
         Ok(closed)
     }
 
-    fn push<'e>(
+    /// `previous` is the event before this one in the same reply: the last change of a batch that has to close here.
+    fn push(
         &mut self,
-        event: &'e RawDocument,
-        last_token: Option<&RawDocument>,
+        event: &RawDocument,
+        previous: Option<&RawDocument>,
         now: Instant,
-        scratch: &mut EventScratch,
+        scratch: &mut Scratch,
         closed: &mut Vec<Batch>,
-    ) -> Result<&'e RawDocument> {
+    ) -> Result<()> {
         let view = parse_event(event, &self.db, scratch)?;
         let change = view.change;
         let inside = match (change.txn, &self.last_txn) {
@@ -141,8 +142,8 @@ impl Assembler {
         if let Some(open) = &mut self.open
             && open.bytes() >= self.policy.max_bytes
         {
-            if let Some(token) = last_token {
-                open.end_token = token.to_raw_document_buf();
+            if let Some(previous) = previous {
+                open.end_token = token_of(previous)?.to_owned();
             }
             closed.extend(self.close_with(Some(inside)));
         }
@@ -171,9 +172,9 @@ impl Assembler {
         open.last_wall_ms = change.wall_ms.or(open.last_wall_ms);
         self.next_seq += 1;
         if !inside {
-            self.last_txn = change.txn.map(RawDocument::to_raw_document_buf);
+            self.last_txn = change.txn.map(ToOwned::to_owned);
         }
-        Ok(view.token)
+        Ok(())
     }
 
     /// Whether to close, given whether a checkpoint is in flight: while one is, the batch grows, so that a slow MongoDB gets
@@ -238,6 +239,10 @@ impl Assembler {
         self.idle.stored = now;
         Some(Position { token, chain: self.chain.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() })
     }
+}
+
+fn token_of(event: &RawDocument) -> Result<&RawDocument> {
+    event.get_document("_id").map_err(|e| Fault::corrupt(format!("change event without a resume token: {e}")))
 }
 
 #[derive(Debug)]

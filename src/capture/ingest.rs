@@ -89,7 +89,7 @@ impl Ingest {
         while !self.stop.is_draining() {
             let reply = cursor.next().await?;
             *failures = 0;
-            let token = reply.token()?.to_raw_document_buf();
+            let token = reply.token()?.to_owned();
             if self.out.send(Ingested::Reply(reply)).await.is_err() {
                 return Ok(());
             }

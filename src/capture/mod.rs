@@ -7,18 +7,15 @@
 mod assemble;
 mod batch;
 mod checkpoint;
-mod faulty;
 pub mod feed;
 mod ingest;
-mod memory;
 mod mongo;
 mod run;
+pub mod source;
 mod start;
 
 pub use assemble::{Assembler, AssemblePolicy, Due};
 pub use batch::Batch;
-pub use faulty::FaultyFeed;
-pub use memory::MemoryFeed;
 pub use mongo::MongoFeed;
 pub use run::{CaptureEnd, CaptureRun, CaptureSettings};
 pub use start::{StartRequest, Started, start};

@@ -10,7 +10,7 @@ use mongodb::options::{ReadConcern, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Fidelity, classify_mongo_error, server_facts};
+use crate::ledger::{Fidelity, MongoPhase, classify_mongo_error, server_facts};
 
 use super::feed::{ChangeFeed, FeedCursor, Reply};
 
@@ -65,7 +65,7 @@ impl MongoFeed {
             .selection_criteria(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary))
             .batch()
             .await
-            .map_err(|e| classify_mongo_error(&e, Phase::Open))
+            .map_err(|e| classify_mongo_error(&e, MongoPhase::Open))
     }
 }
 
@@ -107,7 +107,7 @@ impl FeedCursor for MongoCursor {
     async fn next(&mut self) -> Result<Reply> {
         match self.cursor.next().await {
             Some(Ok(batch)) => Ok(Reply::from(batch)),
-            Some(Err(e)) => Err(classify_mongo_error(&e, Phase::Use)),
+            Some(Err(e)) => Err(classify_mongo_error(&e, MongoPhase::Run)),
             None => Err(Fault::transient("the server closed the change stream")),
         }
     }

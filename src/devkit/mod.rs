@@ -10,10 +10,12 @@ pub mod engine;
 pub mod mongod;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod weed;
 pub mod workload;
 
 pub use engine::{ArgonProcess, Output};
 pub use mongod::{Auth, Mongod, MongodOptions};
+pub use proxy::{Mode, Proxy};
 pub use weed::Weed;
 pub use workload::{Operation, Profile, Stats, Workload};

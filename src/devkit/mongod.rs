@@ -2,6 +2,7 @@
 //! Does not own where the binary comes from ([`super::binaries`]) or that it dies with its owner ([`super::process`]).
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,6 +156,11 @@ impl Mongod {
     /// `127.0.0.1:PORT` of a member.
     pub fn host(&self, i: usize) -> String {
         format!("127.0.0.1:{}", self.members[i].lock().port)
+    }
+
+    /// The address of a member, for a [`super::Proxy`] in front of it.
+    pub fn address(&self, i: usize) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.members[i].lock().port).into()
     }
 
     /// How many members there are.

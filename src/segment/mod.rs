@@ -12,7 +12,6 @@ mod block;
 #[cfg(test)]
 mod block_tests;
 mod builder;
-mod change_stub;
 mod codec;
 mod encode;
 mod file;

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::change_stub::{DeltaError, check_delta};
 use super::{RawBlock, filter};
-use crate::change::{ChangeRef, ClusterTime, Op, operation_type, parse_stored_event, write_canonical_id};
+use crate::change::{ChangeRef, ClusterTime, Op, check_delta, operation_type, parse_stored_event, write_canonical_id};
 use crate::fault::Result;
 
 /// What one pass over a block found.
@@ -86,10 +85,8 @@ fn meaning(change: &ChangeRef<'_>, canonical: &mut Vec<u8>) -> Meaning {
         }
     }
     if row.op == Op::Update {
-        hole = match row.body.map(check_delta) {
-            Some(Err(DeltaError::UnknownSection(_))) | None => true,
-            Some(_) => false,
-        };
+        // Malformed counts like unknown: what cannot be applied must show now, not at a restore.
+        hole = row.body.is_none_or(|diff| check_delta(diff).is_err());
     }
     let document = row.key.or(if matches!(row.op, Op::Insert | Op::Replace) { row.body } else { None });
     if document.is_some_and(|d| write_canonical_id(d, canonical)) { Meaning::Keyed { hole } } else { Meaning::Keyless { hole } }

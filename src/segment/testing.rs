@@ -85,7 +85,8 @@ pub(super) fn stream(n: u64, mut make: impl FnMut(u64) -> (Op, Option<RawDocumen
     let row = |i: u64| {
         let (op, key, body) = make(i);
         let time = ClusterTime { t: u32::try_from(1_795_467_772 + i / 4000).unwrap(), i: u32::try_from(1 + i % 4000).unwrap() };
-        let wall_ms = Some(i64::try_from(1_795_467_772_000 + i / 4).unwrap());
+        // The wall clock of an event is read before its cluster time is taken: it jitters, also backwards.
+        let wall_ms = Some(i64::try_from(1_795_467_772_000 + i / 4 + noise(11, i) % 3).unwrap());
         Row { op, coll: "orders".into(), uuid: Some([0x3e; 16]), time, wall_ms, txn: None, key, body }
     };
     (0..n).map(row).collect()

@@ -22,7 +22,7 @@ use object_store::{
 };
 
 use super::key::{check_key, check_page, check_prefix};
-use super::{ObjectInfo, ObjectStore, Put, PutTag, StoreOptions, check_range, check_size, hex, unhex};
+use super::{ListOrder, ObjectInfo, ObjectStore, Put, PutTag, StoreOptions, check_range, check_size, hex, unhex};
 use crate::fault::{Fault, Result};
 
 /// Names of Azure's metadata must be identifiers, so the put id has no dash here.
@@ -208,14 +208,16 @@ impl ObjectStore for CloudStore {
             None => self.inner.list(directory.as_ref()),
         };
         let mut page: Vec<ObjectInfo> = Vec::new();
-        let mut last: Option<String> = None;
+        let mut order = ListOrder::after(after);
         while let Some(meta) = stream.try_next().await.map_err(|error| self.classify(false, prefix, &error))? {
             let Some(key) = meta.location.as_ref().strip_prefix(&self.prefix) else { continue };
-            if last.as_deref().is_some_and(|last| key <= last) {
-                return Err(Fault::corrupt(format!("the listing of {prefix:?} in {} is not in key order at {key}", self.shown)));
+            if after.is_some_and(|after| key <= after) {
+                continue;
             }
-            last = Some(key.to_owned());
-            if !key.starts_with(prefix) || after.is_some_and(|after| key <= after) || check_key(key).is_err() {
+            if !order.follows(key) {
+                return Err(Fault::corrupt(format!("the listing of {prefix:?} in {} is in no order at {key}", self.shown)));
+            }
+            if !key.starts_with(prefix) || check_key(key).is_err() {
                 continue;
             }
             page.push(ObjectInfo { key: key.to_owned(), size: meta.size, sha256: None, put_id: None, version: None });

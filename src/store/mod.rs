@@ -88,7 +88,11 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes>;
     /// Metadata of the object, or `None`.
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>>;
-    /// At most `max` (1..=1000) objects under `prefix` with keys greater than `after`, in key order. Fewer than `max` means the end.
+    /// At most `max` (1..=1000) objects under `prefix` that come after the key `after`. Fewer than `max` means the end.
+    ///
+    /// The order is the store's own and the same in every page: the byte order of keys within a directory (what stands before the
+    /// last `/`), and of whole keys in most stores; SeaweedFS compares component by component (`shop/x` before `shop-eu/x`). So `after`
+    /// is the last key of the page before, or any key within one directory; who needs an order across directories sorts.
     async fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<ObjectInfo>>;
     /// Removes the object; absent is fine.
     async fn delete(&self, key: &str) -> Result<()>;
@@ -146,4 +150,28 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&text[i * 2..i * 2 + 2], 16).ok()?;
     }
     Some(out)
+}
+
+/// Checks while it is read that a listing has one of the two orders that stores have; without, paging would lose or repeat keys.
+#[derive(Debug)]
+struct ListOrder {
+    last: Option<String>,
+    whole_keys: bool,
+    components: bool,
+}
+
+impl ListOrder {
+    fn after(last: Option<&str>) -> Self {
+        Self { last: last.map(str::to_owned), whole_keys: true, components: true }
+    }
+
+    /// False when `key` cannot come after the ones before in either order.
+    fn follows(&mut self, key: &str) -> bool {
+        if let Some(last) = &self.last {
+            self.whole_keys &= key > last.as_str();
+            self.components &= key.split('/').gt(last.split('/'));
+        }
+        self.last = Some(key.to_owned());
+        self.whole_keys || self.components
+    }
 }

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::key::{check_key, check_page, check_prefix};
 use super::s3_fault::{Asked, Verb, classify};
-use super::{MAX_OBJECT_BYTES, ObjectInfo, ObjectStore, Put, PutTag, StoreOptions, check_size, hex, unhex};
+use super::{ListOrder, MAX_OBJECT_BYTES, ObjectInfo, ObjectStore, Put, PutTag, StoreOptions, check_size, hex, unhex};
 use crate::fault::{Fault, Kind, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ impl ObjectStore for S3Store {
         check_page(max)?;
         let asked = self.asked(Verb::List, prefix);
         let mut page: Vec<ObjectInfo> = Vec::with_capacity(max);
-        let mut after = after.map(str::to_owned);
+        let mut order = ListOrder::after(after);
         // A service may give less than it was asked for and say that there is more.
         loop {
             let request = self
@@ -222,18 +222,23 @@ impl ObjectStore for S3Store {
                 .list_objects_v2()
                 .bucket(&self.bucket)
                 .prefix(format!("{}{prefix}", self.prefix))
-                .set_start_after(after.as_ref().map(|after| format!("{}{after}", self.prefix)))
+                .set_start_after(order.last.as_ref().map(|after| format!("{}{after}", self.prefix)))
                 .max_keys(i32::try_from(max - page.len()).unwrap_or(1000));
             let Ok(sent) = tokio::time::timeout(self.timeout, request.send()).await else { return Err(asked.timed_out(self.timeout)) };
             let output = sent.map_err(|error| classify(asked, &error))?;
             for object in output.contents() {
-                let Some(key) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) else { continue };
+                let Some(key) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) else {
+                    return Err(Fault::corrupt(format!(
+                        "the listing of {prefix:?} in {} has a key outside of it: {:?}",
+                        self.shown,
+                        object.key()
+                    )));
+                };
                 // Keys that are none of ours (markers of directories, say) are passed over.
                 let wanted = key.starts_with(prefix) && check_key(key).is_ok() && page.len() < max;
-                if after.as_deref().is_some_and(|after| key <= after) {
-                    return Err(Fault::corrupt(format!("the listing of {prefix:?} in {} is not in key order at {key}", self.shown)));
+                if !order.follows(key) {
+                    return Err(Fault::corrupt(format!("the listing of {prefix:?} in {} is in no order at {key}", self.shown)));
                 }
-                after = Some(key.to_owned());
                 if wanted {
                     page.push(ObjectInfo { key: key.to_owned(), size: size_of(object.size()), sha256: None, put_id: None, version: None });
                 }

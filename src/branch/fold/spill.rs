@@ -130,8 +130,9 @@ fn encode(coll: u32, key: &[u8], entry: &Entry, out: &mut Vec<u8>) {
             out.extend(put.seq.to_le_bytes());
             out.extend(put.doc.as_bytes());
         }
-        Entry::Deleted { seq } => {
+        Entry::Deleted { seq, expects } => {
             out.push(DELETED);
+            out.push(u8::from(*expects));
             out.extend(seq.to_le_bytes());
         }
         Entry::Deltas(deltas) => {
@@ -155,7 +156,7 @@ fn decode(from: &mut &[u8]) -> Option<Record> {
             let (born, seq) = (number(take(from, 8)?)?, number(take(from, 8)?)?);
             Entry::Put(Put { doc: document(from)?, born: (tag == PUT).then_some(born), seq })
         }
-        DELETED => Entry::Deleted { seq: number(take(from, 8)?)? },
+        DELETED => Entry::Deleted { expects: take(from, 1)?[0] == 1, seq: number(take(from, 8)?)? },
         DELTAS => {
             let count = number(take(from, 8)?)?;
             let mut deltas = Vec::new();
@@ -209,7 +210,7 @@ mod tests {
             let entry = match i % 4 {
                 0 => Entry::Put(Put { doc: big.clone(), born: Some(u64::from(i)), seq: 9 }),
                 1 => Entry::Put(Put { doc: rawdoc! {}, born: None, seq: 3 }),
-                2 => Entry::Deleted { seq: 8 },
+                2 => Entry::Deleted { seq: 8, expects: i > 3 },
                 _ => Entry::Deltas(vec![Delta { seq: 1, described: i > 3, diff: rawdoc! {"d": {"x": false}} }; 3]),
             };
             records.push(Record { coll: i, key: vec![0; i as usize].into(), entry });

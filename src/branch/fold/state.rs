@@ -12,7 +12,11 @@ pub(super) enum Entry {
     /// The whole document.
     Put(Put),
     /// It is gone. Kept only where an older state may be in a spill file.
-    Deleted { seq: u64 },
+    Deleted {
+        seq: u64,
+        /// The state in the spill file must be a document: false when this one was inserted since.
+        expects: bool,
+    },
     /// Diffs on a state that is in a spill file.
     Deltas(Vec<Delta>),
 }
@@ -82,8 +86,9 @@ pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, 
             }
         }
         (Op::Update | Op::Described, _) => return misfit(seq, "updates a document that does not exist"),
-        (Op::Delete, Some(Entry::Put(_) | Entry::Deltas(_))) => spilled.then_some(Entry::Deleted { seq }),
-        (Op::Delete, None) if spilled => Some(Entry::Deleted { seq }),
+        (Op::Delete, Some(Entry::Put(put))) => spilled.then_some(Entry::Deleted { seq, expects: put.born.is_none() }),
+        (Op::Delete, Some(Entry::Deltas(_))) => Some(Entry::Deleted { seq, expects: true }),
+        (Op::Delete, None) if spilled => Some(Entry::Deleted { seq, expects: true }),
         (Op::Delete, _) => return misfit(seq, "deletes a document that does not exist"),
         (Op::Event, _) => return misfit(seq, "is not a change of a document"),
     };
@@ -106,8 +111,8 @@ pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn F
             }
             *state = Some(put);
         }
-        Entry::Deleted { seq } => {
-            if state.take().is_none() {
+        Entry::Deleted { seq, expects } => {
+            if state.take().is_none() && expects {
                 absent(&mut report, seq, "deletes")?;
             }
         }

@@ -71,7 +71,7 @@ impl Table {
         let (before, after, outcome) = match part.states.get_mut(key) {
             Some(slot) => {
                 let before = slot.cost() + charge;
-                let mut state = Some(std::mem::replace(slot, Entry::Deleted { seq }));
+                let mut state = Some(std::mem::replace(slot, Entry::Deleted { seq, expects: false }));
                 let outcome = step(&mut state, seq, change, spilled);
                 match state {
                     Some(state) => {

@@ -145,6 +145,7 @@ fn sensible(raw: Vec<(u8, u8, i32, u16)>) -> Vec<Act> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn a_fold_that_spills_equals_one_that_does_not(raw in proptest::collection::vec((any::<u8>(), 0u8..4, 0i32..30, any::<u16>()), 1..600), budget in 200u64..20_000) {
         let acts = sensible(raw);
@@ -158,7 +159,7 @@ proptest! {
     }
 
     #[test]
-    fn a_partition_that_is_too_large_is_split(count in 1usize..300) {
+    fn a_partition_that_is_too_large_is_split(count in 1usize..120) {
         let mut acts = vec![Act::Create(0, false)];
         acts.extend((0..count).map(|i| Act::Insert(0, i as i32, 39)));
         acts.extend((0..count).map(|i| Act::Set(0, i as i32, 7)));

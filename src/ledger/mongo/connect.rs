@@ -67,6 +67,13 @@ impl MongoLedger {
     }
 }
 
+/// A checked client without a ledger: for sources and restore targets.
+pub async fn connect_client(uri: &str, options: &ConnectOptions) -> Result<Client> {
+    let (client, seeds) = client(uri, options).await?;
+    check_server(&client, Some(&seeds)).await?;
+    Ok(client)
+}
+
 /// A client with the limits of `options`, and the addresses it was given; does not talk to the server yet (except DNS for `mongodb+srv://`).
 async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)> {
     // SUBTLE: the driver's message may quote a part of the URI, and a URI that does not parse may have its password anywhere.

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use mongodb::{Client, Collection, Database};
 
 pub use self::classify::{Phase, classify};
-pub use self::connect::{ConnectOptions, Topology};
+pub use self::connect::{ConnectOptions, Topology, connect_client};
 pub use self::facts::{ServerFacts, same_source, server_facts};
 use super::*;
 use crate::fault::Fault;

@@ -1,0 +1,295 @@
+//! Owns: restoring a branch at a point into a database: folding, checking the target, writing, comparing counts.
+//! Does not own: history (`history`), its folding (`fold`), the writes themselves (`write`), what the target holds and the marker (`target`).
+//!
+//! The fold ends before the first write, so that damage or a gap leaves the target untouched. While a restore is incomplete the target holds a
+//! marker document ([`MARKER`]); a restore that was killed is run again and then drops what it had begun, never half and ok.
+
+mod indexes;
+mod target;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bson::{Document as Doc, doc};
+use mongodb::Database;
+use serde::Serialize;
+
+use super::catalogue::{Catalogue, Collection, Kind, View};
+use super::fold::{Flow, FoldOptions, Folded, Folder};
+use super::history::{Consumer, History, Loaded, Progress, Range};
+use super::point::{Bound, Point};
+use super::server;
+use crate::fault::{Fault, Result};
+pub use target::MARKER;
+
+/// What to restore and how.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    pub at: Point,
+    /// Only these collections and views; all when empty.
+    pub collections: Vec<String>,
+    /// Drop what is in the way in the target.
+    pub drop: bool,
+    /// Go on without what a recorded gap or hole has lost.
+    pub across_gap: bool,
+    /// Make TTL indexes without their expiry.
+    pub no_ttl: bool,
+    /// Fold and check, write nothing.
+    pub dry_run: bool,
+    /// Bytes of memory for the fold; writers take about 64 MiB beside it.
+    pub budget: u64,
+    /// Where the fold spills.
+    pub temp_dir: PathBuf,
+    /// Parallel writers.
+    pub writers: usize,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestoreReport {
+    pub branch: String,
+    pub at: String,
+    /// Last change that is in it.
+    pub seq: u64,
+    pub db: String,
+    pub dry_run: bool,
+    pub collections: Vec<RestoredCollection>,
+    pub views: Vec<String>,
+    pub documents: u64,
+    pub bytes: u64,
+    /// `collection.index` of indexes that expire documents, and clustered collections that do.
+    pub ttl: Vec<String>,
+    /// Changes left out because a gap or hole was crossed.
+    pub left_out: u64,
+    pub notes: Vec<String>,
+}
+
+/// One collection of a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestoredCollection {
+    pub name: String,
+    pub documents: u64,
+    pub bytes: u64,
+    /// Without `_id_`.
+    pub indexes: usize,
+}
+
+/// Collections and views to be written, by name.
+#[derive(Debug)]
+struct Wanted {
+    collections: Vec<Collection>,
+    views: Vec<View>,
+    notes: Vec<String>,
+}
+
+/// Restores. The report comes only when everything is in the target and counted.
+pub async fn restore(history: &History, target: &Database, options: &RestoreOptions, progress: Arc<Progress>) -> Result<RestoreReport> {
+    let bound = history.resolve(options.at).await?;
+    let fold_options = FoldOptions {
+        budget: options.budget,
+        dir: options.temp_dir.clone(),
+        expected: history.branch.totals.raw_bytes,
+        until: bound,
+        tolerant: options.across_gap,
+    };
+    let folded = fold(history, &fold_options, progress.clone()).await?;
+    let mut wanted = Wanted::choose(&folded.catalogue, &options.collections)?;
+    wanted.notes.extend(folded.notes.iter().cloned());
+    let seq = folded.seq;
+    let mut report = RestoreReport {
+        branch: history.branch.name.clone(),
+        at: options.at.to_string(),
+        seq,
+        db: target.name().to_owned(),
+        dry_run: options.dry_run,
+        collections: Vec::new(),
+        views: wanted.views.iter().map(|v| v.name.clone()).collect(),
+        documents: 0,
+        bytes: 0,
+        ttl: indexes::ttl_names(&wanted.collections),
+        left_out: 0,
+        notes: wanted.notes.clone(),
+    };
+    let plan = target::check(target, &wanted, options.drop).await?;
+    if options.dry_run {
+        let counted = write::count(folded, &wanted.collections).await?;
+        report.fill(&wanted.collections, &counted);
+        report.notes.extend(plan.describe());
+        return Ok(report);
+    }
+    plan.begin(target, &wanted, &report).await?;
+    for collection in &wanted.collections {
+        create(target, &collection.name, indexes::create_options(collection)).await?;
+    }
+    let counted = write::documents(folded, &wanted.collections, target, options.writers, progress).await?;
+    for collection in &wanted.collections {
+        let expected = counted.by_name.get(&collection.name).map_or(0, |c| c.0);
+        report.notes.extend(compare_count(target, collection, expected).await?);
+    }
+    for collection in &wanted.collections {
+        indexes::build(target, collection, options.no_ttl).await?;
+    }
+    for view in views_in_order(&wanted.views) {
+        create(target, &view.name, view.options.clone()).await?;
+    }
+    plan.end(target).await?;
+    report.fill(&wanted.collections, &counted);
+    Ok(report)
+}
+
+/// Folds history up to the bound.
+pub(super) async fn fold(history: &History, options: &FoldOptions, progress: Arc<Progress>) -> Result<Folded> {
+    struct Folding(Folder);
+    impl Consumer for Folding {
+        fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
+            loaded.each(|seq, change| self.0.apply(seq, change))
+        }
+    }
+    let base = history.base().await?;
+    let folding = Folding(Folder::new(base.catalogue, options));
+    if options.until == Bound::Seq(0) || history.branch.head.seq == 0 {
+        return folding.0.finish();
+    }
+    let range = Range { from_seq: base.seq + 1, until: options.until, across_gap: options.tolerant };
+    history.read(range, folding, progress).await?.0.finish()
+}
+
+impl Wanted {
+    /// What of the catalogue is restored; what is not is told.
+    fn choose(catalogue: &Catalogue, only: &[String]) -> Result<Self> {
+        let mut wanted = Self { collections: Vec::new(), views: Vec::new(), notes: Vec::new() };
+        let mut by_name: BTreeMap<&str, &Collection> = BTreeMap::new();
+        for collection in catalogue.collections.values() {
+            if by_name.insert(&collection.name, collection).is_some() {
+                return Err(Fault::corrupt(format!("two collections are called {:?} at this point", collection.name)));
+            }
+        }
+        let selected = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+        if let Some(unknown) = only.iter().find(|name| !by_name.contains_key(name.as_str()) && !catalogue.views.contains_key(*name)) {
+            return Err(Fault::rejected(format!("there is no collection {unknown:?} at this point")));
+        }
+        for (name, collection) in by_name {
+            if !selected(name) || collection.kind == Kind::Timeseries {
+                continue;
+            }
+            if name == MARKER {
+                return Err(Fault::rejected(format!("collection {MARKER} is used by restore itself; leave it out with --collection")));
+            }
+            if collection.options.get_bool("temp").unwrap_or(false) {
+                wanted.notes.push(format!("temporary collection {name} of a command that was running is left out"));
+                continue;
+            }
+            wanted.collections.push(collection.clone());
+        }
+        for view in catalogue.views.values().filter(|v| selected(&v.name)) {
+            if view.kind == Kind::Timeseries {
+                wanted.notes.push(format!("time-series collection {} is not covered and not restored", view.name));
+            } else {
+                wanted.views.push(view.clone());
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+impl RestoreReport {
+    fn fill(&mut self, collections: &[Collection], counted: &write::Counted) {
+        for collection in collections {
+            let (documents, bytes) = counted.by_name.get(&collection.name).copied().unwrap_or_default();
+            let (name, indexes) = (collection.name.clone(), collection.indexes.len());
+            self.collections.push(RestoredCollection { name, documents, bytes, indexes });
+            self.documents += documents;
+            self.bytes += bytes;
+        }
+        self.left_out = counted.left_out;
+        if counted.left_out > 0 {
+            self.notes.push(format!("{} changes were left out", counted.left_out));
+        }
+    }
+}
+
+async fn create(target: &Database, name: &str, options: Doc) -> Result<()> {
+    let mut command = doc! {"create": name};
+    command.extend(options);
+    command.insert("writeConcern", doc! {"w": "majority"});
+    target.run_command(command).await.map_err(|e| server::fault(&format!("create {name:?}"), &e))?;
+    Ok(())
+}
+
+/// A view may stand on another one; the server checks cycles and depth, not presence, so any order works, but this one reads better.
+fn views_in_order(views: &[View]) -> Vec<&View> {
+    let on_view = |view: &View| view.options.get_str("viewOn").is_ok_and(|on| views.iter().any(|v| v.name == on));
+    let (later, first): (Vec<_>, Vec<_>) = views.iter().partition(|v| on_view(v));
+    first.into_iter().chain(later).collect()
+}
+
+/// The cheap count first; an exact one before anything is called wrong.
+async fn compare_count(target: &Database, collection: &Collection, expected: u64) -> Result<Option<String>> {
+    let name = &collection.name;
+    let fault = |e| server::fault(&format!("count {name:?}"), &e);
+    let reply = target.run_command(doc! {"count": name}).await.map_err(fault)?;
+    let cheap = reply.get_i32("n").map(i64::from).or_else(|_| reply.get_i64("n")).unwrap_or(-1);
+    if u64::try_from(cheap) == Ok(expected) {
+        return Ok(None);
+    }
+    let found = target.collection::<Doc>(name).count_documents(doc! {}).await.map_err(fault)?;
+    if found == expected {
+        return Ok(None);
+    }
+    let what = format!("collection {name:?} has {found} documents in the target, {expected} were written");
+    if collection.is_capped() {
+        return Ok(Some(format!("{what}: the server evicted the oldest to keep the capped size")));
+    }
+    Err(Fault::corrupt(format!("{what}: is somebody else writing there? the restore is incomplete")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collection(name: &str, n: u8, options: Doc) -> Collection {
+        let kind = if name.starts_with("system.buckets.") { Kind::Timeseries } else { Kind::Collection };
+        Collection { name: name.into(), uuid: [n; 16], kind, options, indexes: vec![] }
+    }
+
+    fn catalogue() -> Catalogue {
+        let collections = [
+            collection("b", 1, doc! {}),
+            collection("a", 2, doc! {}),
+            collection("tmp.agg_out.1", 3, doc! {"temp": true}),
+            collection("system.buckets.ts", 4, doc! {}),
+        ];
+        let view = |name: &str, kind| (name.to_owned(), View { name: name.into(), kind, options: doc! {} });
+        Catalogue {
+            collections: collections.into_iter().map(|c| (c.uuid, c)).collect(),
+            views: [view("v", Kind::View), view("ts", Kind::Timeseries)].into(),
+            ..Catalogue::default()
+        }
+    }
+
+    #[test]
+    fn what_is_not_restored_is_told() {
+        let wanted = Wanted::choose(&catalogue(), &[]).unwrap();
+        let names: Vec<_> = wanted.collections.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(wanted.views.len(), 1);
+        assert!(wanted.notes.iter().any(|n| n.contains("time-series collection ts")), "{:?}", wanted.notes);
+        assert!(wanted.notes.iter().any(|n| n.contains("tmp.agg_out.1")), "{:?}", wanted.notes);
+    }
+
+    #[test]
+    fn a_filter_takes_collections_and_views_and_refuses_unknown_names() {
+        let wanted = Wanted::choose(&catalogue(), &["a".into(), "v".into()]).unwrap();
+        assert_eq!((wanted.collections.len(), wanted.views.len()), (1, 1));
+        assert!(Wanted::choose(&catalogue(), &["nope".into()]).unwrap_err().what.contains("nope"));
+    }
+
+    #[test]
+    fn a_name_that_two_collections_claim_is_an_error() {
+        let mut catalogue = catalogue();
+        catalogue.collections.insert([9; 16], collection("a", 9, doc! {}));
+        assert!(Wanted::choose(&catalogue, &[]).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Starting a capture: token, catalogue, emptiness check, bucket objects, metadata, in this order (correctness.md 10).
+//!
+//! Owns: that order, and what is refused. Does not own: following the stream (`run`), the listing itself (`branch::catalogue`).
+//!
+//! SUBTLE: the token comes first. Whatever is written after it is in the stream, so nothing written while `start` runs is lost: a
+//! collection that is in the listing already is folded tolerantly, documents found by the emptiness check are refused.
+
+use bson::{RawDocumentBuf, doc};
+use sha2::{Digest, Sha256};
+use mongodb::Database;
+use mongodb::options::ReadConcern;
+
+use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_catalogue};
+use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
+use crate::branch::layout::{self, BranchName};
+use crate::fault::{Fault, Kind, Result};
+use crate::ledger::{
+    Branch, BranchStatus, Capture, CaptureState, Fidelity, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
+    classify_mongo_error, server_facts,
+};
+use crate::ledger::{MongoPhase, same_source};
+use crate::runtime::random;
+use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
+
+use super::feed::ChangeFeed;
+use super::mongo::MongoFeed;
+use super::source;
+
+/// The first numbering epoch of a branch.
+const FIRST_EPOCH: u64 = 1;
+
+/// What the operator asked for.
+#[derive(Debug, Clone)]
+pub struct StartRequest {
+    /// `project/branch`.
+    pub branch: String,
+    pub db: String,
+    /// See [`Source::uri`].
+    pub source_uri: Option<String>,
+    pub metadata_uri: String,
+    pub metadata_db: String,
+}
+
+/// What was started.
+#[derive(Debug, Clone)]
+pub struct Started {
+    pub capture: Capture,
+    pub branch: Branch,
+    /// An existing, stopped capture goes on at its checkpoint.
+    pub resumed: bool,
+    /// Collections that history does not cover, each with the reason.
+    pub uncovered: Vec<String>,
+}
+
+/// Starts a capture, or resumes a stopped one of the same branch and source. When it returns, every later write is captured.
+pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts, request: &StartRequest) -> Result<Started> {
+    let name = BranchName::parse(&request.branch)?;
+    if let Some(reference) = &request.source_uri {
+        source::check_reference(reference)?;
+    }
+    let client = source::connect(request.source_uri.as_deref(), &request.metadata_uri).await.map_err(|f| f.at("source"))?;
+    let facts = server_facts(&client).await.map_err(|f| f.at("source"))?;
+    if request.db == request.metadata_db && same_source(&facts.identity, &metadata.identity) {
+        return Err(Fault::config(format!(
+            "{} is Argon's own metadata database: capturing it would feed on itself; choose another --source-db or --metadata-db",
+            request.db
+        )));
+    }
+    if let Some(branch) = ledger.branch_named(name.as_str()).await? {
+        return resume(ledger, branch, request, &facts).await;
+    }
+    let feed = MongoFeed::new(client.clone(), &request.db);
+    let mut cursor = feed.open(None).await.map_err(|f| f.at("opening the change stream"))?;
+    let token = cursor.next().await?.token()?.to_owned();
+    let fidelity = cursor.fidelity();
+    drop(cursor);
+    let db = client.database(&request.db);
+    let (catalogue, base_time) = read_catalogue(&db).await.map_err(|f| f.at("listing collections"))?;
+    refuse_documents(&db, &catalogue).await?;
+
+    let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
+    let new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
+    let manifest = BaseManifest {
+        id: new.branch.base.clone(),
+        seq: 0,
+        time: base_time,
+        db: request.db.clone(),
+        token,
+        catalogue: catalogue.clone(),
+    };
+    write_bucket(store, &new, &manifest).await?;
+    create(ledger, &new).await?;
+    Ok(Started { uncovered: uncovered(&catalogue), capture: new.capture, branch: new.branch, resumed: false })
+}
+
+/// A lost answer of the creation is told apart from a taken name by our own id.
+async fn create(ledger: &SharedLedger, new: &NewCapture) -> Result<()> {
+    let outcome = ledger.create_capture(new).await;
+    match outcome {
+        Err(fault) if fault.kind == Kind::Unknown => match ledger.capture(&new.capture.id).await? {
+            Some(_) => Ok(()),
+            None => Err(fault),
+        },
+        other => other,
+    }
+}
+
+async fn resume(ledger: &SharedLedger, branch: Branch, request: &StartRequest, facts: &ServerFacts) -> Result<Started> {
+    let all = ledger.captures().await?;
+    let capture = all.into_iter().find(|c| c.branch == branch.id);
+    let capture = capture.ok_or_else(|| Fault::rejected(format!("the branch {} exists and has no capture to resume", branch.name)))?;
+    if capture.source.db != request.db || !same_source(&capture.source.identity, &facts.identity) {
+        return Err(Fault::rejected(format!(
+            "the branch {} captures the database {} of another source ({}): choose another branch name",
+            branch.name, capture.source.db, capture.source.identity
+        )));
+    }
+    if capture.state != CaptureState::Running {
+        ledger.set_capture_state(&capture.id, CaptureState::Running, None).await?;
+    }
+    let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
+    Ok(Started { capture, branch, resumed: true, uncovered: Vec::new() })
+}
+
+/// Base copies come later: until then a database with documents would be restored without them.
+async fn refuse_documents(db: &Database, catalogue: &Catalogue) -> Result<()> {
+    for collection in catalogue.collections.values() {
+        let found = db
+            .collection::<RawDocumentBuf>(&collection.name)
+            .find_one(doc! {})
+            .projection(doc! { "_id": 1 })
+            .read_concern(ReadConcern::majority())
+            .await
+            .map_err(|e| classify_mongo_error(&e, MongoPhase::Run))?;
+        if found.is_some() {
+            return Err(Fault::rejected(format!(
+                "the database {} holds documents already (collection {}): this version captures a database from empty on; start the capture first, then load the data (mongorestore)",
+                db.name(),
+                collection.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn rows(name: &str, source: Source, token: RawDocumentBuf, fidelity: Fidelity, base_time: crate::change::ClusterTime, now_ms: i64) -> NewCapture {
+    let (branch, capture, base) = (random::id(), random::id(), random::id());
+    NewCapture {
+        capture: Capture {
+            id: capture,
+            branch: branch.clone(),
+            branch_name: name.to_string(),
+            source: source.clone(),
+            state: CaptureState::Running,
+            reason: None,
+            position: Position { token: token.clone(), chain: token, next_seq: 1, last_txn: None },
+            fence: 0,
+            owner: None,
+            last_batch: None,
+            queued_bytes: 0,
+            checkpoint_ms: now_ms,
+        },
+        branch: Branch {
+            id: branch,
+            name: name.to_string(),
+            source_db: source.db,
+            status: BranchStatus::Active,
+            reason: None,
+            fidelity,
+            epoch: FIRST_EPOCH,
+            head: Head::default(),
+            totals: Totals::default(),
+            base,
+            base_time,
+            settled_bytes: 0,
+            created_ms: now_ms,
+        },
+    }
+}
+
+/// The bucket is enough (correctness.md 19): what a rebuild needs is there before the capture exists.
+async fn write_bucket(store: &Store, new: &NewCapture, manifest: &BaseManifest) -> Result<()> {
+    let (branch, capture) = (&new.branch, &new.capture);
+    let project = layout::project_of(&branch.name);
+    let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1 };
+    let objects = [
+        (layout::base_manifest(project, &branch.id, 0, &branch.base), manifest.to_json()?),
+        (layout::epoch(project, &branch.id, branch.epoch), documents::to_json(&epoch)?),
+        (layout::branch_json(project, &branch.id), documents::to_json(&BranchDocument::new(branch, capture))?),
+    ];
+    let cancel = tokio_util::sync::CancellationToken::new();
+    for (key, body) in objects {
+        let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: random::id() };
+        let report = put_idempotent(&**store, &key, body.into(), &tag, &RetryPolicy::default(), &cancel).await?;
+        if report.outcome == PutOutcome::Conflict {
+            return Err(Fault::rejected(format!("{key} exists in {} already: two captures took the same id, start again", store.describe())));
+        }
+    }
+    Ok(())
+}
+
+fn uncovered(catalogue: &Catalogue) -> Vec<String> {
+    let series = |name: &str| format!("{name}: time-series, recorded but not restored by this version");
+    let views = catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| series(&v.name));
+    views.collect()
+}

@@ -1,0 +1,144 @@
+//! `argon capture start|stop|list`: acts on metadata and bucket, needs no engine.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::capture::{StartRequest, start};
+use crate::config::database_name;
+use crate::fault::{Fault, Result};
+use crate::ledger::{Capture, CaptureState};
+
+use super::context::{branch_named, capture_of};
+use super::output::table;
+use super::{Context, Exit, Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Starts to capture a database into a branch. When it returns, every later write is captured.
+    #[command(after_help = "Examples:
+  argon capture start shop/main --source-db shop
+  argon capture start shop/main --source-db shop --source-uri env:SHOP_URI
+
+A stopped capture of the same branch and source goes on where it stopped. The source needs a replica set of MongoDB 6.0 or newer.")]
+    Start {
+        /// project/branch
+        branch: String,
+        /// Database to capture.
+        #[arg(long, value_name = "DB", value_parser = database_name)]
+        source_db: String,
+        /// Where the source is, if not ARGON_MONGODB_URI: env:NAME, file:PATH, or a URI without password.
+        #[arg(long, value_name = "REF")]
+        source_uri: Option<String>,
+    },
+    /// Stops a capture; its history stays, and `start` goes on from here while the oplog reaches back.
+    #[command(after_help = "Example:\n  argon capture stop shop/main")]
+    Stop {
+        /// project/branch
+        branch: String,
+    },
+    /// Lists captures with their state.
+    #[command(after_help = "Examples:\n  argon capture list\n  argon capture list --json")]
+    List,
+}
+
+pub(crate) async fn run(command: Command, context: Context, output: Output) -> Result<Exit> {
+    match command {
+        Command::Start { branch, source_db, source_uri } => {
+            let request = StartRequest {
+                branch,
+                db: source_db,
+                source_uri,
+                metadata_uri: context.connection.uri()?.to_string(),
+                metadata_db: context.connection.metadata_db.clone(),
+            };
+            begin(&request, &context, output).await?;
+        }
+        Command::Stop { branch } => stop(&branch, &context, output).await?,
+        Command::List => list(&context, output).await?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn begin(request: &StartRequest, context: &Context, output: Output) -> Result<()> {
+    let store = context.store().await?;
+    let (ledger, facts) = context.ledger().await?;
+    crate::store::probe(&*store).await?;
+    let started = start(&ledger, &store, &facts, request).await?;
+    let engines = ledger.engines().await?.len();
+    let view = json!({
+        "capture": capture_view(&started.capture),
+        "resumed": started.resumed,
+        "uncovered": started.uncovered,
+        "engines": engines,
+    });
+    output.print(&view, || {
+        let mut text = format!(
+            "{} {}: every write to {} from now on is captured",
+            if started.resumed { "resumed" } else { "started" },
+            started.capture.branch_name,
+            started.capture.source.db
+        );
+        for name in &started.uncovered {
+            text += &format!("\n  not covered: {name}");
+        }
+        if engines == 0 {
+            text += "\n  no engine is running: start one with argon run";
+        }
+        text
+    })
+}
+
+async fn stop(name: &str, context: &Context, output: Output) -> Result<()> {
+    let (ledger, _) = context.ledger().await?;
+    let branch = branch_named(&ledger, name).await?;
+    let capture = capture_of(&ledger, &branch).await?;
+    let capture = capture.ok_or_else(|| Fault::missing(format!("{name} has no capture")))?;
+    ledger.set_capture_state(&capture.id, CaptureState::Stopped, Some("stopped by the operator")).await?;
+    let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
+    output.print(&capture_view(&capture), || format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db))
+}
+
+async fn list(context: &Context, output: Output) -> Result<()> {
+    let (ledger, _) = context.ledger().await?;
+    let captures = ledger.captures().await?;
+    let views: Vec<_> = captures.iter().map(capture_view).collect();
+    output.print(&json!({ "captures": views }), || {
+        let rows: Vec<_> = captures
+            .iter()
+            .map(|c| {
+                vec![
+                    c.branch_name.clone(),
+                    c.source.db.clone(),
+                    state_name(c.state).to_string(),
+                    (c.position.next_seq - 1).to_string(),
+                    c.owner.clone().unwrap_or_else(|| "-".into()),
+                    c.reason.clone().unwrap_or_default(),
+                ]
+            })
+            .collect();
+        table(&["BRANCH", "DATABASE", "STATE", "QUEUED UP TO", "ENGINE", "REASON"], &rows)
+    })
+}
+
+fn state_name(state: CaptureState) -> &'static str {
+    match state {
+        CaptureState::Running => "running",
+        CaptureState::Stopped => "stopped",
+        CaptureState::Failed => "failed",
+    }
+}
+
+/// The object of a capture in the interface; tokens stay inside.
+fn capture_view(c: &Capture) -> serde_json::Value {
+    json!({
+        "id": c.id,
+        "branch": c.branch_name,
+        "branch_id": c.branch,
+        "source": { "uri": c.source.uri, "db": c.source.db, "identity": c.source.identity },
+        "state": c.state,
+        "reason": c.reason,
+        "queued_seq": c.position.next_seq - 1,
+        "engine": c.owner,
+        "checkpoint_ms": c.checkpoint_ms,
+    })
+}

@@ -1,0 +1,168 @@
+//! The command line: one file per command.
+//!
+//! Owns: arguments, what is printed, exit codes. Does not own: what the commands do (the rest of the library).
+
+mod branch;
+mod capture;
+mod context;
+mod demo;
+mod doctor;
+mod jobs;
+mod output;
+mod restore;
+mod run;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Connection};
+use crate::fault::{Fault, Kind};
+use crate::telemetry;
+
+pub(crate) use context::Context;
+pub(crate) use output::Output;
+
+/// How a command ended. The numbers are part of the interface (design: exit codes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done; for `run`: drained.
+    Done,
+    /// Failed.
+    Failed,
+    /// Bad configuration or arguments.
+    BadConfig,
+    /// The stop's deadline passed before everything was drained.
+    DeadlinePassed,
+    /// Verification found a difference.
+    Different,
+}
+
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::BadConfig => 2,
+            Self::DeadlinePassed => 3,
+            Self::Different => 4,
+        }
+    }
+}
+
+/// Continuous, compressed, restorable history of MongoDB in an object store.
+#[derive(Debug, Parser)]
+#[command(name = "argon", version, max_term_width = 110, after_help = "See it work, with nothing to install first:\n  argon demo")]
+pub struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    /// Print JSON: the object that the REST API returns.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Captures a live load, restores it, compares: needs no server and no account.
+    Demo(demo::Args),
+    /// The engine: captures and workers, until SIGTERM.
+    Run(Box<run::Args>),
+    /// Checks MongoDB, rights, oplog window, store and clock, and says what to fix.
+    Doctor(doctor::Args),
+    /// Start, stop and list captures.
+    #[command(subcommand)]
+    Capture(capture::Command),
+    /// List and show branches.
+    #[command(subcommand)]
+    Branch(branch::Command),
+    /// Proves that a branch's history is whole, or names what is not.
+    Verify(verify::Args),
+    /// Writes a branch's database as it was at a point.
+    Restore(restore::Args),
+    /// List, show, retry and discard jobs.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let code = if error.use_stderr() { Exit::BadConfig } else { Exit::Done };
+            return ExitCode::from(code.code());
+        }
+    };
+    let json = cli.json;
+    telemetry::init_logging(matches!(cli.command, Command::Run(_)));
+    for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
+        eprintln!("warning: {given} is not a setting of Argon; did you mean {meant}?");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return ExitCode::from(report(&Fault::transient(format!("cannot start threads: {e}")), json).code()),
+    };
+    let exit = match runtime.block_on(dispatch(cli)) {
+        Ok(exit) => exit,
+        Err(fault) => report(&fault, json),
+    };
+    // Abandoned blocking work (a hung disk) must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    ExitCode::from(exit.code())
+}
+
+async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
+    let output = Output::new(cli.json);
+    let context = Context::new(cli.connection);
+    // Boxed: the futures of commands are large and only one of them runs.
+    match cli.command {
+        Command::Demo(args) => Box::pin(demo::run(args, output)).await,
+        Command::Run(args) => Box::pin(run::run(*args, context)).await,
+        Command::Doctor(args) => Box::pin(doctor::run(args, context, output)).await,
+        Command::Capture(command) => Box::pin(capture::run(command, context, output)).await,
+        Command::Branch(command) => Box::pin(branch::run(command, context, output)).await,
+        Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
+        Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
+        Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
+    }
+}
+
+/// One line for a person, or an object for a program.
+fn report(fault: &Fault, json: bool) -> Exit {
+    if json {
+        let code = format!("{:?}", fault.kind).to_lowercase();
+        eprintln!("{}", serde_json::json!({ "error": { "code": code, "message": fault.what } }));
+    } else {
+        eprintln!("error: {}", fault.what);
+    }
+    if fault.kind == Kind::Config { Exit::BadConfig } else { Exit::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        let mut command = super::Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        fn check(command: &clap::Command, path: &str) {
+            if command.get_name() == "help" {
+                return;
+            }
+            let path = format!("{path} {}", command.get_name());
+            if command.get_subcommands().next().is_none() {
+                let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(after.contains("argon "), "{path} has no example in --help");
+            }
+            command.get_subcommands().for_each(|sub| check(sub, &path));
+        }
+        command.get_subcommands().for_each(|sub| check(sub, "argon"));
+    }
+}
