@@ -282,10 +282,14 @@ mod tests {
 
     #[test]
     fn rates_and_times_read_as_people_write_them() {
-        for (text, wanted) in [("max", Some(Rate::Max)), ("1", Some(Rate::PerSecond(1))), ("0", None), ("-1", None), ("fast", None), ("10000001", None)] {
+        for (text, wanted) in
+            [("max", Some(Rate::Max)), ("1", Some(Rate::PerSecond(1))), ("0", None), ("-1", None), ("fast", None), ("10000001", None)]
+        {
             assert_eq!(rate(text).ok(), wanted, "{text}");
         }
-        for (text, wanted) in [("30", Some(30_000)), ("250ms", Some(250)), ("2m", Some(120_000)), ("0s", None), ("", None), ("90days", None)] {
+        for (text, wanted) in
+            [("30", Some(30_000)), ("250ms", Some(250)), ("2m", Some(120_000)), ("0s", None), ("", None), ("90days", None)]
+        {
             assert_eq!(duration(text).ok(), wanted.map(Duration::from_millis), "{text}");
         }
     }
