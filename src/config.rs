@@ -37,14 +37,18 @@ impl Connection {
     /// The metadata server's URI, or what to type.
     pub fn uri(&self) -> Result<&str> {
         self.mongodb_uri.as_deref().ok_or_else(|| {
-            Fault::config("no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri, for example mongodb://127.0.0.1:27017/?replicaSet=rs0")
+            Fault::config(
+                "no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri, for example mongodb://127.0.0.1:27017/?replicaSet=rs0",
+            )
         })
     }
 
     /// The store's URL, or what to type.
     pub fn store_url(&self) -> Result<&str> {
         self.store.as_deref().ok_or_else(|| {
-            Fault::config("no object store given: set ARGON_STORE_URL or pass --store, for example file:///var/lib/argon or s3://bucket/prefix")
+            Fault::config(
+                "no object store given: set ARGON_STORE_URL or pass --store, for example file:///var/lib/argon or s3://bucket/prefix",
+            )
         })
     }
 }
@@ -189,8 +193,17 @@ fn time(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, String> {
 
 /// A size in bytes: `4MiB`, `1GiB`, `1048576`.
 pub fn size(text: &str, min: u64, max: u64) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 9] =
-        [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40), ("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("B", 1), ("", 1)];
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = UNITS.iter().find(|(name, _)| *name == text[digits..].trim()).map(|(_, n)| *n);

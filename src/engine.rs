@@ -32,8 +32,8 @@ use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
 use crate::sync::{Committer, SyncJob};
 
-pub use captures::SourceOpener;
 use captures::Captures;
+pub use captures::SourceOpener;
 use upkeep::Upkeep;
 
 /// Jobs claimed beyond the free workers: hides the claim's round trip, small enough that another engine finds work too.
@@ -96,8 +96,7 @@ impl Engine {
 
     fn capture_settings(&self) -> CaptureSettings {
         let s = &self.settings;
-        let policy =
-            AssemblePolicy { batch_size: u64::from(s.batch_size), batch_timeout: s.batch_timeout, max_bytes: s.batch_max_bytes };
+        let policy = AssemblePolicy { batch_size: u64::from(s.batch_size), batch_timeout: s.batch_timeout, max_bytes: s.batch_max_bytes };
         CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes }
     }
 

@@ -11,7 +11,7 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::json;
 
-use super::catalogue::{Catalogue, Collection, Kind, View, Uuid};
+use super::catalogue::{Catalogue, Collection, Kind, Uuid, View};
 use super::layout::{hex, unhex};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
@@ -291,8 +291,7 @@ impl BaseManifest {
                 return Err(Fault::corrupt(format!("{object}: collection uuid {} appears twice", hex(&uuid))));
             }
         }
-        let views =
-            read.views.into_iter().map(|v| (v.name.clone(), View { name: v.name, kind: v.kind, options: v.options.0 })).collect();
+        let views = read.views.into_iter().map(|v| (v.name.clone(), View { name: v.name, kind: v.kind, options: v.options.0 })).collect();
         let token = RawDocumentBuf::try_from(&read.token.0).map_err(|e| Fault::corrupt(format!("{object}: token: {e}")))?;
         let catalogue = Catalogue { collections, views, listed_at: read.time };
         Ok(Self { id: read.id, seq: read.seq, time: read.time, db: read.db, token, catalogue })
@@ -328,7 +327,11 @@ mod tests {
             options,
             indexes: vec![doc! {"v": 2, "key": {"z": 1, "a": -1}, "name": "z_1_a_-1"}],
         };
-        let view = View { name: "v".into(), kind: Kind::View, options: doc! {"viewOn": "a.b", "pipeline": [{"$match": {"x": {"$numberLong": "1"}}}]} };
+        let view = View {
+            name: "v".into(),
+            kind: Kind::View,
+            options: doc! {"viewOn": "a.b", "pipeline": [{"$match": {"x": {"$numberLong": "1"}}}]},
+        };
         let listed_at = ClusterTime { t: 5, i: 6 };
         let catalogue = Catalogue { collections: [(uuid, collection)].into(), views: [("v".into(), view)].into(), listed_at };
         BaseManifest { id: "b0".into(), seq: 0, time: listed_at, db: "shop".into(), token: rawdoc! {"_data": "82"}, catalogue }

@@ -200,7 +200,9 @@ impl History {
         let mut bytes = 0;
         let mut waiting = rows.next().await?;
         while waiting.is_some() || !flying.is_empty() {
-            while let Some(row) = waiting.take_if(|row| flying.is_empty() || (flying.len() < IN_FLIGHT && bytes + cost(row) <= IN_FLIGHT_BYTES)) {
+            while let Some(row) =
+                waiting.take_if(|row| flying.is_empty() || (flying.len() < IN_FLIGHT && bytes + cost(row) <= IN_FLIGHT_BYTES))
+            {
                 bytes += cost(&row);
                 flying.push_back((cost(&row), tokio::spawn(load(self.store.clone(), row, range.across_gap))));
                 waiting = rows.next().await?;
@@ -260,11 +262,16 @@ impl<'a> Rows<'a> {
         }
         if row.kind == SegmentKind::Gap && !self.range.across_gap {
             let (first, last) = (row.first_seq, row.last_seq);
-            return Err(Fault::rejected(format!("history of {name} has a gap at seq:{first}..{last} ({}); --across-gap goes on without it", row.key)));
+            return Err(Fault::rejected(format!(
+                "history of {name} has a gap at seq:{first}..{last} ({}); --across-gap goes on without it",
+                row.key
+            )));
         }
         if row.holes > 0 && !self.range.across_gap {
             let (holes, key) = (row.holes, &row.key);
-            return Err(Fault::rejected(format!("{key} has {holes} changes that this version cannot apply; --across-gap goes on without them")));
+            return Err(Fault::rejected(format!(
+                "{key} has {holes} changes that this version cannot apply; --across-gap goes on without them"
+            )));
         }
         (self.next_seq, self.epoch, self.first) = (row.last_seq + 1, row.epoch, false);
         Ok(Some(row))

@@ -12,3 +12,4 @@ pub mod layout;
 pub mod point;
 pub mod restore;
 mod server;
+pub mod view;

@@ -119,9 +119,8 @@ impl FromStr for Point {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
-            Fault::config(format!("{text:?} is not a point: use head, seq:N, a time such as 2026-11-23T21:02:52Z, or ts:SECONDS.INC"))
-        };
+        let bad =
+            || Fault::config(format!("{text:?} is not a point: use head, seq:N, a time such as 2026-11-23T21:02:52Z, or ts:SECONDS.INC"));
         if text == "head" {
             return Ok(Self::Head);
         }
@@ -246,9 +245,27 @@ mod tests {
     #[test]
     fn what_is_not_a_point_is_a_configuration_error() {
         for text in [
-            "", "HEAD", "seq:", "seq:-1", "seq:+1", "seq: 1", "seq:99999999999999999999", "ts:1", "ts:1.", "ts:1.4294967296", "now", "2026-11-23",
-            "2026-11-23T21:02:52", "2026-11-23T21:02:52.5Z", "2026-13-01T00:00:00Z", "2026-02-29T00:00:00Z", "2026-11-23T24:00:00Z", "1969-12-31T23:59:59Z",
-            "2026-11-23T21:02:52+1:00", "2026-11-23T21:02:52é", "9999-01-01T00:00:00Z",
+            "",
+            "HEAD",
+            "seq:",
+            "seq:-1",
+            "seq:+1",
+            "seq: 1",
+            "seq:99999999999999999999",
+            "ts:1",
+            "ts:1.",
+            "ts:1.4294967296",
+            "now",
+            "2026-11-23",
+            "2026-11-23T21:02:52",
+            "2026-11-23T21:02:52.5Z",
+            "2026-13-01T00:00:00Z",
+            "2026-02-29T00:00:00Z",
+            "2026-11-23T24:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "2026-11-23T21:02:52+1:00",
+            "2026-11-23T21:02:52é",
+            "9999-01-01T00:00:00Z",
         ] {
             assert_eq!(text.parse::<Point>().unwrap_err().kind, Kind::Config, "{text}");
         }

@@ -187,7 +187,11 @@ impl Assembler {
         let count = self.next_seq - open.first_seq;
         let fast = self.rate.per_second() / self.policy.batch_size as f64 > CLOSES_PER_SECOND;
         let linger = if fast || in_flight { LINGER } else { Duration::ZERO };
-        let at = if count >= self.policy.batch_size { open.opened + linger.min(self.policy.batch_timeout) } else { open.opened + self.policy.batch_timeout };
+        let at = if count >= self.policy.batch_size {
+            open.opened + linger.min(self.policy.batch_timeout)
+        } else {
+            open.opened + self.policy.batch_timeout
+        };
         if now >= at { Due::Now } else { Due::At(at) }
     }
 

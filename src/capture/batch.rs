@@ -57,12 +57,8 @@ impl Batch {
     /// The one transaction that makes this batch durable.
     pub fn into_checkpoint(self, owner: &Owner, job: String, batch: String, parts: Vec<Bytes>) -> Checkpoint {
         let block_bytes = self.block_bytes();
-        let after = Position {
-            token: self.end_token.clone(),
-            chain: self.end_token.clone(),
-            next_seq: self.last_seq + 1,
-            last_txn: self.last_txn,
-        };
+        let after =
+            Position { token: self.end_token.clone(), chain: self.end_token.clone(), next_seq: self.last_seq + 1, last_txn: self.last_txn };
         let spec = SyncSpec {
             batch,
             epoch: owner.epoch,

@@ -14,7 +14,7 @@ mod run;
 pub mod source;
 mod start;
 
-pub use assemble::{Assembler, AssemblePolicy, Due};
+pub use assemble::{AssemblePolicy, Assembler, Due};
 pub use batch::Batch;
 pub use mongo::MongoFeed;
 pub use run::{CaptureEnd, CaptureRun, CaptureSettings};

@@ -67,8 +67,7 @@ impl CaptureRun {
         // Ingest ends when either the capture or the stages behind it stop.
         let reading = self.stop.child();
         let capture = &self.capture;
-        let owner =
-            Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
+        let owner = Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
         let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone());
         let store = CheckpointStage {
             ledger: self.ledger.clone(),
@@ -243,7 +242,8 @@ impl Notes {
     }
 
     async fn note(&self, reason: Option<&str>, fidelity: Option<Fidelity>) {
-        let told = tokio::time::timeout(Duration::from_secs(10), self.ledger.note_capture(&self.capture, self.fence, reason, fidelity)).await;
+        let told =
+            tokio::time::timeout(Duration::from_secs(10), self.ledger.note_capture(&self.capture, self.fence, reason, fidelity)).await;
         if let Ok(Err(fault)) = told {
             tracing::debug!(error = %fault, "could not note the state of the capture");
         }

@@ -24,7 +24,11 @@ pub fn check_reference(reference: &str) -> Result<()> {
             "a source URI with a password is not stored: put it into a variable or file of the engine and pass --source-uri env:NAME or file:PATH",
         ));
     }
-    if reference.contains("://") { Ok(()) } else { Err(Fault::config("--source-uri takes env:NAME, file:PATH or a mongodb:// URI without password")) }
+    if reference.contains("://") {
+        Ok(())
+    } else {
+        Err(Fault::config("--source-uri takes env:NAME, file:PATH or a mongodb:// URI without password"))
+    }
 }
 
 /// The URI behind a reference.

@@ -6,9 +6,9 @@
 //! collection that is in the listing already is folded tolerantly, documents found by the emptiness check are refused.
 
 use bson::{RawDocumentBuf, doc};
-use sha2::{Digest, Sha256};
 use mongodb::Database;
 use mongodb::options::ReadConcern;
+use sha2::{Digest, Sha256};
 
 use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_catalogue};
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
@@ -80,14 +80,8 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
 
     let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
     let new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
-    let manifest = BaseManifest {
-        id: new.branch.base.clone(),
-        seq: 0,
-        time: base_time,
-        db: request.db.clone(),
-        token,
-        catalogue: catalogue.clone(),
-    };
+    let manifest =
+        BaseManifest { id: new.branch.base.clone(), seq: 0, time: base_time, db: request.db.clone(), token, catalogue: catalogue.clone() };
     write_bucket(store, &new, &manifest).await?;
     create(ledger, &new).await?;
     Ok(Started { uncovered: uncovered(&catalogue), capture: new.capture, branch: new.branch, resumed: false })
@@ -143,7 +137,14 @@ async fn refuse_documents(db: &Database, catalogue: &Catalogue) -> Result<()> {
     Ok(())
 }
 
-fn rows(name: &str, source: Source, token: RawDocumentBuf, fidelity: Fidelity, base_time: crate::change::ClusterTime, now_ms: i64) -> NewCapture {
+fn rows(
+    name: &str,
+    source: Source,
+    token: RawDocumentBuf,
+    fidelity: Fidelity,
+    base_time: crate::change::ClusterTime,
+    now_ms: i64,
+) -> NewCapture {
     let (branch, capture, base) = (random::id(), random::id(), random::id());
     NewCapture {
         capture: Capture {
@@ -193,7 +194,10 @@ async fn write_bucket(store: &Store, new: &NewCapture, manifest: &BaseManifest) 
         let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: random::id() };
         let report = put_idempotent(&**store, &key, body.into(), &tag, &RetryPolicy::default(), &cancel).await?;
         if report.outcome == PutOutcome::Conflict {
-            return Err(Fault::rejected(format!("{key} exists in {} already: two captures took the same id, start again", store.describe())));
+            return Err(Fault::rejected(format!(
+                "{key} exists in {} already: two captures took the same id, start again",
+                store.describe()
+            )));
         }
     }
     Ok(())

@@ -62,7 +62,7 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
 async fn begin(request: &StartRequest, context: &Context, output: Output) -> Result<()> {
     let store = context.store().await?;
     let (ledger, facts) = context.ledger().await?;
-    crate::store::probe(&*store).await?;
+    crate::store::probe(&*store, &crate::runtime::random::id()).await?;
     let started = start(&ledger, &store, &facts, request).await?;
     let engines = ledger.engines().await?.len();
     let view = json!({
@@ -95,7 +95,9 @@ async fn stop(name: &str, context: &Context, output: Output) -> Result<()> {
     let capture = capture.ok_or_else(|| Fault::missing(format!("{name} has no capture")))?;
     ledger.set_capture_state(&capture.id, CaptureState::Stopped, Some("stopped by the operator")).await?;
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
-    output.print(&capture_view(&capture), || format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db))
+    output.print(&capture_view(&capture), || {
+        format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db)
+    })
 }
 
 async fn list(context: &Context, output: Output) -> Result<()> {

@@ -56,7 +56,11 @@ pub(crate) async fn branch_named(ledger: &SharedLedger, name: &str) -> Result<Br
         return Ok(branch);
     }
     let names: Vec<String> = ledger.branches().await?.into_iter().take(10).map(|b| b.name).collect();
-    let known = if names.is_empty() { "there are none yet: argon capture start creates one".to_string() } else { format!("there are: {}", names.join(", ")) };
+    let known = if names.is_empty() {
+        "there are none yet: argon capture start creates one".to_string()
+    } else {
+        format!("there are: {}", names.join(", "))
+    };
     Err(Fault::missing(format!("no branch is named {name}; {known}")))
 }
 

@@ -121,7 +121,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
     let context = Context::new(cli.connection);
     // Boxed: the futures of commands are large and only one of them runs.
     match cli.command {
-        Command::Demo(args) => Box::pin(demo::run(args, output)).await,
+        Command::Demo(args) => Box::pin(demo::run(args, context.connection.mongodb_uri, output)).await,
         Command::Run(args) => Box::pin(run::run(*args, context)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, context, output)).await,
         Command::Capture(command) => Box::pin(capture::run(command, context, output)).await,

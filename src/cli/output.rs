@@ -25,11 +25,7 @@ impl Output {
 
     /// A value as JSON, or what `text` makes of it. A closed pipe is not an error.
     pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
-        let line = if self.json {
-            serde_json::to_string(value).map_err(|e| Fault::corrupt(format!("cannot print: {e}")))?
-        } else {
-            text()
-        };
+        let line = if self.json { serde_json::to_string(value).map_err(|e| Fault::corrupt(format!("cannot print: {e}")))? } else { text() };
         let _ = writeln!(std::io::stdout(), "{}", line.trim_end());
         Ok(())
     }

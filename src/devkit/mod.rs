@@ -8,6 +8,7 @@
 pub mod binaries;
 pub mod engine;
 pub mod mongod;
+pub mod oracle;
 pub mod ports;
 pub mod process;
 pub mod proxy;

@@ -17,7 +17,8 @@ pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
 pub use memory::MemoryLedger;
 pub use model::*;
 pub use mongo::{
-    ConnectOptions, MongoLedger, connect_client, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, same_source, server_facts,
+    ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, same_source,
+    server_facts,
 };
 
 use std::sync::Arc;

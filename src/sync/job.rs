@@ -122,7 +122,7 @@ fn outage(fault: Fault) -> Fault {
     }
 }
 
-fn header(job: &Job, spec: &SyncSpec, db: &str) -> SegmentHeader {
+pub(super) fn header(job: &Job, spec: &SyncSpec, db: &str) -> SegmentHeader {
     SegmentHeader {
         kind: SegmentKind::Changes,
         branch: job.branch.clone(),

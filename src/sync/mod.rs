@@ -3,7 +3,9 @@
 //! Owns: the steps of one sync job (`job`) and grouping commits (`commit`). Does not own: claiming and workers (`pool`), the format (`segment`).
 
 mod commit;
+mod gap;
 mod job;
 
 pub use commit::{CommitHandle, Committer};
+pub use gap::discard;
 pub use job::{SyncJob, SyncOutcome};

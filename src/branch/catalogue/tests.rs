@@ -9,7 +9,8 @@ fn uuid(n: u8) -> Bson {
 }
 
 fn event(kind: &str, coll: &str, id: u8, description: Document) -> Document {
-    let mut event = doc! {"operationType": kind, "clusterTime": bson::Timestamp { time: 11, increment: 1 }, "ns": {"db": "d", "coll": coll}};
+    let mut event =
+        doc! {"operationType": kind, "clusterTime": bson::Timestamp { time: 11, increment: 1 }, "ns": {"db": "d", "coll": coll}};
     if id > 0 {
         event.insert("collectionUUID", uuid(id));
     }

@@ -43,7 +43,10 @@ pub struct Output {
 enum Todo {
     Partition(Partition),
     /// One hash class of a partition that was too large, after this many splits.
-    File { file: SpillFile, splits: u32 },
+    File {
+        file: SpillFile,
+        splits: u32,
+    },
 }
 
 impl Output {

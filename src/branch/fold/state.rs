@@ -100,7 +100,9 @@ pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, 
 /// without the change that does not fit.
 pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn FnMut(Misfit) -> FaultResult<()>) -> FaultResult<()> {
     let mut report = |misfit| on_misfit(misfit);
-    let absent = |report: &mut dyn FnMut(Misfit) -> FaultResult<()>, seq, what: &str| report(Misfit { seq, why: format!("{what} a document that does not exist") });
+    let absent = |report: &mut dyn FnMut(Misfit) -> FaultResult<()>, seq, what: &str| {
+        report(Misfit { seq, why: format!("{what} a document that does not exist") })
+    };
     match later {
         Entry::Put(mut put) => {
             if put.born.is_none() {

@@ -30,7 +30,7 @@ fn time(seq: u64) -> ClusterTime {
 fn event(kind: &str, n: u8, seq: u64, description: Doc) -> RawDocumentBuf {
     let binary = Bson::Binary(bson::Binary { subtype: BinarySubtype::Uuid, bytes: vec![n; 16] });
     let event = doc! {"operationType": kind, "clusterTime": bson::Timestamp::from(time(seq)), "collectionUUID": binary, "ns": {"db": "d", "coll": format!("c{n}")},
-        "operationDescription": description};
+    "operationDescription": description};
     RawDocumentBuf::try_from(&event).unwrap()
 }
 
@@ -42,14 +42,20 @@ fn filler(seed: u16) -> String {
 fn feed(folder: &mut Folder, seq: u64, act: &Act) -> Result<Flow> {
     let (op, n, key, body) = match act {
         Act::Create(n, capped) => {
-            let options = if *capped { doc! {"capped": true, "size": 1 << 20} } else { doc! {} };
+            let options = if *capped {
+                doc! {"capped": true, "size": 1 << 20}
+            } else {
+                doc! {}
+            };
             (Op::Event, *n, None, Some(event("create", *n, seq, options)))
         }
         Act::Drop(n) => (Op::Event, *n, None, Some(event("drop", *n, seq, doc! {}))),
         Act::Rename(n) => (Op::Event, *n, None, Some(event("rename", *n, seq, doc! {"to": {"db": "d", "coll": format!("r{seq}")}}))),
         Act::Insert(n, id, v) => (Op::Insert, *n, None, Some(rawdoc! {"_id": *id, "v": i32::from(*v), "f": filler(*v)})),
         Act::Replace(n, id, v) => (Op::Replace, *n, None, Some(rawdoc! {"_id": i64::from(*id), "w": i32::from(*v)})),
-        Act::Set(n, id, v) => (Op::Update, *n, Some(rawdoc! {"_id": f64::from(*id)}), Some(rawdoc! {"u": {"v": i32::from(*v)}, "i": {"last": filler(*v)}})),
+        Act::Set(n, id, v) => {
+            (Op::Update, *n, Some(rawdoc! {"_id": f64::from(*id)}), Some(rawdoc! {"u": {"v": i32::from(*v)}, "i": {"last": filler(*v)}}))
+        }
         Act::Describe(n, id, v) => (
             Op::Described,
             *n,
@@ -182,7 +188,10 @@ fn rule_15_numeric_ids_of_different_types_are_one_document() {
     for budget in [1, u64::MAX] {
         let (state, ..) = fold(&acts, &options(budget, ALL)).unwrap();
         assert_eq!(state.len(), 1);
-        assert!(matches!(state.values().next().unwrap().get("_id").unwrap(), Some(bson::RawBsonRef::Int64(1))), "the document's own bytes are what counts");
+        assert!(
+            matches!(state.values().next().unwrap().get("_id").unwrap(), Some(bson::RawBsonRef::Int64(1))),
+            "the document's own bytes are what counts"
+        );
     }
 }
 

@@ -88,9 +88,7 @@ pub(super) async fn documents(
         })
     }));
     let shared = Arc::new(Mutex::new(from_plain));
-    let tasks: Vec<_> = (0..writers.max(1))
-        .map(|_| tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone())))
-        .collect();
+    let tasks: Vec<_> = (0..writers.max(1)).map(|_| tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone()))).collect();
     drop(shared); // with the last writer gone the producer notices
     let mut outcome = Ok(());
     for task in tasks {
@@ -161,7 +159,8 @@ async fn write(batch: &Batch, target: &Database, ordered: bool, progress: &Progr
         {
             target.run_raw_command(upsert_literal(&batch.coll, special)?).await.map_err(fault).and_then(check_write_errors)?;
         } else {
-            let insert = collection.insert_many(run).ordered(ordered).bypass_document_validation(true).write_concern(WriteConcern::majority());
+            let insert =
+                collection.insert_many(run).ordered(ordered).bypass_document_validation(true).write_concern(WriteConcern::majority());
             insert.await.map_err(fault)?;
         }
     }

@@ -1,0 +1,105 @@
+//! `argon branch list|show`: acts on the metadata, needs no engine.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::branch::view::BranchView;
+use crate::config::readable;
+use crate::fault::Result;
+use crate::ledger::{Branch, Fidelity, SharedLedger};
+
+use super::context::{branch_named, capture_of};
+use super::output::table;
+use super::{Context, Exit, Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Lists branches with what they hold.
+    #[command(after_help = "Examples:\n  argon branch list\n  argon branch list --json")]
+    List,
+    /// Shows a branch: head, what can be restored, sizes, and what is wrong with it.
+    #[command(after_help = "Example:\n  argon branch show shop/main")]
+    Show {
+        /// project/branch
+        branch: String,
+    },
+}
+
+pub(crate) async fn run(command: Command, context: Context, output: Output) -> Result<Exit> {
+    let (ledger, _) = context.ledger().await?;
+    match command {
+        Command::List => {
+            let mut views = Vec::new();
+            for branch in ledger.branches().await? {
+                views.push(view(&ledger, branch).await?);
+            }
+            output.print(&json!({ "branches": views }), || {
+                let rows: Vec<_> = views.iter().map(row).collect();
+                table(&["BRANCH", "STATUS", "HEAD", "CAPTURED UNTIL", "CHANGES", "RAW", "STORED", "SEGMENTS"], &rows)
+            })?;
+        }
+        Command::Show { branch } => {
+            let branch = branch_named(&ledger, &branch).await?;
+            let view = view(&ledger, branch).await?;
+            output.print(&view, || show(&view))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn view(ledger: &SharedLedger, branch: Branch) -> Result<BranchView> {
+    let capture = capture_of(ledger, &branch).await?;
+    BranchView::read(&**ledger, &branch, capture.as_ref()).await
+}
+
+fn row(v: &BranchView) -> Vec<String> {
+    vec![
+        v.name.clone(),
+        v.status.clone(),
+        v.head.as_ref().map_or("-".into(), |h| format!("seq:{}", h.seq)),
+        v.captured_until.map_or("-".into(), |t| t.to_string()),
+        v.totals.changes.to_string(),
+        readable(v.totals.raw_bytes),
+        readable(v.totals.stored_bytes),
+        v.totals.segments.to_string(),
+    ]
+}
+
+fn show(v: &BranchView) -> String {
+    let mut lines = vec![
+        format!("branch         {}", v.name),
+        format!("id             {}", v.id),
+        format!("status         {}{}", v.status, v.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default()),
+        format!("fidelity       {}", fidelity_name(v.fidelity)),
+    ];
+    match &v.head {
+        Some(head) => lines.push(format!(
+            "head           seq:{} at {} ({})",
+            head.seq,
+            head.cluster_time,
+            head.time.as_deref().unwrap_or("time unknown")
+        )),
+        None => lines.push("head           nothing committed yet".into()),
+    }
+    lines.push(format!("captured until {}", v.captured_until.map_or("-".into(), |t| t.to_string())));
+    lines.push(match &v.restorable {
+        Some(r) => format!("restorable     {} to {}", r.from, r.to),
+        None => "restorable     the catalogue at the start of the capture".into(),
+    });
+    let percent = if v.totals.raw_bytes > 0 { 100.0 * v.totals.stored_bytes as f64 / v.totals.raw_bytes as f64 } else { 0.0 };
+    lines.push(format!(
+        "holds          {} changes, {} raw, {} stored ({percent:.1} %), {} segments",
+        v.totals.changes,
+        readable(v.totals.raw_bytes),
+        readable(v.totals.stored_bytes),
+        v.totals.segments
+    ));
+    lines.join("\n")
+}
+
+fn fidelity_name(fidelity: Fidelity) -> &'static str {
+    match fidelity {
+        Fidelity::Exact => "exact",
+        Fidelity::OrderMayDiffer => "order may differ: the server refuses showRawUpdateDescription",
+    }
+}

@@ -1,0 +1,150 @@
+//! `argon restore`: writes a branch's database as it was at a point. Needs no engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::branch::history::{History, Progress};
+use crate::branch::point::Point;
+use crate::branch::restore::{RestoreOptions, RestoreReport, restore};
+use crate::capture::source;
+use crate::config::{database_name, readable, size};
+use crate::fault::{Fault, Result};
+use crate::ledger::{same_source, server_facts};
+
+use super::jobs::confirm;
+use super::{Context, Exit, Output};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  argon restore shop/main --to-db shop_copy
+  argon restore shop/main --to-db shop_copy --at seq:81234
+  argon restore shop/main@ts:1795467772.11 --to-db shop --to-uri env:OTHER_URI
+  argon restore shop/main --to-db shop --drop --yes
+
+The target's collections of the same names must be empty or absent, unless --drop is given; other collections are left alone.")]
+pub(crate) struct Args {
+    /// project/branch, or project/branch@POINT
+    branch: String,
+    /// Database to write.
+    #[arg(long, value_name = "DB", value_parser = database_name)]
+    to_db: String,
+    /// Where to, if not ARGON_MONGODB_URI: env:NAME, file:PATH or a URI.
+    #[arg(long, value_name = "REF")]
+    to_uri: Option<String>,
+    /// head, seq:N, an RFC 3339 time, or ts:SECONDS.INC
+    #[arg(long, value_name = "POINT")]
+    at: Option<Point>,
+    /// Drop what is in the way in the target.
+    #[arg(long)]
+    drop: bool,
+    /// No question asked.
+    #[arg(long)]
+    yes: bool,
+    /// Restore without what a recorded gap has lost.
+    #[arg(long)]
+    across_gap: bool,
+    /// Make TTL indexes without their expiry, so that old documents stay.
+    #[arg(long)]
+    no_ttl: bool,
+    /// Say what would be written, write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Memory for folding; more spills less to disk.
+    #[arg(long, env = "ARGON_MEMORY_BUDGET", default_value = "256MiB", value_name = "SIZE", value_parser = |s: &str| size(s, 32 << 20, 1 << 44))]
+    memory_budget: u64,
+    /// Where folding spills to.
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+}
+
+/// `project/branch@POINT` as a name and a point.
+pub(super) fn name_and_point(text: &str, at: Option<Point>) -> Result<(String, Point)> {
+    match text.split_once('@') {
+        None => Ok((text.to_string(), at.unwrap_or(Point::Head))),
+        Some(_) if at.is_some() => Err(Fault::config(format!("{text} names a point already: leave out --at"))),
+        Some((name, point)) => Ok((name.to_string(), point.parse()?)),
+    }
+}
+
+pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
+    let (name, at) = name_and_point(&args.branch, args.at)?;
+    let (ledger, facts) = context.ledger().await?;
+    let client = source::connect(args.to_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("target"))?;
+    let target = server_facts(&client).await.map_err(|f| f.at("target"))?;
+    if args.to_db == context.connection.metadata_db && same_source(&target.identity, &facts.identity) {
+        return Err(Fault::config(format!("{} is Argon's own metadata database; choose another --to-db", args.to_db)));
+    }
+    if args.drop && !args.dry_run {
+        confirm(args.yes, &format!("--drop deletes the collections of {} that this branch also has", args.to_db))?;
+    }
+    super::context::branch_named(&ledger, &name).await?;
+    let store = context.store().await?;
+    let history = History::open(ledger, store, &name).await?;
+    let options = RestoreOptions {
+        at,
+        collections: Vec::new(),
+        drop: args.drop,
+        across_gap: args.across_gap,
+        no_ttl: args.no_ttl,
+        dry_run: args.dry_run,
+        budget: args.memory_budget,
+        temp_dir: args.temp_dir.unwrap_or_else(std::env::temp_dir),
+        writers: 2,
+    };
+    let progress = Arc::new(Progress::default());
+    let shown = tokio::spawn(show_progress(output, progress.clone(), history.branch.totals.changes));
+    let outcome = restore(&history, &client.database(&args.to_db), &options, progress).await;
+    shown.abort();
+    let report = outcome?;
+    output.print(&report, || text(&report))?;
+    Ok(Exit::Done)
+}
+
+/// Reading first, then writing: one bar each, on a terminal only.
+pub(super) async fn show_progress(output: Output, progress: Arc<Progress>, changes: u64) {
+    let bar = output.progress("reading");
+    bar.set_length(changes);
+    let mut writing = false;
+    loop {
+        let documents = progress.documents.load(Ordering::Relaxed);
+        if documents > 0 && !writing {
+            writing = true;
+            bar.set_prefix("writing");
+            bar.unset_length();
+        }
+        if writing {
+            bar.set_position(documents);
+            bar.set_message(readable(progress.document_bytes.load(Ordering::Relaxed)));
+        } else {
+            bar.set_position(progress.changes.load(Ordering::Relaxed));
+            bar.set_message(readable(progress.stored_bytes.load(Ordering::Relaxed)));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn text(r: &RestoreReport) -> String {
+    let did = if r.dry_run { "would restore" } else { "restored" };
+    let mut lines = vec![format!(
+        "{did} {} at seq:{} to {}: {} documents ({}) in {} collections, {} views",
+        r.branch,
+        r.seq,
+        r.db,
+        r.documents,
+        readable(r.bytes),
+        r.collections.len(),
+        r.views.len()
+    )];
+    lines.extend(r.collections.iter().map(|c| format!("  {}: {} documents, {} indexes", c.name, c.documents, c.indexes)));
+    lines.extend(r.views.iter().map(|v| format!("  {v}: view")));
+    if r.left_out > 0 {
+        lines.push(format!("  left out: {} changes in or behind a gap", r.left_out));
+    }
+    if !r.ttl.is_empty() {
+        lines.push(format!("  these expire documents from now on (--no-ttl restores without): {}", r.ttl.join(", ")));
+    }
+    lines.extend(r.notes.iter().map(|n| format!("  note: {n}")));
+    lines.join("\n")
+}
