@@ -27,7 +27,7 @@ Everything is started for the benchmark and gone afterwards: mongod, the store, 
 /// Loads a MongoDB database, and measures Argon.
 #[derive(Debug, Parser)]
 #[command(name = "argon-loadgen", version, about, propagate_version = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// Prints the report as one JSON object on stdout.
     #[arg(long, global = true)]
     pub json: bool,
@@ -36,7 +36,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Writes to a database: a seeded mix of operations, at a fixed rate or at full speed.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Run),
@@ -47,7 +47,7 @@ pub enum Command {
 
 /// `run`.
 #[derive(Debug, Args)]
-pub struct Run {
+pub(crate) struct Run {
     /// Server to write to. Transactions need a replica set.
     #[arg(long, env = "ARGON_MONGODB_URI", hide_env_values = true, value_name = "URI")]
     pub uri: String,
@@ -66,7 +66,7 @@ pub struct Run {
 /// What is written.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Operations")]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Start from this mix; the weights below change it.
     #[arg(long, value_enum, default_value = "mixed")]
     pub profile: ProfileName,
@@ -104,7 +104,7 @@ pub struct Shape {
 
 /// A mix of operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ProfileName {
+pub(crate) enum ProfileName {
     /// 40 % inserts, 40 % updates of all kinds, replacements, deletes, transactions; 3 collections.
     Mixed,
     /// Inserts only, one collection.
@@ -118,7 +118,7 @@ pub enum ProfileName {
 /// How fast and how long.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Pace")]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Operations per second, or max.
     #[arg(long, default_value = "max", value_name = "N|max", value_parser = rate)]
     pub rate: Rate,
@@ -141,14 +141,14 @@ pub struct Pace {
 
 /// Operations per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rate {
+pub(crate) enum Rate {
     PerSecond(u32),
     Max,
 }
 
 /// What the engine stores to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StoreKind {
+pub(crate) enum StoreKind {
     /// A temporary directory (file://).
     File,
     /// SeaweedFS on this machine (s3://).
@@ -156,7 +156,7 @@ pub enum StoreKind {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Bench {
+pub(crate) enum Bench {
     /// Drains a backlog through the whole engine, and compares with the bare cursor that reads it.
     Pipeline(Pipeline),
     /// A fixed rate for a time: how long from a commit in MongoDB to its committed segment.
@@ -168,7 +168,7 @@ pub enum Bench {
 /// What all benchmarks start.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Servers")]
-pub struct Servers {
+pub(crate) struct Servers {
     /// Where the engine stores.
     #[arg(long, value_enum, default_value = "file")]
     pub store: StoreKind,
@@ -182,7 +182,7 @@ pub struct Servers {
 
 /// `bench pipeline`.
 #[derive(Debug, Args)]
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     /// Inserts in the backlog.
     #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub changes: u64,
@@ -204,7 +204,7 @@ pub struct Pipeline {
 
 /// `bench live`.
 #[derive(Debug, Args)]
-pub struct Live {
+pub(crate) struct Live {
     /// Operations per second.
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub rate: u32,
@@ -225,7 +225,7 @@ pub struct Live {
 
 /// `bench repeated`.
 #[derive(Debug, Args)]
-pub struct Repeated {
+pub(crate) struct Repeated {
     /// Operations.
     #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub count: u64,

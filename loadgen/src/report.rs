@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 /// What a command found.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     lines: Vec<(String, String)>,
     tables: Vec<Vec<Vec<String>>>,
     json: Map<String, Value>,
@@ -14,7 +14,7 @@ pub struct Report {
 
 impl Report {
     /// Every report repeats how it came about.
-    pub fn new(name: &str, options: Value, seed: u64) -> Self {
+    pub(crate) fn new(name: &str, options: Value, seed: u64) -> Self {
         let mut json = Map::new();
         json.insert("report".into(), name.into());
         json.insert("version".into(), env!("CARGO_PKG_VERSION").into());
@@ -29,22 +29,22 @@ impl Report {
     }
 
     /// A line for a person.
-    pub fn line(&mut self, name: &str, value: String) {
+    pub(crate) fn line(&mut self, name: &str, value: String) {
         self.lines.push((name.to_owned(), value));
     }
 
     /// A table for a person; the first row is its head.
-    pub fn table(&mut self, rows: Vec<Vec<String>>) {
+    pub(crate) fn table(&mut self, rows: Vec<Vec<String>>) {
         self.tables.push(rows);
     }
 
     /// A field for a machine.
-    pub fn set<T: Serialize>(&mut self, name: &str, value: T) {
+    pub(crate) fn set<T: Serialize>(&mut self, name: &str, value: T) {
         self.json.insert(name.to_owned(), json!(value));
     }
 
     /// A limit that the user set.
-    pub fn limit(&mut self, holds: bool, says: String) {
+    pub(crate) fn limit(&mut self, holds: bool, says: String) {
         self.line(if holds { "limit holds" } else { "LIMIT BROKEN" }, says.clone());
         if !holds {
             self.broken.push(says);
@@ -52,12 +52,12 @@ impl Report {
     }
 
     /// Whether all limits hold.
-    pub fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.broken.is_empty()
     }
 
     /// As text or as one JSON object, on stdout.
-    pub fn print(&self, as_json: bool) {
+    pub(crate) fn print(&self, as_json: bool) {
         if as_json {
             let mut json = self.json.clone();
             json.insert("limits_broken".into(), json!(self.broken));

@@ -15,13 +15,13 @@ use mongodb::raw_batch_cursor::RawBatchCursor;
 use mongodb::{Client, Database};
 
 /// Reply sizes that are tried: the engine's (`capture::mongo`) and the driver's default, which leaves it to the server.
-pub const REPLY_EVENTS: [Option<u32>; 2] = [Some(4_000), None];
+pub(super) const REPLY_EVENTS: [Option<u32>; 2] = [Some(4_000), None];
 /// A backlog that stops coming is an error, not a hang.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// One reading of the backlog.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading {
+pub(super) struct Reading {
     pub reply_events: Option<u32>,
     pub elapsed: Duration,
     /// CPU seconds of this process, the driver mostly.
@@ -31,7 +31,7 @@ pub struct Reading {
 }
 
 /// Reads `changes` events of `db` after `token`.
-pub async fn read(
+pub(super) async fn read(
     client: &Client,
     mongod: Option<u32>,
     db: &str,
@@ -68,7 +68,7 @@ async fn count(db: &Database, token: &Document, changes: u64, reply_events: Opti
 }
 
 /// A token of now: what is written from here on comes after it.
-pub async fn token(db: &Database) -> Result<Document> {
+pub(super) async fn token(db: &Database) -> Result<Document> {
     let mut cursor = open(db, None, None).await?;
     let batch = cursor.next().await.ok_or_else(|| Fault::transient("the server closed the change stream"))?.map_err(failed)?;
     let reply: &RawDocument = batch.as_raw_document();

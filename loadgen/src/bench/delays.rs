@@ -14,21 +14,21 @@ use crate::load::latency::Latencies;
 
 /// A head and when it was first seen, in ms of this machine's wall clock.
 #[derive(Debug, Clone, Copy)]
-pub struct Sighting {
+pub(super) struct Sighting {
     pub seq: u64,
     pub wall_ms: i64,
 }
 
 /// Delays of all changes.
 #[derive(Debug)]
-pub struct Delays {
+pub(super) struct Delays {
     pub commit: Latencies,
     pub visible: Latencies,
     pub changes: u64,
 }
 
 /// Reads every segment and weighs each change once.
-pub async fn measure(store: &Store, segments: &[SegmentRow], sightings: &[Sighting]) -> Result<Delays> {
+pub(super) async fn measure(store: &Store, segments: &[SegmentRow], sightings: &[Sighting]) -> Result<Delays> {
     let mut delays = Delays { commit: Latencies::new(), visible: Latencies::new(), changes: 0 };
     let mut seen = sightings.iter().peekable();
     for row in segments {

@@ -14,7 +14,7 @@ const EPOCH_MS: i64 = 1_704_067_200_000;
 
 /// An endless sequence of documents.
 #[derive(Debug)]
-pub struct Documents {
+pub(super) struct Documents {
     rng: StdRng,
     seed: u64,
     bytes: usize,
@@ -23,7 +23,7 @@ pub struct Documents {
 
 impl Documents {
     /// Documents of `bytes` BSON bytes each.
-    pub fn new(seed: u64, bytes: u32) -> Self {
+    pub(super) fn new(seed: u64, bytes: u32) -> Self {
         Self { rng: StdRng::seed_from_u64(seed), seed, bytes: usize::try_from(bytes).unwrap_or(usize::MAX), next: 0 }
     }
 

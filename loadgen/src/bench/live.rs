@@ -26,7 +26,7 @@ use crate::report::Report;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs it.
-pub async fn run(args: Live) -> Result<Report> {
+pub(super) async fn run(args: Live) -> Result<Report> {
     let profile = load::profile(&args.shape)?;
     let pace = Pace {
         rate: Rate::PerSecond(args.rate),

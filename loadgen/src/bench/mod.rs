@@ -19,7 +19,7 @@ use crate::args::Bench;
 use crate::report::Report;
 
 /// Runs one benchmark.
-pub async fn run(bench: Bench) -> Result<Report> {
+pub(crate) async fn run(bench: Bench) -> Result<Report> {
     match bench {
         Bench::Pipeline(args) => Box::pin(pipeline::run(args)).await,
         Bench::Live(args) => Box::pin(live::run(args)).await,

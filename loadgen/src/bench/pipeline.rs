@@ -55,7 +55,7 @@ struct Round {
 }
 
 /// Runs it.
-pub async fn run(args: Pipeline) -> Result<Report> {
+pub(super) async fn run(args: Pipeline) -> Result<Report> {
     let rig = Rig::start(&args.servers).await?;
     let lines: Vec<Line> = (1..=args.rounds).map(Line::new).collect();
     // Made before, so that the backlog holds inserts and nothing else.
@@ -165,9 +165,12 @@ fn report(args: &Pipeline, rig: &Rig, loading: Duration, rounds: &[Round]) -> Re
     report
 }
 
+/// A figure of a round: its head, where it is from, its digits.
+type Column = (&'static str, fn(&Round) -> f64, usize);
+
 /// A row per round and the medians.
 fn table(rounds: &[Round]) -> Vec<Vec<String>> {
-    let columns: [(&str, fn(&Round) -> f64, usize); 15] = [
+    let columns: [Column; 15] = [
         ("cursor/s", |r| r.ceiling_per_s, 0),
         ("engine/s", |r| r.engine_per_s, 0),
         ("ratio", |r| r.ratio_to_ceiling, 3),

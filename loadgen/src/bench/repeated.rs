@@ -11,12 +11,12 @@ use serde_json::json;
 use super::rig::{Line, Rig};
 use super::session::Session;
 use super::{ratio, real, say};
-use crate::args::{Pace, Rate, Repeated};
+use crate::args::{Pace, Repeated};
 use crate::load;
 use crate::report::Report;
 
 /// Runs it.
-pub async fn run(args: Repeated) -> Result<Report> {
+pub(super) async fn run(args: Repeated) -> Result<Report> {
     let profile = Profile { doc_bytes: usize::try_from(args.doc_bytes).unwrap_or(usize::MAX), ..Profile::repeated() };
     let tick = std::time::Duration::from_millis(5);
     let pace = Pace { rate: args.rate, duration: None, count: Some(args.count), connections: 2, batch: 500, tick };

@@ -17,7 +17,7 @@ use super::watch::Watch;
 use crate::args::{Servers, StoreKind};
 
 /// The captured database.
-pub const SOURCE_DB: &str = "bench";
+pub(super) const SOURCE_DB: &str = "bench";
 const BUCKET: &str = "argon-bench";
 /// Room for a few million changes and what the engine itself writes.
 const OPLOG_MB: u32 = 8_192;
@@ -28,7 +28,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Running servers; gone when dropped.
 #[derive(Debug)]
-pub struct Rig {
+pub(super) struct Rig {
     pub mongod: Mongod,
     /// A client that has been used: connecting is not what is measured.
     pub client: Client,
@@ -40,21 +40,21 @@ pub struct Rig {
 
 /// One capture with a metadata database of its own.
 #[derive(Debug, Clone)]
-pub struct Line {
+pub(super) struct Line {
     pub branch: String,
     pub metadata_db: String,
 }
 
 impl Line {
     /// Number `n`.
-    pub fn new(n: u32) -> Self {
+    pub(super) fn new(n: u32) -> Self {
         Self { branch: format!("bench/r{n}"), metadata_db: format!("argon_bench_{n}") }
     }
 }
 
 impl Rig {
     /// Starts mongod and the store.
-    pub async fn start(servers: &Servers) -> Result<Self> {
+    pub(super) async fn start(servers: &Servers) -> Result<Self> {
         store::install_tls();
         let argon = match &servers.argon {
             Some(path) if path.is_file() => path.clone(),
@@ -77,22 +77,22 @@ impl Rig {
     }
 
     /// The source database.
-    pub fn source(&self) -> Database {
+    pub(super) fn source(&self) -> Database {
         self.client.database(SOURCE_DB)
     }
 
     /// What to watch of a line.
-    pub fn watch(&self, line: &Line) -> Watch {
+    pub(super) fn watch(&self, line: &Line) -> Watch {
         Watch::new(&self.client.database(&line.metadata_db), &line.branch)
     }
 
     /// Process id of the store's server, if it has one.
-    pub fn store_pid(&self) -> Option<u32> {
+    pub(super) fn store_pid(&self) -> Option<u32> {
         self.weed.as_ref().and_then(Weed::pid)
     }
 
     /// The store, as the engine uses it.
-    pub async fn open_store(&self) -> Result<Store> {
+    pub(super) async fn open_store(&self) -> Result<Store> {
         let s3_keys =
             self.weed.as_ref().map(|weed| S3Keys { access_key: weed.access_key().to_owned(), secret_key: weed.secret_key().to_owned() });
         let options = StoreOptions { endpoint: self.weed.as_ref().map(Weed::endpoint), s3_keys, ..StoreOptions::default() };
@@ -100,7 +100,7 @@ impl Rig {
     }
 
     /// What the report says of the servers.
-    pub fn describe(&self) -> Value {
+    pub(super) fn describe(&self) -> Value {
         json!({
             "store": if self.weed.is_some() { "s3" } else { "file" },
             "settings": self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
@@ -108,18 +108,18 @@ impl Rig {
     }
 
     /// `argon capture start`: when it returns, everything written from then on belongs to the branch.
-    pub async fn start_capture(&self, line: &Line) -> Result<()> {
+    pub(super) async fn start_capture(&self, line: &Line) -> Result<()> {
         let args = ["capture", "start", &line.branch, "--source-db", SOURCE_DB, "--json"];
         self.command(line, args, COMMAND_LIMIT).await.map(drop)
     }
 
     /// `argon run`.
-    pub fn start_engine(&self, line: &Line) -> Result<ArgonProcess> {
+    pub(super) fn start_engine(&self, line: &Line) -> Result<ArgonProcess> {
         ArgonProcess::start(&self.argon, ["run"], &self.env(line))
     }
 
     /// SIGTERM; a drain that does not end well is an error.
-    pub async fn stop_engine(&self, engine: &mut ArgonProcess) -> Result<()> {
+    pub(super) async fn stop_engine(&self, engine: &mut ArgonProcess) -> Result<()> {
         let exit = engine.terminate(STOP_LIMIT).await?;
         if exit.code == 0 {
             return Ok(());
@@ -128,7 +128,7 @@ impl Rig {
     }
 
     /// `argon verify`; returns how long it took.
-    pub async fn verify(&self, line: &Line) -> Result<Duration> {
+    pub(super) async fn verify(&self, line: &Line) -> Result<Duration> {
         let start = clock::now();
         self.command(line, ["verify", &line.branch, "--json"], VERIFY_LIMIT).await?;
         Ok(start.elapsed())

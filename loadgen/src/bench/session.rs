@@ -17,7 +17,7 @@ const STALL: Duration = Duration::from_secs(90);
 
 /// A running engine and its clock.
 #[derive(Debug)]
-pub struct Session<'a> {
+pub(super) struct Session<'a> {
     rig: &'a Rig,
     line: Line,
     pub watch: Watch,
@@ -30,7 +30,7 @@ pub struct Session<'a> {
 
 /// What an engine used.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Used {
+pub(super) struct Used {
     /// CPU seconds of the engine, user and system, since it was spawned.
     pub engine_cpu_s: f64,
     /// Of mongod meanwhile.
@@ -43,7 +43,7 @@ pub struct Used {
 
 /// Moments since the process was spawned.
 #[derive(Debug, Clone, Copy)]
-pub struct Moments {
+pub(super) struct Moments {
     /// The capture was seen to be owned: right before its cursor is opened.
     pub owned: Duration,
     /// The first checkpoint was seen; absent if it was committed already when it was looked for.
@@ -54,7 +54,7 @@ pub struct Moments {
 
 impl<'a> Session<'a> {
     /// Spawns `argon run`.
-    pub fn start(rig: &'a Rig, line: &Line) -> Result<Self> {
+    pub(super) fn start(rig: &'a Rig, line: &Line) -> Result<Self> {
         let cpu_before = servers_cpu(rig);
         let spawned = clock::now();
         let engine = rig.start_engine(line)?;
@@ -62,7 +62,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits until the engine owns its capture.
-    pub async fn wait_owned(&mut self) -> Result<Duration> {
+    pub(super) async fn wait_owned(&mut self) -> Result<Duration> {
         let deadline = clock::now() + STALL;
         loop {
             if let Some(owned) = self.owned {
@@ -78,7 +78,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits until everything up to `seq` is committed.
-    pub async fn wait_head(&mut self, seq: u64) -> Result<Moments> {
+    pub(super) async fn wait_head(&mut self, seq: u64) -> Result<Moments> {
         let (mut reached, mut moved) = (0, clock::now());
         loop {
             if self.first_checkpoint.is_none() {
@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
     }
 
     /// What it has used so far.
-    pub fn used(&self) -> Result<Used> {
+    pub(super) fn used(&self) -> Result<Used> {
         let gone = || Fault::unknown("argon run has ended");
         let [mongod, store] = servers_cpu(self.rig);
         Ok(Used {
@@ -113,7 +113,7 @@ impl<'a> Session<'a> {
     }
 
     /// Ends the engine, verifies the branch; returns how long that took.
-    pub async fn finish(mut self) -> Result<Duration> {
+    pub(super) async fn finish(mut self) -> Result<Duration> {
         self.rig.stop_engine(&mut self.engine).await?;
         self.rig.verify(&self.line).await
     }

@@ -12,11 +12,11 @@ use mongodb::{Collection, Database};
 use serde::Deserialize;
 
 /// How often rows are looked at; a drain of 200,000 changes takes about two seconds, so this is half a percent at most.
-pub const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 
 /// The metadata of one branch.
 #[derive(Debug, Clone)]
-pub struct Watch {
+pub(super) struct Watch {
     captures: Collection<CaptureSeen>,
     branches: Collection<BranchSeen>,
     segments: Collection<SegmentRow>,
@@ -25,7 +25,7 @@ pub struct Watch {
 
 /// What a capture shows.
 #[derive(Debug, Deserialize)]
-pub struct CaptureSeen {
+pub(super) struct CaptureSeen {
     pub owner: Option<String>,
     state: CaptureState,
     reason: Option<String>,
@@ -39,7 +39,7 @@ struct PositionSeen {
 
 /// What a branch shows.
 #[derive(Debug, Deserialize)]
-pub struct BranchSeen {
+pub(super) struct BranchSeen {
     #[serde(rename = "_id")]
     pub id: String,
     pub head: Head,
@@ -53,14 +53,14 @@ struct HeadSeen {
 
 impl CaptureSeen {
     /// Something is in the queue.
-    pub fn has_checkpoint(&self) -> bool {
+    pub(super) fn has_checkpoint(&self) -> bool {
         self.position.next_seq > 1
     }
 }
 
 impl Watch {
     /// Watches the branch called `name`.
-    pub fn new(metadata: &Database, name: &str) -> Self {
+    pub(super) fn new(metadata: &Database, name: &str) -> Self {
         let collection_options = || mongodb::options::CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
         Self {
             captures: metadata.collection_with_options("captures", collection_options()),
@@ -71,7 +71,7 @@ impl Watch {
     }
 
     /// The capture; one that has failed is an error with its reason.
-    pub async fn capture(&self) -> Result<CaptureSeen> {
+    pub(super) async fn capture(&self) -> Result<CaptureSeen> {
         let fields = doc! { "owner": 1, "state": 1, "reason": 1, "position.next_seq": 1 };
         let found = self.captures.find_one(doc! { "branch_name": &self.name }).projection(fields).await.map_err(failed)?;
         let seen = found.ok_or_else(|| Fault::missing(format!("there is no capture of {}", self.name)))?;
@@ -84,26 +84,26 @@ impl Watch {
     }
 
     /// The highest seq up to which everything is committed, as a majority sees it.
-    pub async fn head(&self) -> Result<u64> {
+    pub(super) async fn head(&self) -> Result<u64> {
         let heads: Collection<HeadSeen> = self.branches.clone_with_type();
         let found = heads.find_one(doc! { "name": &self.name }).projection(doc! { "head": 1 }).await.map_err(failed)?;
         Ok(found.ok_or_else(|| self.no_branch())?.head.seq)
     }
 
     /// The whole branch.
-    pub async fn branch(&self) -> Result<BranchSeen> {
+    pub(super) async fn branch(&self) -> Result<BranchSeen> {
         self.branches.find_one(doc! { "name": &self.name }).await.map_err(failed)?.ok_or_else(|| self.no_branch())
     }
 
     /// Its segments, in order.
-    pub async fn segments(&self) -> Result<Vec<SegmentRow>> {
+    pub(super) async fn segments(&self) -> Result<Vec<SegmentRow>> {
         let branch = self.branch().await?.id;
         let rows = self.segments.find(doc! { "branch": branch }).sort(doc! { "first_seq": 1 }).await.map_err(failed)?;
         rows.try_collect().await.map_err(failed)
     }
 
     /// Why jobs failed, if any did: the newest errors.
-    pub async fn job_errors(&self, metadata: &Database) -> String {
+    pub(super) async fn job_errors(&self, metadata: &Database) -> String {
         let failed = doc! { "error_count": { "$gt": 0 } };
         let jobs: Collection<Document> = metadata.collection("jobs");
         match jobs.find_one(failed).projection(doc! { "state": 1, "errors": { "$slice": -1 } }).await {

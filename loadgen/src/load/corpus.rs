@@ -13,7 +13,7 @@ const MAX_LINE: u64 = 80 << 20;
 const MAX_FILE: u64 = 2 << 30;
 
 /// Reads the whole file. Empty lines are skipped; anything else that is no object is an error that names its line.
-pub fn read(path: &Path) -> Result<Vec<Document>> {
+pub(super) fn read(path: &Path) -> Result<Vec<Document>> {
     let wrong = |what: String| Fault::config(format!("corpus {}: {what}", path.display()));
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     if file.metadata().map_err(|error| wrong(error.to_string()))?.len() > MAX_FILE {

@@ -19,7 +19,7 @@ use super::pacing::Schedule;
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(250);
 
 /// One writer.
-pub struct Lane {
+pub(super) struct Lane {
     pub db: Database,
     pub workload: Workload,
     /// `None`: as fast as it goes.
@@ -38,7 +38,7 @@ pub struct Lane {
 }
 
 /// What a writer did.
-pub struct LaneEnd {
+pub(super) struct LaneEnd {
     pub stats: Stats,
     pub latencies: Latencies,
     /// Due but not sent when the time was over.
@@ -51,7 +51,7 @@ pub struct LaneEnd {
 
 impl Lane {
     /// Runs to the end of its time or count, to the stop, or to the first failure.
-    pub async fn run(mut self) -> LaneEnd {
+    pub(super) async fn run(mut self) -> LaneEnd {
         let mut end = LaneEnd { stats: Stats::default(), latencies: Latencies::new(), unsent: 0, failures: 0, failure: None };
         let mut next = 0;
         while next < self.count && !self.stop.is_draining() {
@@ -115,6 +115,6 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// Now, as the start of lanes.
-pub fn now() -> Instant {
+pub(super) fn now() -> Instant {
     clock::now()
 }

@@ -8,11 +8,11 @@ const HIGHEST_US: u64 = 3_600_000_000;
 
 /// A histogram of microseconds, three digits exact.
 #[derive(Debug, Clone)]
-pub struct Latencies(Option<Histogram<u64>>);
+pub(crate) struct Latencies(Option<Histogram<u64>>);
 
 /// Percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Percentiles {
+pub(crate) struct Percentiles {
     pub count: u64,
     pub mean: f64,
     pub p50: f64,
@@ -24,26 +24,26 @@ pub struct Percentiles {
 
 impl Latencies {
     /// Empty.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Histogram::new_with_bounds(1, HIGHEST_US, 3).ok()) // these bounds are valid
     }
 
     /// `count` operations that took `us` microseconds each.
-    pub fn record(&mut self, us: u64, count: u64) {
+    pub(crate) fn record(&mut self, us: u64, count: u64) {
         if let Some(histogram) = &mut self.0 {
             histogram.saturating_record_n(us, count);
         }
     }
 
     /// Adds another one.
-    pub fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         if let (Some(own), Some(other)) = (&mut self.0, &other.0) {
             let _ = own.add(other); // the same bounds always fit
         }
     }
 
     /// What it says; zeros when empty.
-    pub fn percentiles(&self) -> Percentiles {
+    pub(crate) fn percentiles(&self) -> Percentiles {
         let Some(histogram) = self.0.as_ref().filter(|histogram| !histogram.is_empty()) else { return Percentiles::default() };
         let at = |quantile: f64| millis(histogram.value_at_quantile(quantile));
         Percentiles {

@@ -5,7 +5,7 @@
 
 mod corpus;
 mod lane;
-pub mod latency;
+pub(crate) mod latency;
 mod pacing;
 
 use std::io::{IsTerminal, Write};
@@ -37,7 +37,7 @@ const SERVER_SELECTION: Duration = Duration::from_secs(10);
 
 /// What a load did.
 #[derive(Debug, Serialize)]
-pub struct LoadReport {
+pub(crate) struct LoadReport {
     pub elapsed_s: f64,
     pub operations: u64,
     /// Events that the change stream reports of it. A lower bound when a command has failed.
@@ -61,7 +61,7 @@ pub struct LoadReport {
 }
 
 /// The `run` command.
-pub async fn run(args: Run, stop: Shutdown) -> Result<Report> {
+pub(crate) async fn run(args: Run, stop: Shutdown) -> Result<Report> {
     let profile = profile(&args.shape)?;
     let db = connect(&args.uri).await?.database(&args.db);
     let load = load(&db, &profile, args.shape.seed, &args.pace, args.keep_going, &stop).await?;
@@ -70,7 +70,14 @@ pub async fn run(args: Run, stop: Shutdown) -> Result<Report> {
 }
 
 /// Writes as asked; returns when all replies are there. A failure ends it with an error unless `keep_going`.
-pub async fn load(db: &Database, profile: &Profile, seed: u64, pace: &Pace, keep_going: bool, stop: &Shutdown) -> Result<LoadReport> {
+pub(crate) async fn load(
+    db: &Database,
+    profile: &Profile,
+    seed: u64,
+    pace: &Pace,
+    keep_going: bool,
+    stop: &Shutdown,
+) -> Result<LoadReport> {
     let by_user = stop;
     let stop = by_user.child(); // a failure of one writer stops the others and nobody else
     workload::prepare(db, profile).await?;
@@ -145,7 +152,7 @@ fn summary(ends: Vec<LaneEnd>, elapsed: Duration, pace: &Pace, keep_going: bool,
 }
 
 /// From the flags to a profile.
-pub fn profile(shape: &Shape) -> Result<Profile> {
+pub(crate) fn profile(shape: &Shape) -> Result<Profile> {
     let base = match shape.profile {
         ProfileName::Mixed => Profile::default(),
         ProfileName::Insert => Profile::inserts(400),
@@ -170,7 +177,7 @@ pub fn profile(shape: &Shape) -> Result<Profile> {
 }
 
 /// The options in effect, for the report.
-pub fn options(shape: &Shape, pace: &Pace, profile: &Profile) -> Value {
+pub(crate) fn options(shape: &Shape, pace: &Pace, profile: &Profile) -> Value {
     let name = clap::ValueEnum::to_possible_value(&shape.profile).map(|value| value.get_name().to_owned());
     json!({
         "profile": name,
@@ -196,7 +203,7 @@ fn report(load: &LoadReport, options: Value, seed: u64) -> Report {
 }
 
 /// What a person wants to see of a load.
-pub fn lines(load: &LoadReport, report: &mut Report) {
+pub(crate) fn lines(load: &LoadReport, report: &mut Report) {
     let rate = load.target_rate.map_or_else(|| "full speed".to_owned(), |rate| format!("{rate}/s asked for"));
     report.line(
         "operations",
@@ -242,7 +249,7 @@ fn tick_ns(pace: &Pace) -> u64 {
 
 /// Operations per second.
 #[allow(clippy::cast_precision_loss)] // counts far below 2^52
-pub fn per_second(count: u64, time: Duration) -> f64 {
+pub(crate) fn per_second(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64().max(1e-9)
 }
 

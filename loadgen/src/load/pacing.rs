@@ -8,7 +8,7 @@ const SECOND_NS: u128 = 1_000_000_000;
 /// Operations `0, 1, 2, ...` of the whole run are due at `i / rate`, rounded up to the next tick; writer `lane` of `lanes` has those
 /// with `i % lanes == lane`.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
+pub(super) struct Schedule {
     rate: u32,
     lanes: u32,
     lane: u32,
@@ -17,12 +17,12 @@ pub struct Schedule {
 
 impl Schedule {
     /// `rate` operations per second over all lanes; a tick of 0 spreads them evenly.
-    pub fn new(rate: u32, lanes: u32, lane: u32, tick_ns: u64) -> Self {
+    pub(super) fn new(rate: u32, lanes: u32, lane: u32, tick_ns: u64) -> Self {
         Self { rate: rate.max(1), lanes: lanes.max(1), lane, tick_ns }
     }
 
     /// When this lane's operation `n` is due.
-    pub fn due_ns(&self, n: u64) -> u64 {
+    pub(super) fn due_ns(&self, n: u64) -> u64 {
         let i = u128::from(n) * u128::from(self.lanes) + u128::from(self.lane);
         let ideal = (i * SECOND_NS).div_ceil(u128::from(self.rate));
         let due = if self.tick_ns == 0 { ideal } else { ideal.div_ceil(u128::from(self.tick_ns)) * u128::from(self.tick_ns) };
@@ -30,7 +30,7 @@ impl Schedule {
     }
 
     /// How many operations of this lane are due up to and including `now_ns`.
-    pub fn due_by(&self, now_ns: u64) -> u64 {
+    pub(super) fn due_by(&self, now_ns: u64) -> u64 {
         let burst = if self.tick_ns == 0 { now_ns } else { now_ns - now_ns % self.tick_ns };
         let all = u128::from(burst) * u128::from(self.rate) / SECOND_NS + 1;
         let own = (all + u128::from(self.lanes) - 1 - u128::from(self.lane)) / u128::from(self.lanes);
@@ -39,7 +39,7 @@ impl Schedule {
 }
 
 /// Lane `lane`'s share of `count` operations dealt out in turn.
-pub fn share(count: u64, lanes: u32, lane: u32) -> u64 {
+pub(super) fn share(count: u64, lanes: u32, lane: u32) -> u64 {
     let (lanes, lane) = (u64::from(lanes.max(1)), u64::from(lane));
     count / lanes + u64::from(lane < count % lanes)
 }
