@@ -1,6 +1,8 @@
 //! What the segment format costs beside its speed of light: copying for building, zstd alone for encoding, decompressing and
 //! comparing for verifying. `cargo bench --bench segment`; the ratios of one run are printed last.
 
+#![allow(clippy::expect_used, clippy::cast_possible_truncation)] // a benchmark may stop, and makes its own small numbers
+
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -174,18 +176,23 @@ fn read(blocks: &[RawBlock]) -> u64 {
     rows.map(|row| row.expect("its own row").1.raw_bytes()).sum()
 }
 
-/// The median of some runs.
-#[allow(clippy::disallowed_methods)] // a benchmark reads the clock
+/// The mean of runs of 200 ms in all, in time on the processor where the system tells it (by ticks of some ms): other work on a
+/// shared machine then counts for less.
 fn time<T>(mut run: impl FnMut() -> T) -> Duration {
-    let mut times: Vec<_> = (0..15)
-        .map(|_| {
-            let start = Instant::now();
-            black_box(run());
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    times[times.len() / 2]
+    let (start, mut runs) = (now(), 0);
+    while now().saturating_sub(start) < Duration::from_millis(200) || runs < 3 {
+        black_box(run());
+        runs += 1;
+    }
+    now().saturating_sub(start) / runs
+}
+
+#[allow(clippy::disallowed_methods)] // a benchmark reads the clock
+fn now() -> Duration {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let spent = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let spent = spent.and_then(|s| s.split(' ').next()?.parse().ok());
+    spent.map_or_else(|| START.get_or_init(Instant::now).elapsed(), Duration::from_nanos)
 }
 
 /// Each thing beside the least time it could take, one after the other, since absolute figures drift on shared machines.

@@ -13,8 +13,8 @@ use mongodb::{Client, Collection, Cursor};
 use random::Random;
 
 const DB: &str = "delta_real";
-/// Effective updates to make; a run is a few seconds.
-const UPDATES: usize = 4_000;
+/// Effective updates to make: about 15 s of round trips on a debug build.
+const UPDATES: usize = 2_000;
 
 async fn stream(client: &Client, raw: bool) -> Cursor<RawDocumentBuf> {
     let mut options = doc! { "showExpandedEvents": true };
@@ -238,4 +238,41 @@ async fn rule_15_keys_are_equal_exactly_when_the_server_says_so() {
     }
     println!("{} ids, {equal_pairs} pairs equal", ids.len());
     assert!(equal_pairs > 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_15_events_name_the_stored_bytes_of_a_key_whatever_the_collation() {
+    let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let client = mongod.client().await.unwrap();
+    let db = client.database(DB);
+    let collated = doc! { "create": "c", "collation": { "locale": "en", "strength": 2 } };
+    db.run_command(collated).await.unwrap();
+    db.run_command(doc! { "create": "n" }).await.unwrap();
+    let mut events = stream(&client, true).await;
+    let coll = db.collection::<Document>("c");
+    coll.insert_one(doc! { "_id": "a" }).await.unwrap();
+    assert!(coll.insert_one(doc! { "_id": "A" }).await.is_err());
+    assert!(coll.replace_one(doc! { "_id": "a" }, doc! { "_id": "A", "x": 1 }).await.is_err());
+    assert!(coll.update_one(doc! { "_id": "a" }, vec![doc! { "$set": { "_id": "A" } }]).await.is_err());
+    coll.update_one(doc! { "_id": "A" }, doc! { "$set": { "x": 1 } }).await.unwrap();
+    coll.delete_one(doc! { "_id": "A" }).await.unwrap();
+    let numbers = db.collection::<Document>("n");
+    numbers.insert_one(doc! { "_id": 1 }).await.unwrap();
+    numbers.update_one(doc! { "_id": 1 }, vec![doc! { "$set": { "_id": 1.0, "x": 1 } }]).await.unwrap();
+    numbers.delete_one(doc! { "_id": 1 }).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 6 {
+        let event = Document::try_from(next(&mut events).await.as_ref()).unwrap();
+        let key = event.get_document("documentKey").unwrap().get("_id").unwrap();
+        seen.push((event.get_str("operationType").unwrap().to_owned(), key.clone()));
+    }
+    let want: [(&str, Bson); 6] = [
+        ("insert", "a".into()),
+        ("update", "a".into()),
+        ("delete", "a".into()),
+        ("insert", 1.into()),
+        ("replace", 1.into()),
+        ("delete", 1.0.into()),
+    ];
+    assert_eq!(seen, want.map(|(op, key)| (op.to_owned(), key)));
 }

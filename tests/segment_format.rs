@@ -4,6 +4,8 @@
 //! The files under `tests/golden/segment-v1` are never made anew: objects in buckets are as old as they are. A later version of the
 //! format gets a directory of its own, filled once by `ARGON_GOLDEN=write cargo test --test segment_format`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)] // the reader here complains by panicking
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -154,9 +156,9 @@ mod by_the_book {
     use super::xxh3_64;
     use std::fmt::Write as _;
 
-    pub struct Block {
-        pub filter: Vec<u8>,
-        pub rows: String,
+    pub(crate) struct Block {
+        pub(crate) filter: Vec<u8>,
+        pub(crate) rows: String,
     }
 
     struct In<'a>(&'a [u8]);
@@ -213,7 +215,7 @@ mod by_the_book {
     }
 
     /// The segment as text, and its blocks.
-    pub fn read(object: &[u8]) -> (String, Vec<Block>) {
+    pub(crate) fn read(object: &[u8]) -> (String, Vec<Block>) {
         let mut out = String::new();
         let size = object.len();
         let mut trailer = In(&object[size - 48..]);
@@ -348,7 +350,7 @@ mod by_the_book {
     }
 
     /// Whether the filter may hold a key, by its hashed bytes.
-    pub fn filter_has(filter: &[u8], hashed: &[u8]) -> bool {
+    pub(crate) fn filter_has(filter: &[u8], hashed: &[u8]) -> bool {
         let hash = xxh3_64(hashed);
         let (low, high) = (hash & 0xffff_ffff, (hash >> 32) | 1);
         (0..5).map(|n| (low + n * high) % (filter.len() as u64 * 8)).all(|bit| filter[bit as usize / 8] & (1 << (bit % 8)) != 0)

@@ -143,6 +143,11 @@ impl History {
         BaseManifest::from_json(&key, &bytes)
     }
 
+    /// Metadata of an object.
+    pub async fn object(&self, key: &str) -> Result<Option<crate::store::ObjectInfo>> {
+        self.store.head(key).await.map_err(|f| f.at(format!("object {key}")))
+    }
+
     /// What a point is resolved against.
     pub fn known(&self) -> Known {
         Known {

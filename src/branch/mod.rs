@@ -12,4 +12,5 @@ pub mod layout;
 pub mod point;
 pub mod restore;
 mod server;
+pub mod verify;
 pub mod view;

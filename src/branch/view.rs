@@ -1,32 +1,30 @@
-//! The object of a branch in the interface (`--json`, REST), built from its rows.
-//!
-//! Owns: its shape. Does not own: printing (`cli`), the rows (`ledger`).
+//! Owns: a branch as users see it, one object for `--json` and REST (docs: the command line).
+//! Does not own: the rows (`ledger`), what `captured_until` means (`point`).
 
 use serde::Serialize;
 
 use super::point::{captured_until, rfc3339};
 use crate::change::{ClusterTime, token_time};
-use crate::fault::Result;
-use crate::ledger::{Branch, BranchStatus, Capture, CaptureState, Fidelity, Ledger, Totals};
+use crate::fault::{Fault, Result};
+use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, Totals};
 
-/// A branch as users see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The JSON object of a branch.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BranchView {
     pub id: String,
     pub name: String,
-    pub status: String,
-    /// Why the status is not `active`.
+    pub status: BranchStatus,
+    /// Why it is not `active`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// `project/branch@seq:N` of a fork; none so far.
     pub parent: Option<String>,
-    /// Absent until something is committed.
-    pub head: Option<HeadView>,
-    /// Every change up to this cluster time is committed.
-    pub captured_until: Option<ClusterTime>,
-    pub restorable: Option<RangeView>,
-    pub totals: Totals,
     pub fidelity: Fidelity,
-    pub source_db: String,
-    pub capture: Option<CaptureState>,
+    pub head: HeadView,
+    /// Every change up to this time is committed.
+    pub captured_until: Option<ClusterTime>,
+    pub restorable: Restorable,
+    pub totals: TotalsView,
 }
 
 /// The end of the committed history.
@@ -34,51 +32,119 @@ pub struct BranchView {
 pub struct HeadView {
     pub seq: u64,
     pub cluster_time: ClusterTime,
-    /// Server's wall clock, RFC 3339.
+    /// RFC 3339 by the server's clock; absent before the first change.
     pub time: Option<String>,
 }
 
-/// Points between which a restore is possible.
+/// Points between which a restore works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RangeView {
+pub struct Restorable {
     pub from: String,
     pub to: String,
 }
 
-impl BranchView {
-    /// Reads what is needed beside the branch's row. The position is read before the head was, so `captured_until` errs on the safe side.
-    pub async fn read(ledger: &dyn Ledger, branch: &Branch, capture: Option<&Capture>) -> Result<Self> {
-        let position = match capture {
-            Some(capture) => Some((token_time(&capture.position.token)?, capture.position.next_seq)),
-            None => None,
-        };
-        let next = ledger.segments(&branch.id, branch.head.seq + 1, 1).await?;
-        let next_time = next.first().filter(|s| s.first_seq == branch.head.seq + 1).map(|s| s.first_time);
-        let head = branch.head;
-        Ok(Self {
-            id: branch.id.clone(),
-            name: branch.name.clone(),
-            status: status_name(branch.status).to_string(),
-            reason: branch.reason.clone(),
-            parent: None,
-            head: (head.seq > 0).then(|| HeadView { seq: head.seq, cluster_time: head.time, time: head.wall_ms.map(rfc3339) }),
-            captured_until: captured_until(position, head.seq, head.time, next_time),
-            restorable: (head.seq > 0).then(|| RangeView { from: "seq:1".into(), to: format!("seq:{}", head.seq) }),
-            totals: branch.totals,
-            fidelity: branch.fidelity,
-            source_db: branch.source_db.clone(),
-            capture: capture.map(|c| c.state),
-        })
+/// What a branch adds up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TotalsView {
+    pub changes: u64,
+    pub raw_bytes: u64,
+    pub stored_bytes: u64,
+    pub segments: u64,
+}
+
+impl From<Totals> for TotalsView {
+    fn from(t: Totals) -> Self {
+        Self { changes: t.changes, raw_bytes: t.raw_bytes, stored_bytes: t.stored_bytes, segments: t.segments }
     }
 }
 
-/// The word of a status.
-pub fn status_name(status: BranchStatus) -> &'static str {
-    match status {
-        BranchStatus::Active => "active",
-        BranchStatus::Stalled => "stalled",
-        BranchStatus::Gap => "gap",
-        BranchStatus::Failed => "failed",
-        BranchStatus::Archived => "archived",
+impl BranchView {
+    /// `position` is the time of the checkpoint's token and the next seq; `boundary` the last known end of a transaction at or before the head.
+    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>, boundary: u64) -> Self {
+        let head = branch.head;
+        let until = captured_until(position, head.seq, head.time, None);
+        let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
+        let from = format!("seq:{}", u64::from(boundary > 0));
+        Self {
+            id: branch.id.clone(),
+            name: branch.name.clone(),
+            status: branch.status,
+            reason: branch.reason.clone(),
+            parent: None,
+            fidelity: branch.fidelity,
+            head: HeadView { seq: head.seq, cluster_time: head.time, time },
+            captured_until: until,
+            restorable: Restorable { from, to: format!("seq:{boundary}") },
+            totals: branch.totals.into(),
+        }
+    }
+
+    /// Reads position, then branch, by name or id.
+    pub async fn load(ledger: &dyn Ledger, name: &str) -> Result<Self> {
+        let missing = || Fault::missing(format!("there is no branch {name:?}"));
+        let id = match ledger.branch_named(name).await? {
+            Some(branch) => branch.id,
+            None => ledger.branch(name).await?.ok_or_else(missing)?.id,
+        };
+        let mut position = None;
+        if let Some(capture) = ledger.captures().await?.into_iter().find(|c| c.branch == id)
+            && let Some((token, next_seq)) = ledger.position(&capture.id).await?
+        {
+            position = Some((token_time(&token)?, next_seq));
+        }
+        let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
+        let boundary = boundary(ledger, &branch, position).await?;
+        Ok(Self::new(&branch, position, boundary))
+    }
+}
+
+/// The last end of a transaction that rows and position prove (correctness.md 6). Without reading objects it may be a segment short of
+/// what a restore finds, never past it.
+async fn boundary(ledger: &dyn Ledger, branch: &Branch, position: Option<(ClusterTime, u64)>) -> Result<u64> {
+    let head = branch.head;
+    let until = captured_until(position, head.seq, head.time, None);
+    let mut end = head.seq;
+    let mut closed = until.is_some_and(|until| until >= head.time);
+    while end > 0 && !closed {
+        let Some(row) = ledger.segments(&branch.id, end, 1).await?.into_iter().next() else { break };
+        if row.last_seq == end && row.ends == Ends::Closed {
+            break;
+        }
+        // What is before a segment that does not start inside a transaction is closed.
+        closed = !row.starts_inside;
+        end = row.first_seq.saturating_sub(1).min(end);
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Head;
+    use serde_json::json;
+
+    #[test]
+    fn the_json_is_the_documented_one() {
+        let branch = Branch {
+            id: "i".into(),
+            name: "shop/main".into(),
+            status: BranchStatus::Active,
+            reason: None,
+            fidelity: Fidelity::Exact,
+            epoch: 1,
+            head: Head { seq: 81_234, time: ClusterTime { t: 1_795_467_772, i: 11 }, wall_ms: Some(1_795_467_772_123) },
+            totals: Totals { changes: 81_234, raw_bytes: 51_234_567, stored_bytes: 2_345_678, segments: 97 },
+            base: "b".into(),
+            base_time: ClusterTime::default(),
+            settled_bytes: 0,
+            created_ms: 0,
+        };
+        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)), 81_234);
+        let expected = json!({"id": "i", "name": "shop/main", "status": "active", "parent": null, "fidelity": "exact",
+            "head": {"seq": 81_234, "cluster_time": {"t": 1_795_467_772_u32, "i": 11}, "time": "2026-11-23T21:02:52Z"},
+            "captured_until": {"t": 1_795_467_790_u32, "i": 1},
+            "restorable": {"from": "seq:1", "to": "seq:81234"},
+            "totals": {"changes": 81_234, "raw_bytes": 51_234_567, "stored_bytes": 2_345_678, "segments": 97}});
+        assert_eq!(serde_json::to_value(&view).unwrap(), expected);
     }
 }

@@ -32,13 +32,13 @@
 //! Factors are unique, so this is one form per value for binary and for decimal floating point. A Decimal128 whose
 //! coefficient is beyond 10^34 - 1 is zero, as the format says.
 //!
-//! # Limits
+//! # Collations
 //!
-//! Strings are compared by bytes. In a collection with a default collation MongoDB compares `_id` by that collation
-//! (`"a"` and `"A"` may be one key). History stays exact nevertheless, because the server forbids two ids that compare equal
-//! to exist at one time and a change of the id's bytes: the one way to do it, a replacement `{_id: "A"}` of `{_id: "a"}`,
-//! keeps `_id` immutable in value but may store other bytes, and then an event names the document under its new bytes. A fold
-//! has to treat a change on an unknown key of such a collection as a mismatch, never as a new document.
+//! Strings are compared by bytes. In a collection with a default collation the server compares `_id` by that collation, so
+//! that `"a"` and `"A"` may be one key for it. History needs no collation nevertheless: the server refuses an insert of the
+//! second while the first is there, refuses any update or replacement that changes the bytes of a string in `_id`, and names
+//! a document in events by the bytes that are stored, also when it was found by another spelling. So every event names
+//! exactly the bytes that it means. (Numbers are different: an update may turn `_id: 1` into `_id: 1.0`.)
 
 use super::raw::{self, Element, MAX_DEPTH, tag};
 use bson::raw::{RawBsonRef, cstr};

@@ -94,7 +94,7 @@ impl<'a> Elements<'a> {
     fn cut(&self) -> Option<Element<'a>> {
         let rest = self.doc.get(self.at..self.doc.len() - 1)?;
         let tag = *rest.first()?;
-        let name_len = rest.get(1..)?.iter().position(|b| *b == 0)?;
+        let name_len = zero(rest.get(1..)?)?;
         let name = rest.get(1..1 + name_len)?;
         let start = 2 + name_len;
         let len = value_len(tag, rest.get(start..)?)?;
@@ -119,6 +119,22 @@ impl<'a> Iterator for Elements<'a> {
         self.at += element.whole.len();
         Some(Ok(element))
     }
+}
+
+/// Position of the first zero. Names are most of what a walk looks at, so they are looked at eight bytes at a time: in
+/// `word - LOW & !word & HIGH` the lowest bit set is the high bit of the first zero byte.
+fn zero(bytes: &[u8]) -> Option<usize> {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = LOW << 7;
+    let (words, tail) = bytes.as_chunks::<8>();
+    for (n, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = word.wrapping_sub(LOW) & !word & HIGH;
+        if found != 0 {
+            return Some(n * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    tail.iter().position(|b| *b == 0).map(|at| words.len() * 8 + at)
 }
 
 /// Length of the value at the start of `rest`; strings must end in a zero, documents in a zero at the stated length.
@@ -184,4 +200,26 @@ pub(super) fn put(out: &mut Vec<u8>, tag: u8, name: &[u8], value: &[u8]) {
 /// Turns finished bytes into a document.
 pub(super) fn finish(out: Vec<u8>) -> Result<RawDocumentBuf, Malformed> {
     RawDocumentBuf::from_bytes(out).map_err(|_| Malformed(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_first_zero_is_found(bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(0x80), Just(0xFF), any::<u8>()], 0..40)) {
+            prop_assert_eq!(zero(&bytes), bytes.iter().position(|b| *b == 0));
+        }
+
+        #[test]
+        fn a_walk_over_any_bytes_ends_and_stays_inside(mut bytes in prop::collection::vec(any::<u8>(), 5..80)) {
+            let len = u32::try_from(bytes.len()).unwrap();
+            bytes[..4].copy_from_slice(&len.to_le_bytes());
+            *bytes.last_mut().unwrap() = 0;
+            let walked: usize = elements(&bytes).unwrap().flatten().map(|e| e.whole.len()).sum();
+            prop_assert!(walked <= bytes.len() - 5);
+        }
+    }
 }

@@ -6,9 +6,9 @@ use serde_json::json;
 use crate::branch::view::BranchView;
 use crate::config::readable;
 use crate::fault::Result;
-use crate::ledger::{Branch, Fidelity, SharedLedger};
+use crate::ledger::{BranchStatus, Fidelity};
 
-use super::context::{branch_named, capture_of};
+use super::context::branch_named;
 use super::output::table;
 use super::{Context, Exit, Output};
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
         Command::List => {
             let mut views = Vec::new();
             for branch in ledger.branches().await? {
-                views.push(view(&ledger, branch).await?);
+                views.push(BranchView::load(&*ledger, &branch.id).await?);
             }
             output.print(&json!({ "branches": views }), || {
                 let rows: Vec<_> = views.iter().map(row).collect();
@@ -40,23 +40,18 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
         }
         Command::Show { branch } => {
             let branch = branch_named(&ledger, &branch).await?;
-            let view = view(&ledger, branch).await?;
+            let view = BranchView::load(&*ledger, &branch.id).await?;
             output.print(&view, || show(&view))?;
         }
     }
     Ok(Exit::Done)
 }
 
-pub(super) async fn view(ledger: &SharedLedger, branch: Branch) -> Result<BranchView> {
-    let capture = capture_of(ledger, &branch).await?;
-    BranchView::read(&**ledger, &branch, capture.as_ref()).await
-}
-
 fn row(v: &BranchView) -> Vec<String> {
     vec![
         v.name.clone(),
-        v.status.clone(),
-        v.head.as_ref().map_or("-".into(), |h| format!("seq:{}", h.seq)),
+        status_name(v.status).into(),
+        format!("seq:{}", v.head.seq),
         v.captured_until.map_or("-".into(), |t| t.to_string()),
         v.totals.changes.to_string(),
         readable(v.totals.raw_bytes),
@@ -69,23 +64,15 @@ fn show(v: &BranchView) -> String {
     let mut lines = vec![
         format!("branch         {}", v.name),
         format!("id             {}", v.id),
-        format!("status         {}{}", v.status, v.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default()),
+        format!("status         {}{}", status_name(v.status), v.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default()),
         format!("fidelity       {}", fidelity_name(v.fidelity)),
     ];
-    match &v.head {
-        Some(head) => lines.push(format!(
-            "head           seq:{} at {} ({})",
-            head.seq,
-            head.cluster_time,
-            head.time.as_deref().unwrap_or("time unknown")
-        )),
-        None => lines.push("head           nothing committed yet".into()),
-    }
-    lines.push(format!("captured until {}", v.captured_until.map_or("-".into(), |t| t.to_string())));
-    lines.push(match &v.restorable {
-        Some(r) => format!("restorable     {} to {}", r.from, r.to),
-        None => "restorable     the catalogue at the start of the capture".into(),
+    lines.push(match &v.head.time {
+        Some(time) => format!("head           seq:{} at {} ({time})", v.head.seq, v.head.cluster_time),
+        None => "head           nothing committed yet".into(),
     });
+    lines.push(format!("captured until {}", v.captured_until.map_or("-".into(), |t| t.to_string())));
+    lines.push(format!("restorable     {} to {}", v.restorable.from, v.restorable.to));
     let percent = if v.totals.raw_bytes > 0 { 100.0 * v.totals.stored_bytes as f64 / v.totals.raw_bytes as f64 } else { 0.0 };
     lines.push(format!(
         "holds          {} changes, {} raw, {} stored ({percent:.1} %), {} segments",
@@ -101,5 +88,15 @@ fn fidelity_name(fidelity: Fidelity) -> &'static str {
     match fidelity {
         Fidelity::Exact => "exact",
         Fidelity::OrderMayDiffer => "order may differ: the server refuses showRawUpdateDescription",
+    }
+}
+
+fn status_name(status: BranchStatus) -> &'static str {
+    match status {
+        BranchStatus::Active => "active",
+        BranchStatus::Stalled => "stalled",
+        BranchStatus::Gap => "gap",
+        BranchStatus::Failed => "failed",
+        BranchStatus::Archived => "archived",
     }
 }

@@ -5,7 +5,9 @@
 //! binary as a child ([`ArgonProcess`]), and the core of load generation ([`workload`]).
 //! Does not own anything that a running engine needs.
 
+pub mod audit;
 pub mod binaries;
+pub mod compare;
 pub mod engine;
 pub mod mongod;
 pub mod oracle;

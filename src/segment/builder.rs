@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use bson::RawDocument;
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::block::{
     HAS_BODY, HAS_KEY, HAS_WALL, HEAD_LEN, MAX_BLOCK_BYTES, ROW_COLUMNS_V1, RawBlock, SHAPE_LEN, TXN_NEXT, TXN_NONE, TXN_SAME,
@@ -309,8 +309,9 @@ pub(super) fn pack_time(time: ClusterTime) -> u64 {
     (u64::from(time.t) << 32) | u64::from(time.i)
 }
 
+/// Never 0, the seed of a collection without UUID.
 fn uuid_seed(uuid: [u8; 16]) -> u64 {
-    u128::from_le_bytes(uuid) as u64 ^ (u128::from_le_bytes(uuid) >> 64) as u64 ^ 1
+    xxh3_64(&uuid) | 1
 }
 
 /// Every length in a block is at most [`MAX_BLOCK_BYTES`], see `check_room`.

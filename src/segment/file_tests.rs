@@ -167,6 +167,16 @@ fn rule_1_a_diff_that_cannot_be_applied_is_a_hole() {
 }
 
 #[test]
+fn a_hole_that_comes_again_is_counted_again() {
+    let mut rows = hot_updates(90, 3);
+    for n in [5, 20, 21, 70] {
+        rows[n].body = Some(rawdoc! {"zz": {"b": 1}});
+    }
+    let (.., encoded) = segment(&rows, 90);
+    assert_eq!(encoded.summary.holes, 4);
+}
+
+#[test]
 fn the_key_filter_finds_what_is_there_and_follows_the_uuid() {
     let key = |n| canonical_id(&rawdoc! {"_id": oid(n)}).unwrap();
     let (entry, footer) = entry_of(&inserts(200));

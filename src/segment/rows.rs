@@ -10,12 +10,15 @@ use super::wire::{Cursor, unzigzag};
 use crate::change::{ChangeRef, ClusterTime, Op};
 use crate::fault::{Fault, Result};
 
+/// Name and UUID.
+type Collection<'a> = (&'a str, Option<[u8; 16]>);
+
 /// Streams the rows of one block.
 #[derive(Debug)]
 pub struct Rows<'a> {
     next_seq: u64,
     left: u32,
-    collections: Vec<(&'a str, Option<[u8; 16]>)>,
+    collections: Vec<Collection<'a>>,
     shapes: Vec<Shape<'a>>,
     row_shapes: Cursor<'a>,
     times: Cursor<'a>,
@@ -44,6 +47,19 @@ struct Column<'a> {
     refs: Option<Cursor<'a>>,
     docs: Cursor<'a>,
     seen: Vec<&'a RawDocument>,
+}
+
+/// A row as the index maker sees it.
+#[derive(Debug)]
+pub(super) struct Step<'a> {
+    /// Index into [`Rows::collections`].
+    pub(super) collection: u32,
+    pub(super) seq: u64,
+    pub(super) change: ChangeRef<'a>,
+    /// False if a row of this collection and op had the very same key before.
+    pub(super) new_key: bool,
+    /// The same of the body.
+    pub(super) new_body: bool,
 }
 
 impl<'a> Rows<'a> {
@@ -99,13 +115,13 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// The collections of the block; rows of [`Self::step`] index them. An entry may come twice, or have no row.
-    pub(super) fn collections(&self) -> &[(&'a str, Option<[u8; 16]>)] {
+    /// The collections of the block; [`Step::collection`] indexes them. An entry may come twice, or have no row.
+    pub(super) fn collections(&self) -> &[Collection<'a>] {
         &self.collections
     }
 
-    /// The next row with the index of its collection; after the last one everything must be used up.
-    pub(super) fn step(&mut self) -> Result<Option<(u32, u64, ChangeRef<'a>)>> {
+    /// The next row; after the last one everything must be used up.
+    pub(super) fn step(&mut self) -> Result<Option<Step<'a>>> {
         if self.left == 0 {
             self.finish()?;
             return Ok(None);
@@ -121,8 +137,8 @@ impl<'a> Rows<'a> {
             self.last_wall = self.last_wall.wrapping_add(unzigzag(self.walls.varint()?));
             wall_ms = Some(self.last_wall);
         }
-        let key = if shape.flags & HAS_KEY != 0 { Some(shape.keys.next()?) } else { None };
-        let body = if shape.flags & HAS_BODY != 0 { Some(shape.bodies.next()?) } else { None };
+        let (key, new_key) = if shape.flags & HAS_KEY != 0 { shape.keys.next()? } else { (None, true) };
+        let (body, new_body) = if shape.flags & HAS_BODY != 0 { shape.bodies.next()? } else { (None, true) };
         let txn = match &mut self.marks {
             None => None,
             Some(marks) => match marks.u8()? {
@@ -140,7 +156,8 @@ impl<'a> Rows<'a> {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.left -= 1;
-        Ok(Some((shape.collection, seq, ChangeRef { op: shape.op, coll, uuid, time, wall_ms, txn, key, body })))
+        let change = ChangeRef { op: shape.op, coll, uuid, time, wall_ms, txn, key, body };
+        Ok(Some(Step { collection: shape.collection, seq, change, new_key, new_body }))
     }
 
     fn finish(&self) -> Result<()> {
@@ -162,31 +179,32 @@ impl<'a> Iterator for Rows<'a> {
         if self.over {
             return None;
         }
-        let row = self.step().map(|row| row.map(|(_, seq, change)| (seq, change)));
+        let row = self.step().map(|row| row.map(|step| (step.seq, step.change)));
         self.over = !matches!(row, Ok(Some(_)));
         row.transpose()
     }
 }
 
 impl<'a> Column<'a> {
-    fn next(&mut self) -> Result<&'a RawDocument> {
+    /// The document of the next row, and whether it is new to the column.
+    fn next(&mut self) -> Result<(Option<&'a RawDocument>, bool)> {
         let Some(refs) = &mut self.refs else {
-            return self.docs.doc();
+            return Ok((Some(self.docs.doc()?), true));
         };
         let number = refs.varint()?;
         if number == 0 {
             let doc = self.docs.doc()?;
             self.seen.push(doc);
-            return Ok(doc);
+            return Ok((Some(doc), true));
         }
         match usize::try_from(number - 1).ok().and_then(|n| self.seen.get(n)) {
-            Some(doc) => Ok(doc),
+            Some(&doc) => Ok((Some(doc), false)),
             None => Err(refs.fault(&format!("document {number} of {} so far", self.seen.len()))),
         }
     }
 }
 
-fn read_collections(mut names: Cursor<'_>, count: usize) -> Result<Vec<(&str, Option<[u8; 16]>)>> {
+fn read_collections(mut names: Cursor<'_>, count: usize) -> Result<Vec<Collection<'_>>> {
     // An entry has at least a length and a flag.
     if count > names.left() / 2 {
         return Err(names.fault(&format!("{count} collections in {} bytes", names.left())));

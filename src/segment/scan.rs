@@ -1,7 +1,7 @@
 //! Owns: what the index says about a block: times, collections, DDL, holes, key filter. One pass over its rows.
 //! Does not own: the judgement of a diff or of an event (`change`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{RawBlock, filter};
 use crate::change::{ChangeRef, ClusterTime, Op, check_delta, operation_type, parse_stored_event, write_canonical_id};
@@ -38,23 +38,32 @@ pub(super) fn scan(block: &RawBlock) -> Result<Scan> {
     let mut hashes = Some(Vec::with_capacity(block.count as usize));
     let (mut first_time, mut last_time) = (ClusterTime { t: u32::MAX, i: u32::MAX }, ClusterTime::default());
     let (mut has_ddl, mut holes, mut raw_bytes) = (false, 0, 0);
-    while let Some((collection, _, change)) = rows.step()? {
-        seen[collection as usize] = true;
+    // Bodies that are holes, by where they lie: a body that comes again is judged once.
+    let mut bad = HashSet::new();
+    while let Some(step) = rows.step()? {
+        let change = step.change;
+        seen[step.collection as usize] = true;
         first_time = first_time.min(change.time);
         last_time = last_time.max(change.time);
         raw_bytes += change.raw_bytes();
+        if change.key.is_some() && !step.new_key && !step.new_body && change.op != Op::Event {
+            holes += u32::from(change.body.is_some_and(|body| bad.contains(&body.as_bytes().as_ptr())));
+            continue;
+        }
         canonical.clear();
-        match meaning(&change, &mut canonical) {
-            Meaning::Ddl => has_ddl = true,
-            Meaning::Keyed { hole } => {
-                holes += u32::from(hole);
-                let hash = filter::key_hash(&mut scratch, change.coll, change.uuid.as_ref(), &canonical);
-                hashes.iter_mut().for_each(|all| all.push(hash));
-            }
-            Meaning::Keyless { hole } => {
-                holes += u32::from(hole);
-                hashes = None;
-            }
+        let meaning = meaning(&change, &mut canonical);
+        let (Meaning::Keyed { hole } | Meaning::Keyless { hole }) = meaning else {
+            has_ddl = true;
+            continue;
+        };
+        holes += u32::from(hole);
+        if hole {
+            bad.extend(change.body.map(|body| body.as_bytes().as_ptr()));
+        }
+        if let Meaning::Keyless { .. } = meaning {
+            hashes = None;
+        } else if let Some(hashes) = &mut hashes {
+            hashes.push(filter::key_hash(&mut scratch, change.coll, change.uuid.as_ref(), &canonical));
         }
     }
     let used = rows.collections().iter().zip(&seen).filter(|(_, seen)| **seen);

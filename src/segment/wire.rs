@@ -14,7 +14,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
-    out.push(value as u8 & 0x7f);
+    out.push((value & 0x7f) as u8);
 }
 
 /// Maps small positive and negative differences to small numbers: 0, -1, 1, -2 become 0, 1, 2, 3.

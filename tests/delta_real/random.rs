@@ -10,24 +10,24 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 /// Ids 0..DOCUMENTS: the first is flat with 2,000 fields, the last third has dotted, dollar and empty names.
-pub const DOCUMENTS: i32 = 12;
+pub(crate) const DOCUMENTS: i32 = 12;
 
 const NAMES: [&str; 10] = ["a", "b", "c", "d", "arr", "0", "1", "é漢", "i", "long_name"];
 const ODD_NAMES: [&str; 14] = ["a", "b", "arr", "0", "", "x.y", "$d", "a.b", ".", "$", "s", "u", "l", "é.ü"];
 
-pub struct Random(SmallRng);
+pub(crate) struct Random(SmallRng);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(SmallRng::seed_from_u64(seed))
     }
 
-    pub fn id(&mut self) -> i32 {
+    pub(crate) fn id(&mut self) -> i32 {
         // The document of 2,000 fields now and then: its bytes cost time.
         if self.0.random_bool(0.03) { 0 } else { self.0.random_range(1..DOCUMENTS) }
     }
 
-    pub fn reset(&mut self) -> bool {
+    pub(crate) fn reset(&mut self) -> bool {
         self.0.random_bool(0.02)
     }
 
@@ -40,7 +40,7 @@ impl Random {
         names.choose(&mut self.0).copied().unwrap_or("a")
     }
 
-    pub fn document(&mut self, id: i32) -> Document {
+    pub(crate) fn document(&mut self, id: i32) -> Document {
         let mut out = doc! { "_id": id };
         if id == 0 {
             for n in 0..2_000 {
@@ -140,7 +140,7 @@ impl Random {
     }
 
     /// An update command on one document; the server may refuse it.
-    pub fn update(&mut self, coll: &str, id: i32, document: &Document) -> Document {
+    pub(crate) fn update(&mut self, coll: &str, id: i32, document: &Document) -> Document {
         let mut statement = doc! { "q": { "_id": id } };
         match self.0.random_range(0..10) {
             0..=5 => {
@@ -283,7 +283,7 @@ impl Random {
 }
 
 /// Ids of every type that may be one, and numbers where types, precision and signs meet; also inside documents.
-pub fn ids() -> Vec<Bson> {
+pub(crate) fn ids() -> Vec<Bson> {
     let dec = |s: &str| Bson::Decimal128(Decimal128::from_str(s).unwrap());
     let bits = |b: u128| Bson::Decimal128(Decimal128::from_bytes(b.to_le_bytes()));
     let bin = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });

@@ -1,5 +1,6 @@
 //! What is particular to a directory (correctness.md 22).
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ fn temp_files(dir: &Path) -> usize {
 fn age(path: &Path, hours: u64) {
     let now = Duration::from_millis(u64::try_from(clock::wall_ms()).unwrap());
     let then: SystemTime = UNIX_EPOCH + now - Duration::from_secs(hours * 3600);
-    std::fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+    File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
 }
 
 #[tokio::test]
@@ -50,7 +51,7 @@ async fn stale_temporary_files_of_the_dead_are_removed_at_open_and_those_of_the_
     }
     age(&dir.path().join(".tmp/put-dead"), 2);
     age(&dir.path().join(".tmp/put-living"), 2);
-    let living = std::fs::File::open(dir.path().join(".tmp/put-living")).unwrap();
+    let living = File::open(dir.path().join(".tmp/put-living")).unwrap();
     living.lock().unwrap();
     drop(store(dir.path()));
     let left = |name: &str| dir.path().join(".tmp").join(name).exists();
@@ -105,20 +106,41 @@ async fn links_pipes_and_foreign_names_are_no_objects() {
     assert_eq!(std::fs::read(secret.path()).unwrap(), b"secret");
 }
 
+/// Without the lock a replacement that has just compared the version would bring back what a deletion removes meanwhile.
 #[tokio::test]
-async fn a_replacement_and_a_deletion_at_once_never_bring_an_object_back() {
+async fn replacements_and_deletions_of_a_key_wait_for_each_other_across_processes() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
-    for round in 0..30 {
-        let key = format!("k{round}");
-        let (one, two) = (body(1, 100_000), body(2, 100_000));
-        store.put_new(&key, one.clone(), &tag(&one, "t")).await.unwrap();
-        let version = store.head(&key).await.unwrap().unwrap().version.unwrap();
-        let tags = tag(&two, "t");
-        let (replaced, deleted) = tokio::join!(store.replace(&key, two.clone(), &tags, &version), store.delete(&key));
-        (replaced.unwrap(), deleted.unwrap());
-        assert_eq!(store.head(&key).await.unwrap(), None, "round {round}");
-    }
+    let (one, two) = (body(1, 100), body(2, 100));
+    store.put_new("k", one.clone(), &tag(&one, "t")).await.unwrap();
+    let version = store.head("k").await.unwrap().unwrap().version.unwrap();
+    let hold = || -> Vec<File> {
+        let paths = (0..256).map(|i| dir.path().join(format!(".tmp/lock-{i:02x}")));
+        let open = |path| File::options().write(true).create(true).truncate(false).open(path).unwrap();
+        paths.map(open).inspect(|file| file.lock().unwrap()).collect()
+    };
+    let moment = Duration::from_millis(100);
+
+    let held = hold();
+    let mut replacing = tokio::spawn({
+        let (store, two) = (store.clone(), two.clone());
+        async move { store.replace("k", two.clone(), &tag(&two, "t"), &version).await }
+    });
+    assert!(tokio::time::timeout(moment, &mut replacing).await.is_err(), "it waits");
+    assert_eq!(store.get("k", None).await.unwrap(), one);
+    drop(held);
+    assert_eq!(replacing.await.unwrap().unwrap(), Put::Stored);
+
+    let held = hold();
+    let mut deleting = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete("k").await }
+    });
+    assert!(tokio::time::timeout(moment, &mut deleting).await.is_err(), "it waits");
+    assert_eq!(store.get("k", None).await.unwrap(), two);
+    drop(held);
+    deleting.await.unwrap().unwrap();
+    assert_eq!(store.head("k").await.unwrap(), None);
 }
 
 #[test]

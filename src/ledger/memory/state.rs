@@ -328,8 +328,14 @@ impl State {
     }
 
     pub(super) fn sweep(&mut self, before_ms: i64, max: usize) -> u64 {
-        let over = |j: &Job| matches!(j.state, JobState::Done | JobState::Cancelled) && j.finished_ms.is_some_and(|f| f < before_ms);
-        let ids: Vec<JobId> = self.jobs.values().filter(|j| over(j)).take(max).map(|j| j.id.clone()).collect();
+        let mut over: Vec<(i64, JobId)> = self
+            .jobs
+            .values()
+            .filter(|j| matches!(j.state, JobState::Done | JobState::Cancelled))
+            .filter_map(|j| j.finished_ms.filter(|f| *f < before_ms).map(|f| (f, j.id.clone())))
+            .collect();
+        over.sort(); // the oldest first
+        let ids: Vec<JobId> = over.into_iter().take(max).map(|(_, id)| id).collect();
         for id in &ids {
             self.jobs.remove(id);
             self.ended.remove(id);

@@ -22,10 +22,8 @@ pub enum Phase {
 /// The fault of a driver error. One line, without secrets; what is not recognised is [`Kind::Unknown`].
 pub fn classify(error: &Error, phase: Phase) -> Fault {
     let message = message(error);
-    if let Some(code) = code(error) {
-        if let Some(fault) = by_code(code, &message, phase) {
-            return fault;
-        }
+    if let Some(fault) = code(error).and_then(|code| by_code(code, &message, phase)) {
+        return fault;
     }
     let kind = match &*error.kind {
         // The labels say it for whole transactions: the first did not happen, of the second nobody knows.

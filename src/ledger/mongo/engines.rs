@@ -10,6 +10,7 @@ use mongodb::options::{Hint, UpdateModifications};
 
 use super::super::{EngineBeat, EngineId, Job, JobState, Rescued};
 use super::classify::fault_of;
+use super::indexes::JOBS_RUNNING;
 use super::rows::{literal, now, text, with_error, word};
 use super::txn::{Body, Halt, Then};
 use super::{Inner, millis};
@@ -135,7 +136,7 @@ impl Body for RescueTxn<'_> {
 impl RescueTxn<'_> {
     async fn take_jobs(&self, session: &mut ClientSession, died: bool) -> Result<u64, Halt> {
         let held = doc! { "state": word(JobState::Running), "lease.engine": self.engine };
-        let mut cursor = self.inner.jobs_coll().find(held).session(&mut *session).await?;
+        let mut cursor = self.inner.jobs_coll().find(held).hint(Hint::Name(JOBS_RUNNING.to_owned())).session(&mut *session).await?;
         let jobs: Vec<Job> = cursor.stream(&mut *session).try_collect().await?;
         let alone = jobs.len() == 1;
         let (mut again, mut dead) = (Vec::new(), Vec::new());

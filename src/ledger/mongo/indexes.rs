@@ -39,7 +39,12 @@ fn indexes() -> Vec<Index> {
         jobs("running_by_token", "running", doc! { "state": 1, "lease.token": 1 }),
         jobs(JOBS_RUNNING, "running", doc! { "state": 1, "lease.engine": 1 }),
         jobs(JOBS_DEAD, "dead", doc! { "state": 1, "branch": 1, "_id": 1 }),
-        index("jobs", "finished", doc! { "state": 1, "finished_ms": 1 }, Some(doc! { "state": { "$in": ["done", "cancelled"] } })),
+        index(
+            "jobs",
+            "finished",
+            doc! { "state": 1, "finished_ms": 1, "_id": 1 },
+            Some(doc! { "state": { "$in": ["done", "cancelled"] } }),
+        ),
         unique("branches", "name", doc! { "name": 1 }),
         index("captures", "branch", doc! { "branch": 1 }, None),
         index("captures", "owner", doc! { "owner": 1 }, None),

@@ -97,18 +97,20 @@ impl Inner {
         let over = doc! {
             "state": { "$in": words(&[JobState::Done, JobState::Cancelled]) }, "finished_ms": { "$lt": before },
         };
-        let mut swept = 0u64;
-        while (swept as usize) < max {
-            let chunk = (max - swept as usize).min(SWEEP_CHUNK);
+        let (mut swept, mut left) = (0u64, max);
+        while left > 0 {
+            let chunk = left.min(SWEEP_CHUNK);
             let cursor = self
                 .jobs_coll()
                 .clone_with_type::<Document>()
                 .find(over.clone())
+                .sort(doc! { "finished_ms": 1, "_id": 1 })
                 .projection(doc! { "_id": 1 })
                 .limit(i64::try_from(chunk).unwrap_or(i64::MAX))
                 .await
                 .map_err(fault_of)?;
             let found: Vec<Document> = cursor.try_collect().await.map_err(fault_of)?;
+            left -= chunk;
             let ids: Vec<&Bson> = found.iter().filter_map(|d| d.get("_id")).collect();
             if ids.is_empty() {
                 break;

@@ -1,0 +1,408 @@
+//! Owns: comparing a branch with a live database at one cluster time: options, indexes, views, and documents by hash.
+//! Does not own: structure (`verify`), folding (`fold`).
+//!
+//! Each side adds up a 128-bit hash per document into hash buckets per collection, in any order; where a bucket differs a second pass over it
+//! names documents. Memory is a few KiB a collection, whatever its size.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bson::raw::RawBsonRef;
+use bson::{Bson, Document, RawArray, RawDocument, RawDocumentBuf, rawdoc};
+use mongodb::Database;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::VerifyReport;
+use crate::branch::catalogue::{Catalogue, Collection, Kind, Uuid, read_catalogue};
+use crate::branch::fold::{FoldOptions, Folded};
+use crate::branch::history::{History, Progress};
+use crate::branch::point::Bound;
+use crate::branch::server::{self, SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE};
+use crate::branch::{layout, restore};
+use crate::change::{ClusterTime, write_canonical_id};
+use crate::fault::{Fault, Result};
+use crate::ledger::{Fidelity, SharedLedger};
+use crate::runtime::clock;
+use crate::store::Store;
+
+/// Buckets per collection: a differing one is re-read, so more of them make the second pass cheaper.
+const BUCKETS: usize = 256;
+/// Documents named per collection.
+const NAMED: usize = 10;
+/// Collections whose documents are named.
+const NAMED_COLLECTIONS: usize = 5;
+/// Documents of a bucket held in the second pass; a larger bucket is named only in part.
+const MAX_SUSPECTS: usize = 1_000_000;
+/// A listing that changes while documents are read is taken again.
+const ATTEMPTS: u32 = 3;
+/// How often the position is looked at while waiting for the capture.
+const POLL: Duration = Duration::from_millis(200);
+
+/// What to compare with, and how long to wait.
+#[derive(Debug, Clone)]
+pub struct AgainstOptions {
+    pub db: Database,
+    /// How long the capture may take to reach the time of the comparison.
+    pub patience: Duration,
+    pub budget: u64,
+    pub temp_dir: PathBuf,
+}
+
+/// One side's documents.
+type Hashes = BTreeMap<Uuid, Vec<(u64, u128)>>;
+
+/// The live side at its time.
+struct Live {
+    catalogue: Catalogue,
+    time: ClusterTime,
+    hashes: Hashes,
+    notes: Vec<String>,
+}
+
+/// Compares branch `name` with the live database.
+pub async fn against(ledger: SharedLedger, store: Store, name: &str, options: &AgainstOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+    let history = History::open(ledger.clone(), store.clone(), name).await?;
+    let sorted = history.branch.fidelity == Fidelity::OrderMayDiffer;
+    let live = read_live(&options.db, sorted).await?;
+    let history = wait_for(ledger, store, name, live.time, options.patience).await?;
+    let mut report = VerifyReport::new(&history.branch.name);
+    report.at = Some(live.time.to_string());
+    report.notes.clone_from(&live.notes);
+    if sorted {
+        report.notes.push("compared without regard to field order, which this branch does not know".into());
+    }
+    let folded = fold_at(&history, live.time, options, progress.clone()).await?;
+    compare_catalogues(&live.catalogue, &folded.catalogue, &mut report);
+    let ours = hash_fold(folded, sorted, progress).await?;
+    report.documents = ours.values().flatten().map(|(count, _)| count).sum();
+    let suspects = compare_hashes(&live, &ours, &mut report);
+    if !suspects.is_empty() {
+        name_documents(&history, &live, suspects, sorted, options, &mut report).await?;
+    }
+    Ok(report)
+}
+
+async fn fold_at(history: &History, time: ClusterTime, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
+    let fold = FoldOptions {
+        budget: options.budget,
+        dir: options.temp_dir.clone(),
+        expected: history.branch.totals.raw_bytes,
+        until: Bound::Time(time),
+        tolerant: false,
+    };
+    restore::fold(history, &fold, progress).await
+}
+
+/// Waits until every change up to `time` is committed.
+async fn wait_for(ledger: SharedLedger, store: Store, name: &str, time: ClusterTime, patience: Duration) -> Result<History> {
+    let begun = clock::now();
+    loop {
+        let history = History::open(ledger.clone(), store.clone(), name).await?;
+        if history.captured_until.is_some_and(|until| until >= time) {
+            return Ok(history);
+        }
+        if begun.elapsed() >= patience {
+            let until = history.captured_until.map_or_else(|| "nothing".to_owned(), |until| until.to_string());
+            return Err(Fault::transient(format!(
+                "{name} is captured up to {until}, the comparison needs {time}: is an engine running? (waited {} s)",
+                patience.as_secs()
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Lists, reads all documents at the time of the listing, lists again: the catalogue must not have changed in between.
+async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
+    for _ in 0..ATTEMPTS {
+        let (catalogue, time) = read_catalogue(db).await?;
+        let (mut hashes, mut notes) = (Hashes::new(), Vec::new());
+        for collection in catalogue.collections.values().filter(|c| covered(c)) {
+            let mut sums = vec![(0, 0); BUCKETS];
+            let mut key = Vec::new();
+            let at_time = scan(db, &collection.name, time, |doc| add(&mut sums, doc, sorted, &mut key)).await?;
+            if !at_time {
+                notes.push(format!("{} cannot be read at a time (capped): compared as it was a moment later", collection.name));
+            }
+            hashes.insert(collection.uuid, sums);
+        }
+        let (again, _) = read_catalogue(db).await?;
+        if again.collections == catalogue.collections && again.views == catalogue.views {
+            return Ok(Live { catalogue, time, hashes, notes });
+        }
+    }
+    Err(Fault::transient(format!("collections of {:?} kept changing while they were read: compare again later", db.name())))
+}
+
+fn covered(collection: &Collection) -> bool {
+    collection.kind == Kind::Collection && collection.name != restore::MARKER
+}
+
+/// Reads a collection as of `time`; false when the server cannot do that for it and the present was read.
+async fn scan(db: &Database, name: &str, time: ClusterTime, mut each: impl FnMut(&RawDocument)) -> Result<bool> {
+    let at_time = rawdoc! {"level": "snapshot", "atClusterTime": bson::Timestamp::from(time)};
+    let mut find = rawdoc! {"find": name, "readConcern": at_time};
+    let mut is_at_time = true;
+    let fault = |e: mongodb::error::Error| match server::code(&e) {
+        Some(SNAPSHOT_TOO_OLD) => Fault::rejected(format!(
+            "reading {name:?} took longer than the server keeps snapshots: raise minSnapshotHistoryWindowInSeconds on the source"
+        )),
+        _ => server::fault(&format!("read {name:?}"), &e),
+    };
+    let mut cursor = loop {
+        match db.run_raw_cursor_command(find).await {
+            Ok(cursor) => break cursor,
+            Err(e) if is_at_time && server::code(&e) == Some(SNAPSHOT_UNAVAILABLE) => {
+                is_at_time = false;
+                find = rawdoc! {"find": name, "readConcern": {"level": "majority"}};
+            }
+            Err(e) => return Err(fault(e)),
+        }
+    };
+    while cursor.advance().await.map_err(fault)? {
+        each(cursor.current());
+    }
+    Ok(is_at_time)
+}
+
+/// Adds a document to its bucket; buckets go by canonical key, so that both sides agree on them.
+fn add(sums: &mut [(u64, u128)], doc: &RawDocument, sorted: bool, key: &mut Vec<u8>) {
+    let (count, sum) = &mut sums[bucket(doc, key)];
+    *count += 1;
+    *sum = sum.wrapping_add(hash(doc, sorted));
+}
+
+fn bucket(doc: &RawDocument, key: &mut Vec<u8>) -> usize {
+    key.clear();
+    write_canonical_id(doc, key);
+    #[allow(clippy::cast_possible_truncation)] // only the low bits are wanted
+    let low = xxh3_64(key) as usize;
+    low % BUCKETS
+}
+
+fn hash(doc: &RawDocument, sorted: bool) -> u128 {
+    if sorted { xxh3_128(&sort_fields(doc)) } else { xxh3_128(doc.as_bytes()) }
+}
+
+/// A form of a document that does not depend on the order of its fields: a hash over sorted hashes, recursively.
+fn sort_fields(doc: &RawDocument) -> Vec<u8> {
+    let fields: BTreeSet<Vec<u8>> = doc.iter().flatten().map(|(name, value)| [name.as_str().as_bytes(), &[0], &sort_value(value)].concat()).collect();
+    fields.into_iter().flat_map(|field| xxh3_128(&field).to_le_bytes()).collect()
+}
+
+fn sort_value(value: RawBsonRef<'_>) -> Vec<u8> {
+    match value {
+        RawBsonRef::Document(inner) => [vec![3], sort_fields(inner)].concat(),
+        RawBsonRef::Array(items) => sort_array(items),
+        other => {
+            let mut holder = RawDocumentBuf::new();
+            holder.append(bson::raw::cstr!("v"), other);
+            holder.into_bytes()
+        }
+    }
+}
+
+fn sort_array(items: &RawArray) -> Vec<u8> {
+    let items = items.into_iter().flatten().flat_map(|item| xxh3_128(&sort_value(item)).to_le_bytes());
+    [4].into_iter().chain(items).collect()
+}
+
+async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
+    blocking(move || {
+        let (mut hashes, mut key) = (Hashes::new(), Vec::new());
+        while let Some(documents) = folded.documents.next()? {
+            for document in documents {
+                let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
+                add(hashes.entry(*uuid).or_insert_with(|| vec![(0, 0); BUCKETS]), &document.doc, sorted, &mut key);
+                progress.documents.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(hashes)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}")))?
+}
+
+/// Options, indexes and views; collections by UUID, so that one recreated under its name does not pass for the old one.
+fn compare_catalogues(live: &Catalogue, ours: &Catalogue, report: &mut VerifyReport) {
+    let uuids: BTreeSet<&Uuid> = live.collections.keys().chain(ours.collections.keys()).collect();
+    for uuid in uuids {
+        let (a, b) = (live.collections.get(uuid).filter(|c| covered(c)), ours.collections.get(uuid).filter(|c| covered(c)));
+        let (a, b) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (Some(a), None) => {
+                report.differs(&a.name, format!("is in the database, not in history (uuid {})", layout::hex(uuid)));
+                continue;
+            }
+            (None, Some(b)) => {
+                report.differs(&b.name, format!("is in history, not in the database (uuid {})", layout::hex(uuid)));
+                continue;
+            }
+            (None, None) => continue,
+        };
+        if a.name != b.name {
+            report.differs(&a.name, format!("is called {:?} in history", b.name));
+        }
+        if !same_fields(&a.options, &b.options) {
+            report.differs(&a.name, format!("options {} in the database, {} in history", a.options, b.options));
+        }
+        let same_indexes = a.indexes.len() == b.indexes.len() && a.indexes.iter().zip(&b.indexes).all(|(a, b)| same_fields(a, b));
+        if !same_indexes {
+            report.differs(&a.name, format!("indexes {:?} in the database, {:?} in history", shown(&a.indexes), shown(&b.indexes)));
+        }
+    }
+    let names: BTreeSet<&String> = live.views.keys().chain(ours.views.keys()).collect();
+    for name in names {
+        match (live.views.get(name), ours.views.get(name)) {
+            (Some(a), _) if a.kind == Kind::Timeseries => report.notes.push(format!("time-series collection {name} is not covered")),
+            (Some(a), Some(b)) if same_fields(&a.options, &b.options) => {}
+            (a, b) => {
+                let shown = |view: Option<&crate::branch::catalogue::View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());
+                report.differs(name, format!("view {} in the database, {} in history", shown(a), shown(b)));
+            }
+        }
+    }
+}
+
+fn shown(specs: &[Document]) -> Vec<String> {
+    specs.iter().map(ToString::to_string).collect()
+}
+
+/// Equal up to the order of the top-level fields and the type of numbers there: a listing prints both as it likes. Values are compared by bytes.
+fn same_fields(a: &Document, b: &Document) -> bool {
+    let number = |value: &Bson| match value {
+        Bson::Int32(n) => Some(f64::from(*n)),
+        #[allow(clippy::cast_precision_loss)] // sizes and seconds
+        Bson::Int64(n) => Some(*n as f64),
+        Bson::Double(n) => Some(*n),
+        _ => None,
+    };
+    let bytes = |value: &Bson| bson::doc! {"v": value.clone()}.to_vec().ok();
+    a.len() == b.len()
+        && a.iter().all(|(name, x)| {
+            b.get(name).is_some_and(|y| match (number(x), number(y)) {
+                (Some(x), Some(y)) => x.total_cmp(&y).is_eq(),
+                _ => bytes(x) == bytes(y),
+            })
+        })
+}
+
+/// Reports collections whose documents differ; returns a differing bucket of the first few.
+fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> BTreeMap<Uuid, usize> {
+    let mut suspects = BTreeMap::new();
+    let none = vec![(0, 0); BUCKETS];
+    for (uuid, theirs) in &live.hashes {
+        let mine = ours.get(uuid).unwrap_or(&none);
+        let Some(first) = (0..BUCKETS).find(|i| theirs[*i] != mine[*i]) else { continue };
+        let count = |sums: &[(u64, u128)]| sums.iter().map(|(count, _)| count).sum::<u64>();
+        let name = live.catalogue.collections.get(uuid).map_or("?", |c| c.name.as_str());
+        report.differs(name, format!("documents differ: {} in the database, {} in history", count(theirs), count(mine)));
+        if suspects.len() < NAMED_COLLECTIONS {
+            suspects.insert(*uuid, first);
+        }
+    }
+    suspects
+}
+
+/// Id as text and hash, by canonical key.
+type Suspects = HashMap<Vec<u8>, (String, u128)>;
+
+fn note_suspect(into: &mut Suspects, doc: &RawDocument, wanted: usize, sorted: bool, key: &mut Vec<u8>) {
+    if bucket(doc, key) == wanted && into.len() < MAX_SUSPECTS {
+        let id = doc.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok()).map_or_else(|| "?".to_owned(), |id| id.to_string());
+        into.insert(key.clone(), (id, hash(doc, sorted)));
+    }
+}
+
+/// The second pass: reads the differing buckets on both sides and names documents.
+async fn name_documents(
+    history: &History,
+    live: &Live,
+    suspects: BTreeMap<Uuid, usize>,
+    sorted: bool,
+    options: &AgainstOptions,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let mut folded = fold_at(history, live.time, options, Arc::new(Progress::default())).await?;
+    let wanted = suspects.clone();
+    let mut ours: BTreeMap<Uuid, Suspects> = blocking(move || {
+        let (mut ours, mut key) = (BTreeMap::new(), Vec::new());
+        while let Some(documents) = folded.documents.next()? {
+            for document in documents {
+                let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
+                if let Some(bucket) = wanted.get(uuid) {
+                    note_suspect(ours.entry(*uuid).or_default(), &document.doc, *bucket, sorted, &mut key);
+                }
+            }
+        }
+        Ok(ours)
+    })
+    .await?;
+    for (uuid, bucket) in suspects {
+        let Some(collection) = live.catalogue.collections.get(&uuid) else { continue };
+        let (mut theirs, mut key) = (Suspects::new(), Vec::new());
+        scan(&options.db, &collection.name, live.time, |doc| note_suspect(&mut theirs, doc, bucket, sorted, &mut key)).await?;
+        let mut mine = ours.remove(&uuid).unwrap_or_default();
+        let mut named = Vec::new();
+        for (key, (id, hash)) in theirs {
+            match mine.remove(&key) {
+                Some((_, same)) if same == hash => {}
+                Some(_) => named.push(format!("_id {id} differs")),
+                None => named.push(format!("_id {id} is only in the database")),
+            }
+        }
+        named.extend(mine.into_values().map(|(id, _)| format!("_id {id} is only in history")));
+        named.sort();
+        for what in named.into_iter().take(NAMED) {
+            report.differs(&collection.name, what);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::doc;
+
+    #[test]
+    fn order_of_fields_counts_only_where_history_knows_it() {
+        let (a, b) = (rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1, "s": 2}]}}, rawdoc! {"x": {"q": [1, {"s": 2, "r": 1}], "p": 1}, "_id": 1});
+        assert_eq!(hash(&a, true), hash(&b, true));
+        assert_ne!(hash(&a, false), hash(&b, false));
+        for other in [
+            rawdoc! {"_id": 1, "x": {"p": 1, "q": [{"r": 1, "s": 2}, 1]}},
+            rawdoc! {"_id": 1, "x": {"p": 1_i64, "q": [1, {"r": 1, "s": 2}]}},
+            rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1}]}},
+        ] {
+            assert_ne!(hash(&a, true), hash(&other, true), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_order_of_documents_and_see_swapped_values() {
+        let docs = [rawdoc! {"_id": 1, "v": 1}, rawdoc! {"_id": 2, "v": 2}, rawdoc! {"_id": 3, "v": 1}];
+        let sum = |docs: &[RawDocumentBuf]| {
+            let (mut sums, mut key) = (vec![(0, 0); BUCKETS], Vec::new());
+            docs.iter().for_each(|doc| add(&mut sums, doc, false, &mut key));
+            sums
+        };
+        let mut turned = docs.clone();
+        turned.reverse();
+        assert_eq!(sum(&docs), sum(&turned));
+        assert_ne!(sum(&docs), sum(&[rawdoc! {"_id": 1, "v": 2}, rawdoc! {"_id": 2, "v": 1}, rawdoc! {"_id": 3, "v": 1}]));
+    }
+
+    #[test]
+    fn options_are_compared_by_value_and_nested_order() {
+        assert!(same_fields(&doc! {"a": 1, "b": {"x": 1, "y": 1}}, &doc! {"b": {"x": 1, "y": 1}, "a": 1_i64}));
+        assert!(!same_fields(&doc! {"key": {"x": 1, "y": 1}}, &doc! {"key": {"y": 1, "x": 1}}));
+        assert!(!same_fields(&doc! {"a": 1}, &doc! {}));
+    }
+}

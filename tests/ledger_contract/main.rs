@@ -1,0 +1,65 @@
+//! One suite for every ledger: the memory twin, the faulty wrapper without faults, and a real replica set. Rules by their number in the names.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
+
+mod bench;
+mod captures;
+mod commits;
+mod engines;
+mod jobs;
+mod server;
+mod twins;
+
+/// Runs each rule against each ledger.
+macro_rules! contract {
+    ($($part:ident :: $rule:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test] async fn $rule() { super::$part::$rule(super::bench::Bench::memory()).await; })*
+        }
+        mod faulty {
+            $(#[tokio::test] async fn $rule() { super::$part::$rule(super::bench::Bench::faulty()).await; })*
+        }
+        mod mongo {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $rule() { super::$part::$rule(super::bench::Bench::mongo().await).await; })*
+        }
+    };
+}
+
+contract![
+    captures::a_capture_is_created_once_and_its_name_is_unique,
+    captures::each_owner_gets_the_next_fence,
+    captures::a_checkpoint_stores_job_payload_and_position_together,
+    captures::an_idle_checkpoint_moves_only_the_token,
+    captures::a_checkpoint_that_contradicts_itself_is_refused,
+    captures::rule_9_a_checkpoint_whose_answer_was_lost_is_already_stored,
+    captures::two_owners_of_one_capture_and_one_is_fenced,
+    captures::a_stopped_capture_takes_no_checkpoint,
+    captures::states_and_notes_reach_the_branch,
+    jobs::claims_come_in_order_with_lease_and_attempt,
+    jobs::sixteen_claimers_claim_each_of_two_hundred_jobs_once,
+    jobs::rule_26_a_suspect_is_claimed_only_alone,
+    jobs::a_retry_waits_for_its_time_by_the_servers_clock,
+    jobs::rule_27_job_times_are_the_servers,
+    jobs::a_job_given_back_has_not_used_its_attempt,
+    jobs::a_stale_lease_ends_nothing_and_a_lost_answer_is_told_again,
+    jobs::the_error_history_keeps_the_newest,
+    jobs::a_dead_sync_job_stalls_its_branch_until_it_is_retried,
+    jobs::two_operators_revive_the_last_two_dead_jobs_and_the_branch_is_active,
+    jobs::rule_25_a_discarded_job_leaves_a_gap_with_its_bounds,
+    jobs::finished_jobs_are_swept_and_dead_ones_never,
+    jobs::jobs_are_counted_and_listed,
+    commits::a_commit_does_everything_at_once,
+    commits::commits_out_of_order_move_the_head_over_the_prefix_only,
+    commits::rule_23_commits_side_by_side_lose_no_update,
+    commits::a_commit_whose_answer_was_lost_is_already_done,
+    commits::one_fenced_commit_does_not_stop_the_others,
+    commits::a_key_that_is_taken_is_fenced,
+    commits::a_commit_outside_its_jobs_range_is_refused,
+    commits::a_stale_lease_is_fenced_after_a_rescue,
+    commits::segments_are_read_from_a_seq_on,
+    engines::only_the_first_heartbeat_creates_the_document,
+    engines::the_silent_are_rescued_and_the_living_are_not,
+    engines::the_known_dead_are_rescued_at_once,
+    engines::rule_26_only_a_death_alone_condemns,
+    engines::what_an_engine_without_a_document_holds_is_freed,
+];
