@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use argon::branch::history::Progress;
 use argon::branch::point::Point;
-use argon::branch::verify::{AgainstOptions, VerifyReport, against, structure};
 use argon::branch::restore::{MARKER, RestoreOptions, RestoreReport, restore};
-use argon::devkit::{Mongod, MongodOptions, compare};
+use argon::branch::verify::{AgainstOptions, VerifyReport, against, structure};
 use argon::change::ClusterTime;
+use argon::devkit::{Mongod, MongodOptions, compare};
 use argon::fault::{Kind, Result};
 use bson::{Document, doc};
 use mongodb::{Client, Database};
@@ -144,7 +144,8 @@ async fn damaged_and_missing_objects_stop_the_restore_before_the_first_write() {
     let (_mongod, client, mut recorder) = start().await;
     recorder.db.collection("a").insert_many((0..200).map(|i| doc! {"_id": i})).await.unwrap();
     recorder.catch_up().await;
-    let keys: Vec<String> = recorder.store.list("projects/", None, 100).await.unwrap().into_iter().map(|o| o.key).filter(|k| k.ends_with(".seg")).collect();
+    let keys: Vec<String> =
+        recorder.store.list("projects/", None, 100).await.unwrap().into_iter().map(|o| o.key).filter(|k| k.ends_with(".seg")).collect();
     let key = &keys[keys.len() / 2];
     let body = recorder.store.get(key, None).await.unwrap();
     let target = client.database("target");
@@ -167,7 +168,8 @@ async fn damaged_and_missing_objects_stop_the_restore_before_the_first_write() {
 }
 
 async fn verify_live(recorder: &Recorder) -> Result<VerifyReport> {
-    let options = AgainstOptions { db: recorder.db.clone(), patience: Duration::from_secs(1), budget: 1 << 20, temp_dir: std::env::temp_dir() };
+    let options =
+        AgainstOptions { db: recorder.db.clone(), patience: Duration::from_secs(1), budget: 1 << 20, temp_dir: std::env::temp_dir() };
     against(recorder.ledger.clone(), recorder.store.clone(), BRANCH, &options, Arc::new(Progress::default())).await
 }
 
@@ -208,7 +210,8 @@ async fn verification_agrees_with_the_source_and_names_what_does_not() {
     }
 
     // Damage in the bucket is found by the deep check, a missing object by the plain one.
-    let keys: Vec<String> = recorder.store.list("projects/", None, 1_000).await.unwrap().into_iter().map(|o| o.key).filter(|k| k.ends_with(".seg")).collect();
+    let keys: Vec<String> =
+        recorder.store.list("projects/", None, 1_000).await.unwrap().into_iter().map(|o| o.key).filter(|k| k.ends_with(".seg")).collect();
     let body = recorder.store.get(&keys[1], None).await.unwrap();
     let mut flipped = body.to_vec();
     flipped[body.len() / 2] ^= 4;

@@ -335,7 +335,7 @@ pub(super) fn decode(row: &SegmentRow, bytes: Bytes) -> Result<Decoded> {
     if row.kind == SegmentKind::Changes && next != row.last_seq + 1 {
         return bad(format!("blocks end at seq:{}, its row says seq:{}", next - 1, row.last_seq));
     }
-    let summary = file.footer().summary.clone();
+    let summary = file.footer().summary;
     Ok(Decoded { start_token: header.start_token.clone(), end_token: header.end_token.clone(), blocks, summary })
 }
 

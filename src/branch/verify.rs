@@ -179,7 +179,10 @@ async fn check_deep(history: &History, report: &mut VerifyReport, progress: Arc<
             if let Some(file) = &loaded.file {
                 let summary = file.summary;
                 if (summary.changes, summary.raw_bytes) != (count, raw) || raw != row.raw_bytes || summary.holes != row.holes {
-                    let what = format!("{count} changes and {raw} bytes, its footer says {summary:?}, its row {} bytes and {} holes", row.raw_bytes, row.holes);
+                    let what = format!(
+                        "{count} changes and {raw} bytes, its footer says {summary:?}, its row {} bytes and {} holes",
+                        row.raw_bytes, row.holes
+                    );
                     self.wrong.push((row.key.clone(), what));
                 }
             }

@@ -128,6 +128,7 @@ mod tests {
         let branch = Branch {
             id: "i".into(),
             name: "shop/main".into(),
+            source_db: "shop".into(),
             status: BranchStatus::Active,
             reason: None,
             fidelity: Fidelity::Exact,

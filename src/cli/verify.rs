@@ -59,19 +59,18 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
             let client = source::connect(args.against_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("--against-db"))?;
             let options = AgainstOptions {
                 db: client.database(db),
-                across_gap: false,
+                patience: args.wait,
                 budget: args.memory_budget,
                 temp_dir: args.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-                deadline: args.wait,
             };
             let live = against(ledger.clone(), store.clone(), &args.branch, &options, progress.clone()).await?;
             report = VerifyReport { segments: report.segments, changes: report.changes, stored_bytes: report.stored_bytes, ..live };
         }
         Ok(report)
     };
-    let outcome = outcome.await;
+    let outcome: Result<VerifyReport> = outcome.await;
     shown.abort();
-    let report: VerifyReport = outcome?;
+    let report = outcome?;
     output.print(&report, || text(&report, &args))?;
     Ok(if report.identical { Exit::Done } else { Exit::Different })
 }

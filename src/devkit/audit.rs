@@ -186,7 +186,7 @@ impl Stream {
         }
         let next = self.waiting.pop_front();
         if let Some(event) = &next
-            && event.get_str("operationType") == Ok("invalidate")
+            && event.get_str("operationType").is_ok_and(|t| t == "invalidate")
         {
             // The stream ends here; the engine too goes on after the invalidation.
             let token = event.get_document("_id").map_err(|e| Fault::corrupt(e.to_string()))?;

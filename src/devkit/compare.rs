@@ -55,7 +55,10 @@ fn add_views(catalogue: &Catalogue, shapes: &mut BTreeMap<String, String>) {
 async fn db_hash(db: &Database) -> Result<BTreeMap<String, String>> {
     let reply = db.run_command(doc! {"dbHash": 1}).await.map_err(|e| Fault::unknown(format!("dbHash of {:?}: {e}", db.name())))?;
     let hashes: &Document = reply.get_document("collections").map_err(|e| Fault::rejected(format!("dbHash: {e}")))?;
-    Ok(hashes.iter().filter_map(|(name, hash)| if let Bson::String(hash) = hash { Some((name.clone(), format!("hash {hash}"))) } else { None }).collect())
+    Ok(hashes
+        .iter()
+        .filter_map(|(name, hash)| if let Bson::String(hash) = hash { Some((name.clone(), format!("hash {hash}"))) } else { None })
+        .collect())
 }
 
 async fn count(db: &Database, name: &str) -> Result<String> {

@@ -105,6 +105,6 @@ mod tests {
         for task in all.collect::<Vec<_>>() {
             sum += task.await.unwrap().unwrap();
         }
-        assert_eq!(sum, (0..50).map(|i| i * i).sum());
+        assert_eq!(sum, (0..50u64).map(|i| i * i).sum::<u64>());
     }
 }

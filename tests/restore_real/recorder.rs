@@ -46,7 +46,8 @@ struct Open {
 }
 
 async fn open(db: &Database, after: Option<&RawDocumentBuf>) -> Cursor<RawDocumentBuf> {
-    let mut options = doc! {"showExpandedEvents": true, "showRawUpdateDescription": true, "showMigrationEvents": true, "showSystemEvents": true};
+    let mut options =
+        doc! {"showExpandedEvents": true, "showRawUpdateDescription": true, "showMigrationEvents": true, "showSystemEvents": true};
     if let Some(token) = after {
         options.insert("startAfter", bson::Document::try_from(token.as_ref()).unwrap());
     }

@@ -97,10 +97,12 @@ fn values() -> Vec<Bson> {
 async fn types(db: &Database) {
     let regex = Bson::RegularExpression(Regex { pattern: "^a".try_into().unwrap(), options: "ix".try_into().unwrap() });
     let as_values = values().into_iter().chain([regex, Bson::Undefined, Bson::Array(values())]);
-    let docs = as_values.enumerate().map(|(i, value)| doc! {"_id": i as i32, "z": 1, "v": value.clone(), "a": [value]});
+    let docs = (0_i32..).zip(as_values).map(|(i, value)| doc! {"_id": i, "z": 1, "v": value.clone(), "a": [value]});
     db.collection("values").insert_many(docs).await.unwrap();
     // One NaN only: those of all types are one id (correctness.md 15).
-    let id = |v: &Bson| !matches!(v, Bson::Document(d) if d.to_string().contains('$')) && !matches!(v, Bson::Decimal128(d) if d.to_string() == "NaN");
+    let id = |v: &Bson| {
+        !matches!(v, Bson::Document(d) if d.to_string().contains('$')) && !matches!(v, Bson::Decimal128(d) if d.to_string() == "NaN")
+    };
     let as_ids = values().into_iter().filter(id);
     let docs: Vec<Document> = as_ids.map(|id| doc! {"_id": id, "v": 1}).chain([doc! {"_id": {"b": 1_i64, "a": 2.0}, "v": 1}]).collect();
     db.collection("ids").insert_many(docs).await.unwrap();
@@ -127,7 +129,8 @@ async fn names(db: &Database) {
 }
 
 async fn options(db: &Database) {
-    command(db, doc! {"create": "validated", "validator": {"x": {"$gt": 1}}, "validationLevel": "moderate", "validationAction": "warn"}).await;
+    command(db, doc! {"create": "validated", "validator": {"x": {"$gt": 1}}, "validationLevel": "moderate", "validationAction": "warn"})
+        .await;
     command(db, doc! {"create": "strict", "validator": {"$jsonSchema": {"required": ["must"]}}}).await;
     command(db, doc! {"insert": "strict", "documents": [{"_id": 1, "breaks": "the rule"}], "bypassDocumentValidation": true}).await;
     command(db, doc! {"create": "collated", "collation": {"locale": "de", "strength": 2}}).await;
@@ -143,7 +146,11 @@ async fn options(db: &Database) {
     .await;
     command(db, doc! {"create": "images", "changeStreamPreAndPostImages": {"enabled": true}}).await;
     command(db, doc! {"create": "engine", "storageEngine": {"wiredTiger": {"configString": "block_compressor=zstd"}}}).await;
-    command(db, doc! {"create": "clustered", "clusteredIndex": {"key": {"_id": 1}, "unique": true, "name": "by id"}, "expireAfterSeconds": 5}).await;
+    command(
+        db,
+        doc! {"create": "clustered", "clusteredIndex": {"key": {"_id": 1}, "unique": true, "name": "by id"}, "expireAfterSeconds": 5},
+    )
+    .await;
     let old = DateTime::from_millis(0);
     db.collection("clustered").insert_many([doc! {"_id": old}, doc! {"_id": 2}]).await.unwrap();
     command(db, doc! {"create": "empty"}).await;
@@ -235,7 +242,8 @@ async fn capped(db: &Database) {
 }
 
 async fn views(db: &Database) {
-    command(db, doc! {"create": "view", "viewOn": "people", "pipeline": [{"$match": {"name": "users"}}], "collation": {"locale": "fr"}}).await;
+    command(db, doc! {"create": "view", "viewOn": "people", "pipeline": [{"$match": {"name": "users"}}], "collation": {"locale": "fr"}})
+        .await;
     command(db, doc! {"create": "a view on a view", "viewOn": "view", "pipeline": [], "collation": {"locale": "fr"}}).await;
     command(db, doc! {"create": "changed", "viewOn": "people", "pipeline": []}).await;
     command(db, doc! {"collMod": "changed", "viewOn": "nothing", "pipeline": [{"$project": {"b": 1, "a": 1}}]}).await;
@@ -246,7 +254,13 @@ async fn views(db: &Database) {
 /// Updates of every shape on some hundred documents, and deletes.
 async fn updates(db: &Database) {
     let coll = db.collection::<Document>("updated");
-    coll.insert_many((0..300).map(|i| doc! {"_id": i, "n": i, "list": [1, 2, {"x": 3}], "in": {"a": 1, "b": {"c": [0, 0, 0, 0, 0]}}, "pad": "p".repeat(200)})).await.unwrap();
+    coll.insert_many(
+        (0..300).map(
+            |i| doc! {"_id": i, "n": i, "list": [1, 2, {"x": 3}], "in": {"a": 1, "b": {"c": [0, 0, 0, 0, 0]}}, "pad": "p".repeat(200)},
+        ),
+    )
+    .await
+    .unwrap();
     for update in [
         doc! {"q": {"n": {"$mod": [2, 0]}}, "u": {"$set": {"in.b.c.7": "gap", "new": 1}}, "multi": true},
         doc! {"q": {"n": {"$mod": [3, 0]}}, "u": {"$unset": {"in.a": 1}, "$push": {"list": {"$each": ["y"], "$position": 0}}}, "multi": true},

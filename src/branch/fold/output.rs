@@ -27,7 +27,10 @@ pub(super) enum Fate {
     Capped,
 }
 
-/// The documents of the fold. Each call of [`Output::next`] holds at most about the budget.
+/// Whole documents of a partition, by collection and key.
+type States = HashMap<(u32, Box<[u8]>), Put>;
+
+/// The documents of the fold. Each call of [`Output::next_batch`] holds at most about the budget.
 #[derive(Debug)]
 pub struct Output {
     todo: VecDeque<Todo>,
@@ -58,15 +61,15 @@ impl Output {
     }
 
     /// The next documents, in no order except that those of capped collections come last, by collection and insertion. `None` at the end.
-    pub fn next(&mut self) -> Result<Option<Vec<Document>>> {
+    pub fn next_batch(&mut self) -> Result<Option<Vec<Document>>> {
         while let Some(todo) = self.todo.pop_front() {
             let documents = match todo {
-                Todo::Partition(Partition { colls, file: None }) => self.from_memory(colls)?,
+                Todo::Partition(Partition { colls, file: None }) => self.replay_memory(colls)?,
                 Todo::Partition(Partition { colls, file: Some(mut file) }) => {
                     append(&mut file, colls)?;
-                    self.from_file(file, 0)?
+                    self.replay_file(file, 0)?
                 }
-                Todo::File { file, splits } => self.from_file(file, splits)?,
+                Todo::File { file, splits } => self.replay_file(file, splits)?,
             };
             if !documents.is_empty() {
                 return Ok(Some(documents));
@@ -86,7 +89,7 @@ impl Output {
         self.tolerance.left_out
     }
 
-    fn from_memory(&mut self, colls: HashMap<u32, CollectionPart>) -> Result<Vec<Document>> {
+    fn replay_memory(&mut self, colls: HashMap<u32, CollectionPart>) -> Result<Vec<Document>> {
         let mut documents = Vec::new();
         for (coll, part) in colls {
             for (_, entry) in part.states {
@@ -99,7 +102,7 @@ impl Output {
     }
 
     /// Replays a partition; when it does not fit the budget, splits it by the next bits of the hash and starts again with the parts.
-    fn from_file(&mut self, mut file: SpillFile, splits: u32) -> Result<Vec<Document>> {
+    fn replay_file(&mut self, mut file: SpillFile, splits: u32) -> Result<Vec<Document>> {
         let Some(states) = self.replay(&mut file, splits < MAX_SPLITS)? else {
             self.split(file, splits)?;
             return Ok(Vec::new());
@@ -112,8 +115,8 @@ impl Output {
     }
 
     /// `None` when the states outgrow the budget and may be split.
-    fn replay(&mut self, file: &mut SpillFile, may_split: bool) -> Result<Option<HashMap<(u32, Box<[u8]>), Put>>> {
-        let mut states: HashMap<(u32, Box<[u8]>), Put> = HashMap::new();
+    fn replay(&mut self, file: &mut SpillFile, may_split: bool) -> Result<Option<States>> {
+        let mut states = States::new();
         let (mut bytes, before) = (0u64, self.tolerance.left_out);
         let mut reader = file.read()?;
         while let Some(Record { coll, key, entry }) = reader.next()? {

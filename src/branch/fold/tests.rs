@@ -38,6 +38,9 @@ fn filler(seed: u16) -> String {
     format!("{seed}-").repeat(usize::from(seed % 40))
 }
 
+/// Documents, order of the capped ones, catalogue, number of spills.
+type Outcome = (State, Vec<(u8, u64)>, Catalogue, u64);
+
 /// Feeds one act to the folder.
 fn feed(folder: &mut Folder, seq: u64, act: &Act) -> Result<Flow> {
     let (op, n, key, body) = match act {
@@ -87,7 +90,7 @@ const ALL: Bound = Bound::Seq(u64::MAX);
 /// Documents by collection and canonical key; capped ones also by their place.
 type State = BTreeMap<(u8, Vec<u8>), RawDocumentBuf>;
 
-fn fold(acts: &[Act], options: &FoldOptions) -> Result<(State, Vec<(u8, u64)>, Catalogue, u64)> {
+fn fold(acts: &[Act], options: &FoldOptions) -> Result<Outcome> {
     let mut folder = Folder::new(Catalogue::default(), options);
     for (i, act) in acts.iter().enumerate() {
         if feed(&mut folder, i as u64 + 1, act)? == Flow::Done {
@@ -96,7 +99,7 @@ fn fold(acts: &[Act], options: &FoldOptions) -> Result<(State, Vec<(u8, u64)>, C
     }
     let mut folded = folder.finish()?;
     let (mut state, mut order) = (State::new(), Vec::new());
-    while let Some(batch) = folded.documents.next()? {
+    while let Some(batch) = folded.documents.next_batch()? {
         for document in batch {
             let n = folded.collections[document.coll as usize][0];
             let mut key = Vec::new();
@@ -165,10 +168,10 @@ proptest! {
     }
 
     #[test]
-    fn a_partition_that_is_too_large_is_split(count in 1usize..120) {
+    fn a_partition_that_is_too_large_is_split(count in 1i32..120) {
         let mut acts = vec![Act::Create(0, false)];
-        acts.extend((0..count).map(|i| Act::Insert(0, i as i32, 39)));
-        acts.extend((0..count).map(|i| Act::Set(0, i as i32, 7)));
+        acts.extend((0..count).map(|i| Act::Insert(0, i, 39)));
+        acts.extend((0..count).map(|i| Act::Set(0, i, 7)));
         // One partition, and a budget of a few documents.
         let few = FoldOptions { expected: 0, ..options(1_000, ALL) };
         prop_assert_eq!(fold(&acts, &few).unwrap().0, fold(&acts, &options(u64::MAX, ALL)).unwrap().0);
@@ -178,7 +181,7 @@ proptest! {
 #[test]
 fn the_tiny_budgets_of_these_tests_do_spill() {
     let mut acts = vec![Act::Create(0, false), Act::Create(1, true)];
-    acts.extend((0..200).map(|i| Act::Insert((i % 2) as u8, i, 39)));
+    acts.extend((0..200).map(|i| Act::Insert(u8::from(i % 2 == 0), i, 39)));
     assert!(fold(&acts, &options(2_000, ALL)).unwrap().3 > 5);
 }
 

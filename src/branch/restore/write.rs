@@ -112,7 +112,7 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
 /// Groups the fold's output into batches by collection.
 fn produce(mut folded: Folded, names: &Names, mut send: impl FnMut(Batch, bool) -> Result<()>) -> Result<Counted> {
     let mut counted = Counted::default();
-    while let Some(documents) = folded.documents.next()? {
+    while let Some(documents) = folded.documents.next_batch()? {
         let mut open: BTreeMap<u32, (Vec<RawDocumentBuf>, usize)> = BTreeMap::new();
         for document in documents {
             let Some((name, capped)) = names.get(document.coll) else { continue };

@@ -63,7 +63,13 @@ struct Live {
 }
 
 /// Compares branch `name` with the live database.
-pub async fn against(ledger: SharedLedger, store: Store, name: &str, options: &AgainstOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+pub async fn against(
+    ledger: SharedLedger,
+    store: Store,
+    name: &str,
+    options: &AgainstOptions,
+    progress: Arc<Progress>,
+) -> Result<VerifyReport> {
     let history = History::open(ledger.clone(), store.clone(), name).await?;
     let sorted = history.branch.fidelity == Fidelity::OrderMayDiffer;
     let live = read_live(&options.db, sorted).await?;
@@ -189,7 +195,8 @@ fn hash(doc: &RawDocument, sorted: bool) -> u128 {
 
 /// A form of a document that does not depend on the order of its fields: a hash over sorted hashes, recursively.
 fn sort_fields(doc: &RawDocument) -> Vec<u8> {
-    let fields: BTreeSet<Vec<u8>> = doc.iter().flatten().map(|(name, value)| [name.as_str().as_bytes(), &[0], &sort_value(value)].concat()).collect();
+    let fields: BTreeSet<Vec<u8>> =
+        doc.iter().flatten().map(|(name, value)| [name.as_str().as_bytes(), &[0], &sort_value(value)].concat()).collect();
     fields.into_iter().flat_map(|field| xxh3_128(&field).to_le_bytes()).collect()
 }
 
@@ -213,7 +220,7 @@ fn sort_array(items: &RawArray) -> Vec<u8> {
 async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
     blocking(move || {
         let (mut hashes, mut key) = (Hashes::new(), Vec::new());
-        while let Some(documents) = folded.documents.next()? {
+        while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
                 add(hashes.entry(*uuid).or_insert_with(|| vec![(0, 0); BUCKETS]), &document.doc, sorted, &mut key);
@@ -263,7 +270,8 @@ fn compare_catalogues(live: &Catalogue, ours: &Catalogue, report: &mut VerifyRep
             (Some(a), _) if a.kind == Kind::Timeseries => report.notes.push(format!("time-series collection {name} is not covered")),
             (Some(a), Some(b)) if same_fields(&a.options, &b.options) => {}
             (a, b) => {
-                let shown = |view: Option<&crate::branch::catalogue::View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());
+                let shown =
+                    |view: Option<&crate::branch::catalogue::View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());
                 report.differs(name, format!("view {} in the database, {} in history", shown(a), shown(b)));
             }
         }
@@ -333,7 +341,7 @@ async fn name_documents(
     let wanted = suspects.clone();
     let mut ours: BTreeMap<Uuid, Suspects> = blocking(move || {
         let (mut ours, mut key) = (BTreeMap::new(), Vec::new());
-        while let Some(documents) = folded.documents.next()? {
+        while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
                 if let Some(bucket) = wanted.get(uuid) {
@@ -373,7 +381,8 @@ mod tests {
 
     #[test]
     fn order_of_fields_counts_only_where_history_knows_it() {
-        let (a, b) = (rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1, "s": 2}]}}, rawdoc! {"x": {"q": [1, {"s": 2, "r": 1}], "p": 1}, "_id": 1});
+        let (a, b) =
+            (rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1, "s": 2}]}}, rawdoc! {"x": {"q": [1, {"s": 2, "r": 1}], "p": 1}, "_id": 1});
         assert_eq!(hash(&a, true), hash(&b, true));
         assert_ne!(hash(&a, false), hash(&b, false));
         for other in [
