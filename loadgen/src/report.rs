@@ -1,5 +1,7 @@
 //! Owns: a report: lines for a person, one JSON object for a machine, and whether its limits hold. Does not own any figure.
 
+use std::io::Write;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -58,13 +60,14 @@ impl Report {
 
     /// As text or as one JSON object, on stdout.
     pub(crate) fn print(&self, as_json: bool) {
+        let mut text = self.text();
         if as_json {
             let mut json = self.json.clone();
             json.insert("limits_broken".into(), json!(self.broken));
-            println!("{}", Value::Object(json));
-        } else {
-            print!("{}", self.text());
+            text = Value::Object(json).to_string() + "\n";
         }
+        // A reader that has gone away (head) is no failure of the benchmark.
+        let _ = std::io::stdout().write_all(text.as_bytes());
     }
 
     fn text(&self) -> String {

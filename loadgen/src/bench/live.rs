@@ -69,10 +69,12 @@ pub(super) async fn run(args: Live) -> Result<Report> {
     let options = json!({ "load": load::options(&args.shape, &pace, &profile), "servers": rig.describe() });
     let mut report = Report::new("bench live", options, args.shape.seed);
     load::lines(&load, &mut report);
-    let (commit, visible) = (delays.commit.percentiles(), delays.visible.percentiles());
+    let (commit, visible, under_load) =
+        (delays.commit.percentiles(), delays.visible.percentiles(), delays.visible_under_load.percentiles());
     let cores = ratio(loaded.engine_cpu_s - idle.engine_cpu_s, load.elapsed_s);
     report.line("delay, committed", delay(&commit));
     report.line("delay, seen committed", delay(&visible));
+    report.line("  before the last batch", delay(&under_load));
     report.line("caught up", format!("{:.0} ms after the load", catch_up.as_secs_f64() * 1000.0));
     report.line(
         "engine",
@@ -88,6 +90,7 @@ pub(super) async fn run(args: Live) -> Result<Report> {
         ),
     );
     report.set("delay_ms", visible);
+    report.set("delay_under_load_ms", under_load);
     report.set("commit_delay_ms", commit);
     report.set("catch_up_ms", catch_up.as_secs_f64() * 1000.0);
     report.set("engine_cores", cores);
