@@ -102,3 +102,20 @@ async fn a_load_writes_what_it_reports() {
     let years = client.database("b").collection::<Document>("load0").count_documents(doc! { "year": { "$type": "long" } }).await.unwrap();
     assert_eq!(years, 1500);
 }
+
+#[tokio::test]
+async fn an_interrupted_load_ends_in_order_and_reports_what_it_did() {
+    let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let args = ["run", "--uri", &mongod.uri(), "--db", "a", "--rate", "200", "--duration", "10m", "--json"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_argon-loadgen")).args(args).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let loaded = mongod.client().await.unwrap().database("a").collection::<Document>("load0");
+    while loaded.estimated_document_count().await.unwrap() < 20 {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["load"]["interrupted"]), (Some(0), &Value::from(true)));
+    assert!(report["load"]["operations"].as_u64().unwrap() >= 20, "{report}");
+}
