@@ -1,4 +1,46 @@
-//! Argon: continuous, compressed, restorable history of MongoDB in an object store.
+//! Argon keeps a continuous, compressed, restorable history of a MongoDB database in an object store.
+//!
+//! It follows the change stream, checkpoints every batch of changes in a durable job queue in MongoDB, and a pool of workers turns the batches into
+//! compressed segments in S3 (or a directory, or another store) and commits them to the branch atomically. From there the database comes back as
+//! it was at any change.
+//!
+//! # Dataflow
+//!
+//! ```text
+//!  MongoDB change stream
+//!    │ raw batches
+//!  ingest ──▶ assemble ──▶ checkpoint ═══ durable job queue (MongoDB) ═══▶ claim ──▶ encode ──▶ upload ──▶ commit
+//!  (async)   (pure core)   (1 txn)                                        (async)   (rayon)    (S3)      (1 txn)
+//! ```
+//!
+//! # Promises
+//!
+//! 1. Nothing lost, nothing twice: every change that the server reports after a capture's start is in exactly one committed segment, in order.
+//! 2. What comes back is what went in: documents byte for byte, indexes, options, validators, views.
+//! 3. A damaged byte is found and named, never used.
+//! 4. Memory is bounded by configuration, not by load, backlog or transaction size.
+//! 5. Stopping is safe at any moment; `kill -9` costs repeated work, nothing else.
+//!
+//! Promise 1 covers what the server reports: an atomic `applyOps` is invisible in any change stream, and time-series collections are recorded
+//! but not restored by this version.
+//!
+//! # Links
+//!
+//! Every link is bounded. Across the queue the bound is the backlog (`ARGON_QUEUE_MAX_BYTES`); inside, jobs take their bytes from one budget
+//! (`ARGON_MEMORY_BUDGET`), so the links between stages need small counts only.
+//!
+//! | link | from → to | capacity | why |
+//! |---|---|---|---|
+//! | `replies` | ingest → assemble | 1 | one reply is read while one is parsed; a reply may hold 16 MiB |
+//! | `batches` | assemble → checkpoint | 1 | the slot semaphore allows one checkpoint in flight, the next batch grows meanwhile |
+//! | `claimed` | claimer → workers | workers + 2 | the prefetch hides the round trip of a claim |
+//! | CPU pool | async stages → rayon | 2 a thread | one unit runs while one waits |
+//! | `commits` | workers → committer | 64 | every worker has at most one |
+//!
+//! # Reading order
+//!
+//! [`engine`] is the wiring; then [`capture`], [`ledger`], [`queue`], [`pool`], [`sync`], [`segment`] follow the flow, and [`branch`] is the way back.
+//! [`change`] and [`segment`] are pure; [`store`] and [`ledger`] are ports with a memory twin and a faulty wrapper beside the real thing.
 
 pub mod branch;
 pub mod capture;

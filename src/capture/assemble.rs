@@ -35,7 +35,7 @@ const CLOSES_PER_SECOND: f64 = 20.0;
 /// How long it lingers.
 const LINGER: Duration = Duration::from_millis(100);
 /// A token-only checkpoint moves the stream where metadata lives on the same cluster: at most this often.
-pub const IDLE_TOKEN_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const IDLE_TOKEN_EVERY: Duration = Duration::from_secs(10);
 
 /// Whether the open batch should close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

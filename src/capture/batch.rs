@@ -8,7 +8,7 @@ use crate::ledger::{BranchId, Checkpoint, Ends, NewBatch, Position, SyncSpec};
 use crate::segment::RawBlock;
 
 /// Largest part of a payload document; a MongoDB document holds 16 MiB.
-pub const PAYLOAD_PART_BYTES: usize = 8 << 20;
+pub(crate) const PAYLOAD_PART_BYTES: usize = 8 << 20;
 
 /// Consecutive changes of one capture, closed.
 #[derive(Debug)]

@@ -27,14 +27,14 @@ const BACKLOG_LOOK: Duration = Duration::from_millis(200);
 
 /// A batch or an idle position, with the permit that marks a checkpoint as in flight.
 #[derive(Debug)]
-pub enum ToStore {
+pub(crate) enum ToStore {
     Batch(Box<Batch>, OwnedSemaphorePermit),
     Idle(Position, OwnedSemaphorePermit),
 }
 
 /// How the stage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoreEnd {
+pub(crate) enum StoreEnd {
     /// Its input ended and everything is stored.
     Drained,
     /// Somebody else owns the capture.
@@ -47,7 +47,7 @@ pub enum StoreEnd {
 
 /// The stage.
 #[derive(Debug)]
-pub struct CheckpointStage {
+pub(crate) struct CheckpointStage {
     pub ledger: SharedLedger,
     pub cpu: CpuPool,
     pub owner: Owner,
@@ -62,7 +62,7 @@ pub struct CheckpointStage {
 
 impl CheckpointStage {
     /// Stores what comes until the input ends or ownership is lost.
-    pub async fn run(mut self, mut input: LinkRx<ToStore>) -> Result<StoreEnd> {
+    pub(crate) async fn run(mut self, mut input: LinkRx<ToStore>) -> Result<StoreEnd> {
         // The backlog as of the last look; settled bytes only grow, so this errs on the safe side.
         let mut settled = 0u64;
         while let Some(item) = input.recv().await {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bson::RawDocumentBuf;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::Fidelity;
+use crate::ledger::{Fidelity, same_source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::link::LinkTx;
 use crate::runtime::random;
@@ -21,7 +21,7 @@ const REOPEN: Backoff = Backoff { base: Duration::from_millis(200), cap: Duratio
 
 /// What ingest tells the rest of the capture.
 #[derive(Debug)]
-pub enum Ingested {
+pub(crate) enum Ingested {
     /// Consecutive events.
     Reply(Reply),
     /// The stream is open (again): what the server agreed to send.
@@ -32,7 +32,7 @@ pub enum Ingested {
 
 /// Reads until it is told to stop, the other end is gone, or the position is lost.
 #[derive(Debug)]
-pub struct Ingest {
+pub(crate) struct Ingest {
     feed: SharedFeed,
     /// Identity of the deployment the capture was started on.
     identity: String,
@@ -42,7 +42,7 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    pub fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
+    pub(crate) fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
         Self { feed, identity, resume, out, stop }
     }
 
@@ -50,7 +50,7 @@ impl Ingest {
     ///
     /// SUBTLE: a driver future is never dropped half way (that can leave the driver inconsistent); the stop is looked at between
     /// replies, and a quiet stream answers every second.
-    pub async fn run(mut self) -> Result<()> {
+    pub(crate) async fn run(mut self) -> Result<()> {
         let mut failures = 0u32;
         while !self.stop.is_draining() {
             match self.follow(&mut failures).await {
@@ -59,7 +59,7 @@ impl Ingest {
                 Err(fault) => {
                     let pause = REOPEN.delay(failures, random::unit());
                     failures = failures.saturating_add(1);
-                    tracing::warn!(error = %fault, pause_ms = pause.as_millis() as u64, "change stream interrupted, reopening");
+                    tracing::warn!(error = %fault, pause = %humantime::format_duration(pause), "change stream interrupted, reopening");
                     if self.out.send(Ingested::Waiting(fault.what)).await.is_err() {
                         return Ok(());
                     }
@@ -76,7 +76,7 @@ impl Ingest {
     /// One open stream, until it breaks (`Err`) or the work is over (`Ok`).
     async fn follow(&mut self, failures: &mut u32) -> Result<()> {
         let identity = self.feed.identity().await?;
-        if identity != self.identity {
+        if !same_source(&self.identity, &identity) {
             return Err(Fault::history_lost(format!(
                 "the source is another deployment now ({identity}, the capture was started on {}): its history cannot continue here; start a new capture",
                 self.identity

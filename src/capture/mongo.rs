@@ -19,6 +19,9 @@ const REPLY_EVENTS: u32 = 4_000;
 /// How long the server holds an empty getMore: a quiet database costs one request a second.
 const MAX_AWAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// A server that says nothing for this long is taken for gone; it answers every second, but may be busy electing.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// What we ask of the stream, from the most to the least; the server refuses options it does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ask {
@@ -86,7 +89,7 @@ impl ChangeFeed for MongoFeed {
             match self.aggregate(after, ask).await {
                 Ok(cursor) => {
                     let fidelity = if ask == Ask::Documented { Fidelity::OrderMayDiffer } else { Fidelity::Exact };
-                    return Ok(Box::new(MongoCursor { cursor, fidelity }));
+                    return Ok(Box::new(MongoCursor { cursor: Some(cursor), fidelity }));
                 }
                 Err(fault) if refuses_option(&fault) => refused = refused.or(Some(fault)),
                 Err(fault) => return Err(fault),
@@ -98,15 +101,31 @@ impl ChangeFeed for MongoFeed {
 }
 
 struct MongoCursor {
-    cursor: RawBatchCursor,
+    /// Absent while a read is under way, and for good after one was abandoned.
+    cursor: Option<RawBatchCursor>,
     fidelity: Fidelity,
 }
 
 #[async_trait]
 impl FeedCursor for MongoCursor {
+    /// SUBTLE: the driver has no time limit of its own, and its futures must not be dropped half way. So the read runs in a task; when the server,
+    /// which answers every second, is silent for long, the task is abandoned with its cursor.
     async fn next(&mut self) -> Result<Reply> {
-        match self.cursor.next().await {
-            Some(Ok(batch)) => Ok(Reply::from(batch)),
+        let Some(mut cursor) = self.cursor.take() else { return Err(Fault::transient("the change stream was given up")) };
+        let read = tokio::spawn(async move {
+            let next = cursor.next().await;
+            (cursor, next)
+        });
+        let (cursor, next) = match tokio::time::timeout(SILENCE, read).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(e)) => return Err(Fault::unknown(format!("reading the change stream panicked: {e}"))),
+            Err(_) => return Err(Fault::transient(format!("the server has not answered for {} s", SILENCE.as_secs()))),
+        };
+        match next {
+            Some(Ok(batch)) => {
+                self.cursor = Some(cursor);
+                Ok(Reply::from(batch))
+            }
             Some(Err(e)) => Err(classify_mongo_error(&e, MongoPhase::Run)),
             None => Err(Fault::transient("the server closed the change stream")),
         }

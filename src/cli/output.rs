@@ -19,10 +19,6 @@ impl Output {
         Self { json }
     }
 
-    pub(crate) fn is_json(self) -> bool {
-        self.json
-    }
-
     /// A value as JSON, or what `text` makes of it. A closed pipe is not an error.
     pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let line = if self.json { serde_json::to_string(value).map_err(|e| Fault::corrupt(format!("cannot print: {e}")))? } else { text() };

@@ -86,6 +86,10 @@ fn text(r: &VerifyReport, args: &Args) -> String {
         lines.push(format!("compared with {db} at {at}: {} documents", r.documents));
     }
     let depth = if args.deep { "every byte read" } else { "structure only: --deep reads every byte" };
-    lines.push(if r.identical { format!("verified: identical ({depth})") } else { format!("verified: DIFFERENT ({} differences)", r.difference_count) });
+    lines.push(if r.identical {
+        format!("verified: identical ({depth})")
+    } else {
+        format!("verified: DIFFERENT ({} differences)", r.difference_count)
+    });
     lines.join("\n")
 }

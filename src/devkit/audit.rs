@@ -211,6 +211,11 @@ impl Stream {
             && bytes(c.txn) == bytes(stored.txn)
             && bytes(c.key) == bytes(stored.key)
             && bytes(c.body) == bytes(stored.body);
-        Ok((!same).then(|| format!("the server says {:?} on {} at {}, history says {:?} on {} at {}", c.op, c.coll, c.time, stored.op, stored.coll, stored.time)))
+        Ok((!same).then(|| {
+            format!(
+                "the server says {:?} on {} at {}, history says {:?} on {} at {}",
+                c.op, c.coll, c.time, stored.op, stored.coll, stored.time
+            )
+        }))
     }
 }

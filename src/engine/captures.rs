@@ -30,7 +30,7 @@ pub trait SourceOpener: Send + Sync {
 }
 
 /// The manager.
-pub struct Captures {
+pub(crate) struct Captures {
     pub ledger: SharedLedger,
     pub store: Store,
     pub sources: Arc<dyn SourceOpener>,
@@ -49,7 +49,7 @@ struct Running {
 
 impl Captures {
     /// Runs until the engine drains and every capture has stored what it had read.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut tasks: JoinSet<CaptureEnd> = JoinSet::new();
         let mut running: HashMap<Id, Running> = HashMap::new();
         while !self.stop.is_draining() {
@@ -79,7 +79,9 @@ impl Captures {
                 // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
                 (Some(here), CaptureState::Stopped | CaptureState::Failed) => here.stop.drain(),
                 (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
-                (None, CaptureState::Running) if capture.owner.is_none() => self.take(&capture, tasks, running).await,
+                (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => {
+                    self.take(&capture, tasks, running).await
+                }
                 (None, CaptureState::Running) => {}
             }
         }

@@ -26,7 +26,7 @@ const SWEEP_JOBS: usize = 10_000;
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
 /// Running upkeep.
-pub struct Upkeep {
+pub(crate) struct Upkeep {
     tasks: JoinSet<()>,
     lost: CancellationToken,
     done: CancellationToken,
@@ -34,7 +34,7 @@ pub struct Upkeep {
 
 impl Upkeep {
     /// Writes the first heartbeat and starts the rest.
-    pub async fn start(
+    pub(crate) async fn start(
         ledger: &SharedLedger,
         me: &EngineBeat,
         settings: &EngineSettings,
@@ -56,17 +56,17 @@ impl Upkeep {
     }
 
     /// Completes when this process may no longer act.
-    pub async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         self.lost.cancelled().await;
     }
 
     /// Whether [`Self::lost`] has happened.
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
     }
 
     /// The orderly end: the process's document goes, so that others need not wait for the lease.
-    pub async fn finish(mut self, ledger: &SharedLedger, me: &EngineBeat) {
+    pub(crate) async fn finish(mut self, ledger: &SharedLedger, me: &EngineBeat) {
         self.done.cancel();
         while self.tasks.join_next().await.is_some() {}
         let retire = ledger.retire(&me.id);

@@ -42,7 +42,7 @@ impl MemoryBudget {
 }
 
 /// What a job holds at its peak: payload, decoded blocks, the encoded segment, and one decoded block per CPU to compare with.
-pub fn cost_of(job: &Job) -> u64 {
+pub(crate) fn cost_of(job: &Job) -> u64 {
     job.sync.as_ref().map_or(UNIT, |s| s.payload_bytes + s.block_bytes + s.block_bytes / 2 + (4 << 20))
 }
 

@@ -130,11 +130,11 @@ impl Worker {
         match &how {
             Failed::GiveBack { delay, .. } => {
                 self.stats.given_back.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(job = %job.id, error = %fault, delay_ms = delay.as_millis() as u64, "job given back");
+                tracing::warn!(job = %job.id, error = %fault, delay = %humantime::format_duration(*delay), "job given back");
             }
             Failed::Retry { delay, .. } => {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(job = %job.id, attempt = job.attempt, error = %fault, delay_ms = delay.as_millis() as u64, "attempt failed, will be repeated");
+                tracing::warn!(job = %job.id, attempt = job.attempt, error = %fault, delay = %humantime::format_duration(*delay), "attempt failed, will be repeated");
             }
             Failed::Dead { .. } => {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);

@@ -32,7 +32,7 @@ pub enum SyncOutcome {
 
 /// Which branch a segment is for; looked up once per branch by the worker.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub(crate) struct Target {
     pub project: String,
     pub db: String,
 }

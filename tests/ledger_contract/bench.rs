@@ -115,7 +115,12 @@ impl Line {
             payload_parts: 2,
         };
         let batch = NewBatch { job: random::ordered_id(), branch: self.branch.clone(), spec, parts };
-        let after = Position { token: token(last_seq), next_seq: last_seq + 1, last_txn: Some(rawdoc! { "txnNumber": 4i64 }) };
+        let after = Position {
+            token: token(last_seq),
+            chain: token(last_seq),
+            next_seq: last_seq + 1,
+            last_txn: Some(rawdoc! { "txnNumber": 4i64 }),
+        };
         Checkpoint { capture: self.capture.clone(), fence: self.fence, expected_next_seq: first_seq, after, batch: Some(batch) }
     }
 
@@ -137,7 +142,7 @@ pub(crate) fn new_capture(capture: &str, branch: &str, name: &str) -> NewCapture
             source: Source { uri: None, db: "$shop".to_owned(), identity: "rs:rs0:aa".to_owned() },
             state: CaptureState::Running,
             reason: None,
-            position: Position { token: token(0), next_seq: 1, last_txn: None },
+            position: Position { token: token(0), chain: token(0), next_seq: 1, last_txn: None },
             fence: 0,
             owner: None,
             last_batch: None,
@@ -145,6 +150,7 @@ pub(crate) fn new_capture(capture: &str, branch: &str, name: &str) -> NewCapture
             checkpoint_ms: 0,
         },
         branch: Branch {
+            source_db: "db".into(),
             id: branch.to_owned(),
             name: name.to_owned(),
             status: BranchStatus::Active,

@@ -73,7 +73,7 @@ pub(crate) async fn an_idle_checkpoint_moves_only_the_token(b: Bench) {
         capture: line.capture.clone(),
         fence: line.fence,
         expected_next_seq: 4,
-        after: Position { token: token(99), next_seq: 4, last_txn: None },
+        after: Position { token: token(99), chain: token(99), next_seq: 4, last_txn: None },
         batch: None,
     };
     for _ in 0..2 {

@@ -70,6 +70,7 @@ impl Recorder {
         let manifest = BaseManifest { id: "base0".into(), seq: 0, time, db: db.name().into(), token: token.clone(), catalogue };
         put(&store, &layout::base_manifest("test", ID, 0, "base0"), Bytes::from(manifest.to_json().unwrap())).await;
         let branch = Branch {
+            source_db: db.name().to_string(),
             id: ID.into(),
             name: BRANCH.into(),
             status: BranchStatus::Active,
@@ -90,7 +91,7 @@ impl Recorder {
             source: Source { uri: None, db: db.name().into(), identity: "rs".into() },
             state: CaptureState::Running,
             reason: None,
-            position: Position { token: token.clone(), next_seq: 1, last_txn: None },
+            position: Position { token: token.clone(), chain: token.clone(), next_seq: 1, last_txn: None },
             fence: 0,
             owner: None,
             last_batch: None,
@@ -190,7 +191,8 @@ impl Recorder {
             payload_bytes: 1,
             payload_parts: 1,
         };
-        let after = Position { token: self.token.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() };
+        let after =
+            Position { token: self.token.clone(), chain: self.token.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() };
         let batch = NewBatch { job: job.clone(), branch: ID.into(), spec, parts: vec![Bytes::from_static(b"x")] };
         let write = Checkpoint { capture: "c1".into(), fence: self.fence, expected_next_seq: header.first_seq, after, batch: Some(batch) };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
@@ -223,7 +225,7 @@ impl Recorder {
     /// Moves the token on a quiet stream, as an idle engine does, to `time`.
     pub(crate) async fn idle_until(&mut self, time: ClusterTime) {
         let token = rawdoc! {"_data": format!("82{:08X}{:08X}2B0229296E04", time.t, time.i)};
-        let after = Position { token: token.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() };
+        let after = Position { token: token.clone(), chain: token.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() };
         let write = Checkpoint { capture: "c1".into(), fence: self.fence, expected_next_seq: self.next_seq, after, batch: None };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
     }

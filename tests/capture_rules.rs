@@ -1,0 +1,186 @@
+//! Rules of a capture that need a real server and a whole engine, run inside this process on a directory store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon::branch::history::{History, Progress};
+use argon::branch::point::Point;
+use argon::branch::restore::{RestoreOptions, restore};
+use argon::branch::{documents, layout};
+use argon::capture::source::MongoSources;
+use argon::capture::{StartRequest, Started, start};
+use argon::config::EngineSettings;
+use argon::devkit::audit::{Subject, audit};
+use argon::devkit::{Mongod, MongodOptions, oracle};
+use argon::engine::{Engine, EngineEnd};
+use argon::ledger::{CaptureState, ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
+use argon::runtime::shutdown::Shutdown;
+use argon::store::{self, PutTag, Store, StoreOptions};
+use bson::{Document, doc};
+use clap::Parser;
+use mongodb::{Client, Database};
+
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    settings: EngineSettings,
+}
+
+struct World {
+    mongod: Mongod,
+    client: Client,
+    ledger: SharedLedger,
+    store: Store,
+    dir: tempfile::TempDir,
+}
+
+const BRANCH: &str = "test/main";
+
+impl World {
+    async fn new() -> Self {
+        let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+        let client = connect_client(&mongod.uri(), &ConnectOptions::default()).await.unwrap();
+        let ledger: SharedLedger = Arc::new(MongoLedger::connect(&mongod.uri(), "argon", ConnectOptions::default()).await.unwrap());
+        ledger.prepare().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open(&format!("file://{}", dir.path().display()), &StoreOptions::default()).await.unwrap();
+        Self { mongod, client, ledger, store, dir }
+    }
+
+    fn source(&self) -> Database {
+        self.client.database("shop")
+    }
+
+    async fn start(&self) -> Started {
+        let request = StartRequest {
+            branch: BRANCH.into(),
+            db: "shop".into(),
+            source_uri: None,
+            metadata_uri: self.mongod.uri(),
+            metadata_db: "argon".into(),
+        };
+        start(&self.ledger, &self.store, &server_facts(&self.client).await.unwrap(), &request).await.unwrap()
+    }
+
+    fn engine(&self) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
+        let stop = Shutdown::new();
+        let engine = Engine {
+            ledger: self.ledger.clone(),
+            store: self.store.clone(),
+            sources: Arc::new(MongoSources { default: self.mongod.uri() }),
+            settings: Defaults::try_parse_from(["test", "--batch-timeout", "100ms"]).unwrap().settings,
+            stop: stop.clone(),
+        };
+        (stop, tokio::spawn(engine.run()))
+    }
+
+    /// Runs an engine until everything that is in the stream now is committed.
+    async fn capture_all(&self) {
+        let (stop, engine) = self.engine();
+        let now = self.client.database("admin").run_command(doc! { "hello": 1 }).await.unwrap();
+        let due: argon::change::ClusterTime = now.get_timestamp("operationTime").unwrap().into();
+        wait_for("the stream to be captured", async || {
+            History::open(self.ledger.clone(), self.store.clone(), BRANCH).await.unwrap().captured_until.is_some_and(|until| until >= due)
+        })
+        .await;
+        stop.drain();
+        assert_eq!(engine.await.unwrap().unwrap(), EngineEnd::Drained);
+    }
+
+    async fn restored(&self) -> Vec<String> {
+        let history = History::open(self.ledger.clone(), self.store.clone(), BRANCH).await.unwrap();
+        let target = self.client.database("shop_restored");
+        let options = RestoreOptions {
+            at: Point::Head,
+            collections: Vec::new(),
+            drop: true,
+            across_gap: false,
+            no_ttl: false,
+            dry_run: false,
+            budget: 64 << 20,
+            temp_dir: self.dir.path().to_path_buf(),
+            writers: 2,
+        };
+        restore(&history, &target, &options, Arc::new(Progress::default())).await.unwrap();
+        oracle::snapshot(&self.source()).await.unwrap().differences(&oracle::snapshot(&target).await.unwrap())
+    }
+}
+
+async fn wait_for(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !done().await {
+        assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn run(db: &Database, command: Document) {
+    db.run_command(command.clone()).await.unwrap_or_else(|e| panic!("{command}: {e}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_2_and_10_what_the_stream_hides_and_what_was_there_before_come_back() {
+    let world = World::new().await;
+    let db = world.source();
+    // Before the capture: empty collections send inserts later, but never a create (rule 10).
+    run(&db, doc! { "create": "before", "collation": { "locale": "de" }, "validator": { "n": { "$gte": 0 } } }).await;
+    run(&db, doc! { "createIndexes": "before", "indexes": [{ "key": { "n": 1 }, "name": "n", "unique": true }] }).await;
+    run(&db, doc! { "create": "seen", "viewOn": "before", "pipeline": [{ "$match": { "n": 1 } }] }).await;
+    let started = world.start().await;
+    assert_eq!(started.capture.state, CaptureState::Running);
+    // From the moment it returned, everything counts.
+    for n in 0..200 {
+        db.collection("before").insert_one(doc! { "n": n, "pad": "x".repeat(50) }).await.unwrap();
+    }
+    run(&db, doc! { "cloneCollectionAsCapped": "before", "toCollection": "clone", "size": 4096 }).await;
+    db.collection::<Document>("to_cap").insert_many((0..50).map(|n| doc! { "_id": n, "pad": "y".repeat(40) })).await.unwrap();
+    run(&db, doc! { "convertToCapped": "to_cap", "size": 1_000_000 }).await;
+    db.collection::<Document>("to_cap").insert_one(doc! { "_id": "later" }).await.unwrap();
+    db.collection::<Document>("before").aggregate([doc! { "$match": { "n": { "$lt": 7 } } }, doc! { "$out": "out" }]).await.unwrap();
+    db.collection::<Document>("system.js").insert_one(doc! { "_id": "f", "value": "function(){}" }).await.unwrap();
+    world.capture_all().await;
+    assert_eq!(world.restored().await, Vec::<String>::new());
+    let subject = Subject { client: &world.client, metadata_db: "argon", branch: BRANCH, store: world.store.clone() };
+    let audit = audit(&subject).await.unwrap();
+    assert_eq!(audit.problems, Vec::<String>::new());
+    assert!(audit.changes > 450, "{audit:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_19_the_bucket_says_what_the_branch_is_before_the_first_change() {
+    let world = World::new().await;
+    run(&world.source(), doc! { "create": "empty", "capped": true, "size": 4096 }).await;
+    let started = world.start().await;
+    let key = layout::branch_json("test", &started.branch.id);
+    let stored = documents::read_branch(&key, &world.store.get(&key, None).await.unwrap()).unwrap();
+    assert_eq!((stored.name.as_str(), stored.source.db.as_str()), (BRANCH, "shop"));
+    assert_eq!(stored.source.identity, started.capture.source.identity);
+    let key = layout::base_manifest("test", &started.branch.id, 0, &started.branch.base);
+    let manifest = documents::BaseManifest::from_json(&key, &world.store.get(&key, None).await.unwrap()).unwrap();
+    let names: Vec<_> = manifest.catalogue.collections.values().map(|c| (c.name.as_str(), c.is_capped())).collect();
+    assert_eq!(names, [("empty", true)]);
+    assert_eq!(manifest.token, started.capture.position.token);
+    let key = layout::epoch("test", &started.branch.id, 1);
+    assert_eq!(documents::read_epoch(&key, &world.store.get(&key, None).await.unwrap()).unwrap().starts_at, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_20_metadata_that_a_newer_epoch_has_replaced_stops_to_number() {
+    let world = World::new().await;
+    let started = world.start().await;
+    let newer = documents::EpochDocument { format: documents::FORMAT, owner: "a rebuild elsewhere".into(), starts_at: 1 };
+    let body = documents::to_json(&newer).unwrap();
+    let tag = PutTag { sha256: [0; 32], put_id: "test".into() };
+    world.store.put_new(&layout::epoch("test", &started.branch.id, 2), body.into(), &tag).await.unwrap();
+    let (stop, engine) = world.engine();
+    wait_for("the capture to fail", async || {
+        world.ledger.capture(&started.capture.id).await.unwrap().unwrap().state == CaptureState::Failed
+    })
+    .await;
+    let capture = world.ledger.capture(&started.capture.id).await.unwrap().unwrap();
+    assert!(capture.reason.as_ref().is_some_and(|r| r.contains("epoch 2")), "{capture:?}");
+    let branch = world.ledger.branch(&started.branch.id).await.unwrap().unwrap();
+    assert_ne!(branch.status, argon::ledger::BranchStatus::Active);
+    stop.drain();
+    engine.await.unwrap().unwrap();
+}
