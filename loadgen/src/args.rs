@@ -146,6 +146,15 @@ pub(crate) enum Rate {
     Max,
 }
 
+/// What the documents of a backlog are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Content {
+    /// A few fields and an array of order lines: names repeat, values are small.
+    Records,
+    /// A few fields and one long text of random syllables, which compresses badly and slowly.
+    Text,
+}
+
 /// What the engine stores to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StoreKind {
@@ -189,6 +198,9 @@ pub(crate) struct Pipeline {
     /// BSON size of each document, exactly.
     #[arg(long, default_value_t = 200, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(150..=8_388_608))]
     pub doc_bytes: u32,
+    /// What the documents are like; it decides how much work and how many bytes compression takes.
+    #[arg(long, value_enum, default_value = "records")]
+    pub content: Content,
     /// How often each is measured, in turn.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
     pub rounds: u32,
@@ -208,11 +220,14 @@ pub(crate) struct Live {
     /// Operations per second.
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub rate: u32,
+    /// Operations become due in bursts this far apart: 10,000 single commands a second are more than a small server answers.
+    #[arg(long, default_value = "20ms", value_name = "TIME", value_parser = |s: &str| humantime::parse_duration(s).map_err(|e| e.to_string()))]
+    pub tick: Duration,
     /// For how long.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
     pub duration: Duration,
     /// Writers.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub connections: u32,
     #[command(flatten)]
     pub shape: Shape,
@@ -232,6 +247,12 @@ pub(crate) struct Repeated {
     /// Operations per second, or max.
     #[arg(long, default_value = "max", value_name = "N|max", value_parser = rate)]
     pub rate: Rate,
+    /// Writers, each with 300 documents of its own.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    /// Starts the engine after the load, so that segments are as large as they get.
+    #[arg(long)]
+    pub backlog: bool,
     /// Size of the documents that are updated.
     #[arg(long, default_value_t = 400, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=15_728_640))]
     pub doc_bytes: u32,

@@ -34,7 +34,7 @@ pub(super) async fn run(args: Live) -> Result<Report> {
         count: None,
         connections: args.connections,
         batch: 500,
-        tick: Duration::from_millis(5),
+        tick: args.tick,
     };
     let rig = Rig::start(&args.servers).await?;
     workload::prepare(&rig.source(), &profile).await?;

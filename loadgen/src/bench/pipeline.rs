@@ -81,7 +81,7 @@ pub(super) async fn run(args: Pipeline) -> Result<Report> {
 async fn insert(rig: &Rig, args: &Pipeline) -> Result<Duration> {
     say(&format!("loading {} documents of {} bytes", args.changes, args.doc_bytes));
     let collection = rig.source().collection::<Document>(COLLECTION);
-    let mut documents = Documents::new(args.seed, args.doc_bytes);
+    let mut documents = Documents::new(args.seed, args.doc_bytes, args.content);
     let batch = INSERT_BATCH.min((16 << 20) / u64::from(args.doc_bytes)).max(1);
     let start = argon::runtime::clock::now();
     let mut left = args.changes;
@@ -134,7 +134,7 @@ fn millis(time: Duration) -> f64 {
 }
 
 fn report(args: &Pipeline, rig: &Rig, loading: Duration, rounds: &[Round]) -> Report {
-    let options = json!({ "changes": args.changes, "doc_bytes": args.doc_bytes, "rounds": args.rounds, "servers": rig.describe() });
+    let options = json!({ "changes": args.changes, "doc_bytes": args.doc_bytes, "content": format!("{:?}", args.content).to_lowercase(), "rounds": args.rounds, "servers": rig.describe() });
     let mut report = Report::new("bench pipeline", options, args.seed);
     let mid = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure));
     let found = mid(|round| round.ratio_to_ceiling);
