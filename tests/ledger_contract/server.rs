@@ -10,7 +10,7 @@ use bson::{Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::{Client, Collection};
 
-use crate::bench::{Bench, commit, lease, segment, server};
+use crate::bench::{Bench, beat, commit, lease, segment, server};
 
 fn fresh() -> String {
     format!("argon_{}", random::id().replace('-', ""))
@@ -84,7 +84,7 @@ async fn no_hot_query_scans_a_collection() {
 
 async fn fail_command(client: &Client, times: i32, data: Document) {
     let mut data = data;
-    data.insert("appName", "argon");
+    data.insert("appName", format!("argon {}", argon::runtime::identity::process_tag()));
     let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
     client.database("admin").run_command(point).await.unwrap();
 }
@@ -177,4 +177,30 @@ async fn missing_rights_and_wrong_passwords_are_named() {
     let few = server_facts(ledger.client()).await.unwrap();
     assert!(!few.identity_exact && few.oplog.is_none(), "{few:?}");
     assert!(same_source(&full.identity, &few.identity));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_process_left_open_is_ended_with_the_rights_of_a_plain_user() {
+    let auth = Some(Auth { user: "root".to_owned(), password: "secret".to_owned() });
+    let mongod = Mongod::start(MongodOptions { auth, ..MongodOptions::default() }).await.unwrap();
+    let admin = mongod.client().await.unwrap().database("admin");
+    let roles = vec![doc! { "role": "readWrite", "db": "argon" }];
+    admin.run_command(doc! { "createUser": "plain", "pwd": "plain", "roles": roles }).await.unwrap();
+    let uri = mongod.uri().replace("root:secret@", "plain:plain@");
+    let ledger = MongoLedger::connect(&uri, "argon", ConnectOptions::default()).await.unwrap();
+    ledger.prepare().await.unwrap();
+    let dead = "elsewhere-1-aa-01".to_owned();
+    assert!(ledger.heartbeat(&beat(&dead), true).await.unwrap());
+
+    // What would be there if it had been killed in a transaction that has written its document.
+    let left = Client::with_uri_str(format!("{uri}&appName=argon%20elsewhere-1-aa")).await.unwrap();
+    let mut session = left.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let engines = left.database("argon").collection::<Document>("engines");
+    let done = engines.update_one(doc! { "_id": &dead }, doc! { "$set": { "x": 1 } }).session(&mut session).await.unwrap();
+    assert_eq!(done.modified_count, 1);
+
+    let rescued = ledger.rescue(Duration::from_secs(3_600), std::slice::from_ref(&dead)).await.unwrap();
+    assert_eq!(rescued.engines, [dead]);
+    assert!(session.commit_transaction().await.is_err(), "it is over");
 }
