@@ -23,7 +23,7 @@ use crate::capture::{AssemblePolicy, CaptureSettings};
 use crate::config::EngineSettings;
 use crate::fault::{Fault, Result};
 use crate::ledger::{EngineBeat, SharedLedger};
-use crate::pool::{ClaimSettings, Claimed, Claimer, MemoryBudget, Worker, WorkerSettings, WorkerStats};
+use crate::pool::{ClaimSettings, Claimed, Claimer, InWork, MemoryBudget, Worker, WorkerSettings, WorkerStats};
 use crate::queue::RetryPolicy;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::identity;
@@ -66,17 +66,22 @@ pub enum EngineEnd {
 impl Engine {
     /// Runs until `stop` is drained from outside or the lease is lost.
     pub async fn run(self) -> Result<EngineEnd> {
-        let me = identity::this_process();
+        self.run_as(identity::this_process()).await
+    }
+
+    /// As [`Self::run`], under a given identity: several engines in one process must not take each other for earlier lives of it.
+    pub async fn run_as(self, me: EngineBeat) -> Result<EngineEnd> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let cpu = CpuPool::new(threads, threads * CPU_UNITS_PER_THREAD)?;
         let stats = Arc::new(WorkerStats::default());
         let bell = Arc::new(Notify::new());
+        let in_work = InWork::default();
 
         // The heartbeat comes first: nothing is owned by a process that is not known to live.
-        let upkeep = Upkeep::start(&self.ledger, &me, &self.settings, stats.clone(), bell.clone(), &self.stop).await?;
+        let upkeep = Upkeep::start(&self.ledger, &me, &self.settings, stats.clone(), bell.clone(), in_work.clone(), &self.stop).await?;
         tracing::info!(engine = %me.id, workers = self.settings.pool_size, store = %self.store.describe(), "engine started");
 
-        let pool = self.start_pool(&me, &cpu, &stats, &bell);
+        let pool = self.start_pool(&me, &cpu, &stats, &bell, in_work);
         let captures = Captures {
             ledger: self.ledger.clone(),
             store: self.store.clone(),
@@ -100,7 +105,7 @@ impl Engine {
         CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes }
     }
 
-    fn start_pool(&self, me: &EngineBeat, cpu: &CpuPool, stats: &Arc<WorkerStats>, bell: &Arc<Notify>) -> JoinSet<()> {
+    fn start_pool(&self, me: &EngineBeat, cpu: &CpuPool, stats: &Arc<WorkerStats>, bell: &Arc<Notify>, in_work: InWork) -> JoinSet<()> {
         let s = &self.settings;
         let workers = usize::from(s.pool_size);
         let (committer, commits) = Committer::new(self.ledger.clone());
@@ -110,6 +115,7 @@ impl Engine {
             settings: ClaimSettings { engine: me.id.clone(), slots: workers + PREFETCH },
             bell: bell.clone(),
             out: claimed_tx,
+            in_work,
             stop: self.stop.clone(),
         };
         let sync = SyncJob { ledger: self.ledger.clone(), store: self.store.clone(), cpu: cpu.clone(), commits };
@@ -158,14 +164,17 @@ impl Engine {
         };
         tokio::pin!(drained);
         tokio::select! {
+            biased;
+            // First: an abort ends the stages as well, but what they held is given back, not finished.
+            () = self.stop.aborting() => tracing::warn!("giving leases back at once"),
             ended = &mut drained => {
                 ended?;
-                return Ok(if upkeep.is_lost() { EngineEnd::LeaseLost } else { EngineEnd::Drained });
+                return Ok(EngineEnd::Drained);
             }
-            () = tokio::time::sleep(self.settings.shutdown_timeout) => self.stop.abort(),
+            () = tokio::time::sleep(self.settings.shutdown_timeout) => tracing::warn!("the deadline has passed: giving leases back"),
         }
-        tracing::warn!("the deadline has passed: giving leases back");
+        self.stop.abort();
         let _ = tokio::time::timeout(GIVE_BACK_TIME, drained).await;
-        Ok(EngineEnd::DeadlinePassed)
+        Ok(if upkeep.is_lost() { EngineEnd::LeaseLost } else { EngineEnd::DeadlinePassed })
     }
 }

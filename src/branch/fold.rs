@@ -133,6 +133,14 @@ impl Folder {
         Ok(if self.until == Bound::Seq(seq) { Flow::Done } else { Flow::Continue })
     }
 
+    /// Goes on over a recorded gap that the user has accepted: what it lost is counted and said.
+    pub fn gap(&mut self, first: u64, last: u64) {
+        let last = if let Bound::Seq(until) = self.until { last.min(until) } else { last };
+        self.tolerance.left_out += (last + 1).saturating_sub(first);
+        self.notes.push(format!("left out: seq:{first} to seq:{last}, a recorded gap"));
+        self.last = last;
+    }
+
     fn event(&mut self, seq: u64, row: &ChangeRef<'_>, body: &RawDocument) -> Result<()> {
         match parse_stored_event(body) {
             Ok(Some(data)) => return self.data(seq, &ChangeRef { time: row.time, txn: row.txn, ..data }),

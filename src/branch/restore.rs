@@ -144,6 +144,9 @@ pub(super) async fn fold(history: &History, options: &FoldOptions, progress: Arc
     struct Folding(Folder);
     impl Consumer for Folding {
         fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
+            if loaded.file.is_none() {
+                self.0.gap(loaded.row.first_seq, loaded.row.last_seq);
+            }
             loaded.each(|seq, change| self.0.apply(seq, change))
         }
     }

@@ -7,8 +7,10 @@
 mod assemble;
 mod batch;
 mod checkpoint;
+mod faulty;
 pub mod feed;
 mod ingest;
+mod memory;
 mod mongo;
 mod run;
 pub mod source;
@@ -16,6 +18,8 @@ mod start;
 
 pub use assemble::{AssemblePolicy, Assembler, Due};
 pub use batch::Batch;
+pub use faulty::{FaultyFeed, FeedFaults};
+pub use memory::MemoryFeed;
 pub use mongo::MongoFeed;
 pub use run::{CaptureEnd, CaptureRun, CaptureSettings};
 pub use start::{StartRequest, Started, start};

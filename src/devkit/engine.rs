@@ -137,12 +137,17 @@ impl ArgonProcess {
 
     /// Seconds of CPU that it has used, user and system; `None` once it has ended.
     pub fn cpu_seconds(&self) -> Option<f64> {
-        cpu_of_stat(&self.proc("stat")?)
+        cpu_seconds(self.pid())
     }
 
     fn proc(&self, file: &str) -> Option<String> {
         fs::read_to_string(format!("/proc/{}/{file}", self.pid())).ok()
     }
+}
+
+/// Seconds of CPU that a process has used, user and system; `None` if there is none with this id.
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    cpu_of_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Runs `argon` to its end and returns what it left; kills it after `limit`, which is an error.

@@ -79,8 +79,9 @@ impl Captures {
                 // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
                 (Some(here), CaptureState::Stopped | CaptureState::Failed) => here.stop.drain(),
                 (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
+                // Ours although it does not run here: the answer of a take, or of a release, was lost.
                 (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => {
-                    self.take(&capture, tasks, running).await
+                    self.take(&capture, tasks, running).await;
                 }
                 (None, CaptureState::Running) => {}
             }

@@ -1,4 +1,4 @@
-//! Upkeep of one process: heartbeat, rescue of the dead, promotion of due jobs, removal of old ones.
+//! Upkeep of one process: heartbeat, rescue of the dead, giving back of lost claims, promotion of due jobs, removal of old ones.
 //!
 //! Owns: the rhythm of these, and noticing that our own lease is lost. Does not own: what they do (`ledger`).
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::EngineSettings;
 use crate::fault::Result;
 use crate::ledger::{EngineBeat, EngineId, SharedLedger};
-use crate::pool::WorkerStats;
+use crate::pool::{InWork, WorkerStats};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, identity, random};
 
@@ -21,6 +21,8 @@ use crate::runtime::{clock, identity, random};
 const PROMOTE_EVERY: Duration = Duration::from_secs(1);
 /// Dead processes are looked for this often; with the default lease of 15 s a job is back within 20 s.
 const RESCUE_EVERY: Duration = Duration::from_secs(4);
+/// Jobs claimed here without our knowing (the answer was lost) are looked for this often.
+const LOST_CLAIMS_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const SWEEP_JOBS: usize = 10_000;
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -40,6 +42,7 @@ impl Upkeep {
         settings: &EngineSettings,
         stats: Arc<WorkerStats>,
         bell: Arc<Notify>,
+        in_work: InWork,
         stop: &Shutdown,
     ) -> Result<Self> {
         ledger.heartbeat(me, true).await?;
@@ -49,7 +52,8 @@ impl Upkeep {
         let mut tasks = JoinSet::new();
         tasks.spawn(part.clone().beat(lost.clone(), stop.clone()));
         tasks.spawn(part.clone().rescue_loop());
-        tasks.spawn(part.clone().promote_loop(bell));
+        tasks.spawn(part.clone().promote_loop(bell.clone()));
+        tasks.spawn(part.clone().lost_claims_loop(in_work, bell));
         tasks.spawn(part.clone().sweep_loop(settings.job_cleanup));
         tasks.spawn(part.report_loop(stats));
         Ok(Self { tasks, lost, done })
@@ -154,6 +158,16 @@ impl Part {
                 Ok(0) => {}
                 Ok(_) => bell.notify_one(),
                 Err(fault) => tracing::debug!(error = %fault, "could not promote scheduled jobs"),
+            }
+        }
+    }
+
+    async fn lost_claims_loop(self, in_work: InWork, bell: Arc<Notify>) {
+        while self.pause(random::jitter(LOST_CLAIMS_EVERY)).await {
+            match in_work.give_back_lost(&self.ledger, &self.me.id).await {
+                Ok(0) => {}
+                Ok(_) => bell.notify_one(),
+                Err(fault) => tracing::debug!(error = %fault, "could not look for lost claims"),
             }
         }
     }

@@ -12,8 +12,10 @@ use crate::runtime::link::LinkTx;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 
+use super::in_work::{InWork, InWorkGuard};
+
 /// Another process may have queued something: look this often without being rung.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_secs(1);
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,8 @@ pub struct Claimed {
     pub job: Job,
     /// Freed when the worker is done with the job.
     pub slot: OwnedSemaphorePermit,
+    /// Held until the outcome is on record.
+    pub in_work: InWorkGuard,
 }
 
 /// Settings of the claimer.
@@ -41,6 +45,7 @@ pub struct Claimer {
     /// Rung by captures of this process and by finished jobs.
     pub bell: Arc<Notify>,
     pub out: LinkTx<Claimed>,
+    pub in_work: InWork,
     pub stop: Shutdown,
 }
 
@@ -92,9 +97,11 @@ impl Claimer {
             }
         }
         let claimed = jobs.len();
-        for job in jobs {
+        // All of them before the first may wait for room.
+        let jobs: Vec<_> = jobs.into_iter().map(|job| (self.in_work.enter(&job), job)).collect();
+        for (in_work, job) in jobs {
             let Some(slot) = permits.pop() else { break };
-            if self.out.send(Claimed { job, slot }).await.is_err() {
+            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
                 return Err(());
             }
         }
@@ -109,7 +116,8 @@ impl Claimer {
                 slot.merge(other);
             }
             tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
-            if self.out.send(Claimed { job, slot }).await.is_err() {
+            let in_work = self.in_work.enter(&job);
+            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
                 return Err(());
             }
         }

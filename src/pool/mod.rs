@@ -1,12 +1,15 @@
 //! The pool: takes jobs from the queue and runs them on a fixed number of workers.
 //!
-//! Owns: claiming (`claim`), workers and their statistics (`worker`), the memory budget of jobs in work (`budget`).
+//! Owns: claiming (`claim`), workers and their statistics (`worker`), the memory budget of jobs in work (`budget`),
+//! which attempts are in work (`in_work`).
 //! Does not own: what a job does (`sync`), job states (`queue`), the other processes' jobs (`ledger::rescue`).
 
 mod budget;
 mod claim;
+mod in_work;
 mod worker;
 
 pub use budget::{MemoryBudget, MemoryPermit};
 pub use claim::{ClaimSettings, Claimed, Claimer};
+pub use in_work::{InWork, InWorkGuard};
 pub use worker::{Worker, WorkerSettings, WorkerStats};

@@ -64,14 +64,14 @@ impl Worker {
     pub async fn run(self, jobs: Arc<Mutex<LinkRx<Claimed>>>) {
         loop {
             let next = jobs.lock().await.recv().await;
-            let Some(Claimed { job, slot }) = next else { return };
+            let Some(Claimed { job, slot, in_work }) = next else { return };
             self.stats.busy.fetch_add(1, Ordering::Relaxed);
             let began = clock::now();
             self.step(job).await;
             let spent = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.stats.busy_us.fetch_add(spent, Ordering::Relaxed);
             self.stats.busy.fetch_sub(1, Ordering::Relaxed);
-            drop(slot);
+            drop((in_work, slot));
             self.bell.notify_one();
         }
     }

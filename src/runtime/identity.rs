@@ -3,22 +3,33 @@
 //! SUBTLE: a pid means something only within one boot and one pid namespace; both are part of `boot`, so that two containers
 //! with the pid 1 are never taken for each other.
 
+use std::sync::OnceLock;
+
 use rustix::process::{Pid, test_kill_process};
 
 use crate::ledger::EngineBeat;
 
 use super::random;
 
-/// The heartbeat document of this process.
+/// Names this process for as long as it runs: what MongoDB shows of its connections, and the first part of its engine ids.
+pub fn process_tag() -> &'static str {
+    static TAG: OnceLock<String> = OnceLock::new();
+    TAG.get_or_init(|| format!("{}-{}-{}", host(), std::process::id(), &random::id()[..8]))
+}
+
+/// The tag of the process that an engine ran in.
+pub fn tag_of(engine: &str) -> Option<&str> {
+    engine.rsplit_once('-').map(|(tag, _)| tag).filter(|tag| !tag.is_empty())
+}
+
+/// The heartbeat document of a new engine in this process.
 pub fn this_process() -> EngineBeat {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    EngineBeat {
-        id: format!("{host}-{}-{}", std::process::id(), &random::id()[..8]),
-        boot: boot(),
-        pid: std::process::id(),
-        host,
-        beat_ms: 0,
-    }
+    let id = format!("{}-{}", process_tag(), &random::id()[..4]);
+    EngineBeat { id, boot: boot(), pid: std::process::id(), host: host(), beat_ms: 0 }
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn boot() -> String {
@@ -42,6 +53,13 @@ pub fn is_known_dead(me: &EngineBeat, other: &EngineBeat) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn engines_of_a_process_have_ids_of_their_own_and_one_tag() {
+        let (first, second) = (this_process(), this_process());
+        assert_ne!(first.id, second.id);
+        assert_eq!([tag_of(&first.id), tag_of(&second.id)], [Some(process_tag()); 2]);
+    }
 
     #[test]
     fn a_dead_pid_counts_only_on_the_same_host_boot_and_namespace() {

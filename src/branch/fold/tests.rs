@@ -224,6 +224,18 @@ fn a_change_that_does_not_fit_is_refused_by_name_and_left_out_only_on_request() 
 }
 
 #[test]
+fn a_gap_that_is_crossed_is_counted_up_to_the_point_and_said() {
+    for (until, lost) in [(ALL, 3), (Bound::Seq(5), 3), (Bound::Seq(3), 2)] {
+        let mut folder = Folder::new(Catalogue::default(), &FoldOptions { tolerant: true, ..options(u64::MAX, until) });
+        feed(&mut folder, 1, &Act::Create(0, false)).unwrap();
+        folder.gap(2, 4);
+        let folded = folder.finish().unwrap();
+        assert_eq!((folded.seq, folded.documents.left_out()), (1 + lost, lost));
+        assert_eq!(folded.notes, [format!("left out: seq:2 to seq:{}, a recorded gap", 1 + lost)]);
+    }
+}
+
+#[test]
 fn dropped_collections_leave_nothing_even_after_a_spill() {
     let mut acts = vec![Act::Create(0, false), Act::Create(2, false)];
     acts.extend((0..100).map(|i| Act::Insert(0, i, 39)));

@@ -73,8 +73,8 @@ pub(super) fn is_duplicate(error: &Error) -> bool {
 
 fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
     let kind = match code {
-        286 | 280 | 464 | 136 => Kind::HistoryLost,
-        260 | 50811 if phase == Phase::Open => Kind::HistoryLost,
+        286 | 280 | 464 | 136 => return Some(history_lost(code, message)),
+        260 | 50811 if phase == Phase::Open => return Some(history_lost(code, message)),
         13 => return Some(unauthorized(message)),
         18 => return Some(refused_login(message)),
         8000 if message.to_ascii_lowercase().contains("auth") => return Some(refused_login(message)),
@@ -90,6 +90,13 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
         _ => return None,
     };
     Some(fault(kind, format!("MongoDB: {message} (code {code})")))
+}
+
+/// The way out is the same whatever the server calls it.
+fn history_lost(code: i32, message: &str) -> Fault {
+    Fault::history_lost(format!(
+        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more: start a new capture into another branch (a larger oplog bridges longer stops)"
+    ))
 }
 
 fn network(error: &io::Error) -> Kind {
@@ -211,6 +218,7 @@ mod tests {
         for code in [286, 280, 464, 136] {
             assert_eq!(run(code, "x"), Some(Kind::HistoryLost), "{code}");
         }
+        assert!(by_code(286, "x", Phase::Run).is_some_and(|f| f.what.contains("start a new capture")));
         for code in [260, 50811] {
             assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
             assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");

@@ -11,6 +11,7 @@ use mongodb::{Client, Database};
 use super::classify::{fault_of, scrub, standalone};
 use super::{Inner, MongoLedger};
 use crate::fault::{Fault, Result};
+use crate::runtime::identity;
 
 /// Oldest server that has what we need (expanded events, wall time).
 const MIN_VERSION: (u32, u32) = (6, 0);
@@ -18,7 +19,7 @@ const MIN_VERSION: (u32, u32) = (6, 0);
 /// Limits of the connection.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// Shown in the server's logs.
+    /// Shown in the server's logs, unless the URI has another one; the tag of the process follows.
     pub app_name: String,
     /// How long an operation waits for a usable server.
     pub server_selection_timeout: Duration,
@@ -81,7 +82,7 @@ async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)>
         ErrorKind::DnsResolve { .. } => fault_of(e),
         kind => invalid(uri, kind),
     })?;
-    parsed.app_name.get_or_insert_with(|| options.app_name.clone());
+    parsed.app_name = Some(app_name(parsed.app_name.as_deref().unwrap_or(&options.app_name), identity::process_tag()));
     parsed.server_selection_timeout.get_or_insert(options.server_selection_timeout);
     parsed.connect_timeout.get_or_insert(options.connect_timeout);
     parsed.max_pool_size.get_or_insert(options.pool_size);
@@ -91,6 +92,14 @@ async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)>
     let seeds = parsed.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let client = Client::with_options(parsed).map_err(|e| invalid(uri, &e.kind))?;
     Ok((client, seeds))
+}
+
+/// The tag comes last and whole: by it others find what this process has left open (`sessions`).
+fn app_name(name: &str, tag: &str) -> String {
+    const SERVER_LIMIT: usize = 128;
+    let end = SERVER_LIMIT.saturating_sub(tag.len() + 1).min(name.len());
+    let end = (0..=end).rev().find(|i| name.is_char_boundary(*i)).unwrap_or(0);
+    format!("{} {tag}", &name[..end])
 }
 
 fn invalid(uri: &str, kind: &ErrorKind) -> Fault {
@@ -186,6 +195,13 @@ mod tests {
             assert_eq!(fault.kind, Kind::Config, "{uri}");
             assert!(!fault.what.contains("s3cret") && !fault.what.contains("ret@"), "{}", fault.what);
         }
+    }
+
+    #[test]
+    fn the_tag_of_the_process_survives_any_name() {
+        assert_eq!(app_name("argon", "vm-1-ab"), "argon vm-1-ab");
+        let long = app_name(&"ä".repeat(100), "vm-1-ab");
+        assert!(long.ends_with("ä vm-1-ab") && (127..=128).contains(&long.len()), "{long}");
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl Inner {
                 continue;
             }
             let gone = if known { Gone::Known } else { Gone::Silent { cutoff_ms } };
+            self.end_transactions_of(&engine.id).await;
             let mut body = RescueTxn { inner: self, engine: &engine.id, gone };
             if let Some((jobs, captures)) = self.transact(&mut body).await? {
                 out.engines.push(engine.id.clone());
@@ -59,6 +60,7 @@ impl Inner {
         }
         for owner in owners.iter().filter(|o| !engines.iter().any(|e| e.id == **o)) {
             let gone = Gone::Left { died: known_dead.contains(owner) };
+            self.end_transactions_of(owner).await;
             let mut body = RescueTxn { inner: self, engine: owner, gone };
             if let Some((jobs, captures)) = self.transact(&mut body).await? {
                 out.jobs += jobs;

@@ -1,7 +1,7 @@
 //! Owns: the ledger in MongoDB: every write is one atomic statement or one majority transaction, every time in it is the server's.
 //! Does not own: decisions (`super::rules`, `queue`), or when to repeat (callers; only conflicts within a transaction are repeated here).
 //!
-//! Reading order: `connect`, `indexes`, `txn`, `checkpoint`, `claim`, `commit`, `jobs`, `engines`, `captures`, `classify`, `facts`.
+//! Reading order: `connect`, `indexes`, `txn`, `checkpoint`, `claim`, `commit`, `jobs`, `engines`, `sessions`, `captures`, `classify`, `facts`.
 
 mod captures;
 mod checkpoint;
@@ -14,6 +14,7 @@ mod facts;
 mod indexes;
 mod jobs;
 mod rows;
+mod sessions;
 mod txn;
 
 use std::future::Future;

@@ -1,0 +1,333 @@
+//! Owns: every flag, its range and its help. Does not own what a flag does.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  argon-loadgen run --uri mongodb://127.0.0.1:27017/?replicaSet=rs0 --db shop --rate 500 --duration 10m
+  argon-loadgen run --uri $URI --db shop --profile insert --doc-bytes 1000 --rate max --count 1000000
+  argon-loadgen run --uri $URI --db shop --insert 1 --update 9 --delete 0 --replace 0 --transaction 0 --duration 30s
+  argon-loadgen run --uri $URI --db films --corpus movies.jsonl --rate 2000 --duration 1m --json
+
+How latency is counted: at a fixed rate every operation has a moment at which it is due, whatever the server does, and its latency
+runs from that moment to the reply of the command that carried it. With --rate max it runs from sending.";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  argon-loadgen bench pipeline
+  argon-loadgen bench pipeline --store s3 --doc-bytes 1000 --changes 2000000 --rounds 1
+  argon-loadgen bench live --rate 10000 --duration 60s --store s3
+  argon-loadgen bench repeated --json
+
+Everything is started for the benchmark and gone afterwards: mongod, the store, the engine. No account, nothing to install.";
+
+/// Loads a MongoDB database, and measures Argon.
+#[derive(Debug, Parser)]
+#[command(name = "argon-loadgen", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Prints the report as one JSON object on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Writes to a database: a seeded mix of operations, at a fixed rate or at full speed.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Run),
+    /// Measures the engine on servers that it starts itself.
+    #[command(subcommand, after_help = BENCH_EXAMPLES)]
+    Bench(Bench),
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Server to write to. Transactions need a replica set.
+    #[arg(long, env = "ARGON_MONGODB_URI", hide_env_values = true, value_name = "URI")]
+    pub uri: String,
+    /// Database to write to; collections load0, load1, ... in it.
+    #[arg(long, default_value = "load", value_name = "DB", value_parser = argon::config::database_name)]
+    pub db: String,
+    #[command(flatten)]
+    pub shape: Shape,
+    #[command(flatten)]
+    pub pace: Pace,
+    /// Goes on after a failed command; operations of that command may or may not have taken effect.
+    #[arg(long)]
+    pub keep_going: bool,
+}
+
+/// What is written.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Operations")]
+pub(crate) struct Shape {
+    /// Start from this mix; the weights below change it.
+    #[arg(long, value_enum, default_value = "mixed")]
+    pub profile: ProfileName,
+    /// Weight of inserts.
+    #[arg(long, value_name = "N")]
+    pub insert: Option<u32>,
+    /// Weight of updates: $set, $inc, $push, $unset, array elements, pipelines.
+    #[arg(long, value_name = "N")]
+    pub update: Option<u32>,
+    /// Weight of replacements.
+    #[arg(long, value_name = "N")]
+    pub replace: Option<u32>,
+    /// Weight of deletes.
+    #[arg(long, value_name = "N")]
+    pub delete: Option<u32>,
+    /// Weight of transactions of 2 to 5 operations over the collections.
+    #[arg(long, value_name = "N")]
+    pub transaction: Option<u32>,
+    /// Approximate size of a document [default: that of the profile, 400].
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=15_728_640))]
+    pub doc_bytes: Option<u32>,
+    /// Number of collections.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub collections: Option<u32>,
+    /// Documents per collection and connection that are changed again.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub keys: Option<u32>,
+    /// Documents to insert, in turn, one extended JSON object per line.
+    #[arg(long, value_name = "FILE")]
+    pub corpus: Option<PathBuf>,
+    /// The same seed, connections and options give the same operations.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+/// A mix of operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileName {
+    /// 40 % inserts, 40 % updates of all kinds, replacements, deletes, transactions; 3 collections.
+    Mixed,
+    /// Inserts only, one collection.
+    Insert,
+    /// 300 documents that get the same updates over and over.
+    Repeated,
+    /// Every kind of operation, update and _id on few documents.
+    Everything,
+}
+
+/// How fast and how long.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Pace")]
+pub(crate) struct Pace {
+    /// Operations per second, or max.
+    #[arg(long, default_value = "max", value_name = "N|max", value_parser = rate)]
+    pub rate: Rate,
+    /// How long; with --count too, whichever ends first [default: 10s without --count].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// How many operations.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
+    pub count: Option<u64>,
+    /// Writers, each on documents of its own.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    /// Most operations that one writer sends together; what is due together goes together.
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub batch: u32,
+    /// Operations become due in bursts this far apart, so that many a second need few commands; 0s spreads them evenly.
+    #[arg(long, default_value = "5ms", value_name = "TIME", value_parser = |s: &str| humantime::parse_duration(s).map_err(|e| e.to_string()))]
+    pub tick: Duration,
+}
+
+/// Operations per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rate {
+    PerSecond(u32),
+    Max,
+}
+
+/// What the documents of a backlog are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Content {
+    /// A few fields and an array of order lines: names repeat, values are small.
+    Records,
+    /// A few fields and one long text of random syllables, which compresses badly and slowly.
+    Text,
+}
+
+/// What the engine stores to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreKind {
+    /// A temporary directory (file://).
+    File,
+    /// SeaweedFS on this machine (s3://).
+    S3,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Drains a backlog through the whole engine, and compares with the bare cursor that reads it.
+    Pipeline(Pipeline),
+    /// A fixed rate for a time: how long from a commit in MongoDB to its committed segment.
+    Live(Live),
+    /// The same updates over and over: stored bytes as a share of raw bytes.
+    Repeated(Repeated),
+}
+
+/// What all benchmarks start.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Servers")]
+pub(crate) struct Servers {
+    /// Where the engine stores.
+    #[arg(long, value_enum, default_value = "file")]
+    pub store: StoreKind,
+    /// The engine [default: argon beside this program].
+    #[arg(long, value_name = "PATH")]
+    pub argon: Option<PathBuf>,
+    /// A setting for the engine, as its variable, for example WORKER_POOL_SIZE=2; may be given again.
+    #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+}
+
+/// `bench pipeline`.
+#[derive(Debug, Args)]
+pub(crate) struct Pipeline {
+    /// Inserts in the backlog.
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub changes: u64,
+    /// BSON size of each document, exactly.
+    #[arg(long, default_value_t = 200, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(150..=8_388_608))]
+    pub doc_bytes: u32,
+    /// What the documents are like; it decides how much work and how many bytes compression takes.
+    #[arg(long, value_enum, default_value = "records")]
+    pub content: Content,
+    /// How often each is measured, in turn.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub rounds: u32,
+    /// Ends with exit code 1 if the ratio to the ceiling is lower.
+    #[arg(long, value_name = "RATIO")]
+    pub min_ratio: Option<f64>,
+    /// Seed of the documents.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// `bench live`.
+#[derive(Debug, Args)]
+pub(crate) struct Live {
+    /// Operations per second.
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub rate: u32,
+    /// Operations become due in bursts this far apart: 10,000 single commands a second are more than a small server answers.
+    #[arg(long, default_value = "20ms", value_name = "TIME", value_parser = |s: &str| humantime::parse_duration(s).map_err(|e| e.to_string()))]
+    pub tick: Duration,
+    /// For how long.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// Writers.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    #[command(flatten)]
+    pub shape: Shape,
+    /// Ends with exit code 1 if the 99th percentile of the delay is higher.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_p99: Option<Duration>,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// `bench repeated`.
+#[derive(Debug, Args)]
+pub(crate) struct Repeated {
+    /// Operations.
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub count: u64,
+    /// Operations per second, or max.
+    #[arg(long, default_value = "max", value_name = "N|max", value_parser = rate)]
+    pub rate: Rate,
+    /// Writers, each with 300 documents of its own.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    /// Starts the engine after the load, so that segments are as large as they get.
+    #[arg(long)]
+    pub backlog: bool,
+    /// Size of the documents that are updated.
+    #[arg(long, default_value_t = 400, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=15_728_640))]
+    pub doc_bytes: u32,
+    /// Ends with exit code 1 if more is stored, in percent of the raw bytes.
+    #[arg(long, default_value_t = 5.0, value_name = "PERCENT")]
+    pub max_percent: f64,
+    /// Seed of the operations.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text.parse::<u32>() {
+        Ok(n @ 1..=10_000_000) => Ok(Rate::PerSecond(n)),
+        Err(_) if text == "max" => Ok(Rate::Max),
+        _ => Err("allowed are 1 to 10000000 operations per second, or max".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse().map(Duration::from_secs).ok().or_else(|| humantime::parse_duration(text).ok());
+    match parsed {
+        Some(time) if (Duration::from_millis(1)..=Duration::from_secs(30 * 86_400)).contains(&time) => Ok(time),
+        Some(_) => Err("allowed are 1ms to 30days".into()),
+        None => Err("not a time: write seconds or a number with a unit, such as 30s, 10m".into()),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_flags_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_and_times_read_as_people_write_them() {
+        for (text, wanted) in
+            [("max", Some(Rate::Max)), ("1", Some(Rate::PerSecond(1))), ("0", None), ("-1", None), ("fast", None), ("10000001", None)]
+        {
+            assert_eq!(rate(text).ok(), wanted, "{text}");
+        }
+        for (text, wanted) in
+            [("30", Some(30_000)), ("250ms", Some(250)), ("2m", Some(120_000)), ("0s", None), ("", None), ("90days", None)]
+        {
+            assert_eq!(duration(text).ok(), wanted.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_refused_by_name() {
+        let refused = |args: &[&str]| Cli::try_parse_from([&["argon-loadgen"], args].concat()).unwrap_err().to_string();
+        for (args, word) in [
+            (&["run", "--db", "x", "--uri", "u", "--rate", "quick"][..], "--rate"),
+            (&["run", "--uri", "u", "--db", "a.b"], "--db"),
+            (&["run", "--uri", "u", "--bogus"], "--bogus"),
+            (&["bench", "pipeline", "--doc-bytes", "10"], "--doc-bytes"),
+            (&["bench", "live", "--duration", "never"], "--duration"),
+            (&["bench", "repeated", "--setting", "x"], "--setting"),
+        ] {
+            let said = refused(args);
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Single rules, each with the one fault it is about.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use argon::engine::EngineEnd;
+use argon::fault::Result;
+use argon::ledger::*;
+use argon::store::{FaultPlan, MemoryStore, ObjectInfo, ObjectStore, Put, PutFault, PutTag};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::world::{Mix, World, settings};
+
+#[test]
+fn a_calm_run_commits_everything_and_drains() {
+    let world = World::new();
+    let engine = world.spawn("calm", Mix::default());
+    world.insert(500);
+    world.transaction(300);
+    world.settle();
+    assert_eq!(engine.drain(), EngineEnd::Drained);
+    world.check();
+    assert!(world.runtime.block_on(world.ledger.engines()).unwrap().is_empty(), "it has signed off");
+    assert_eq!(world.capture().owner, None);
+}
+
+#[test]
+fn rule_9_an_engine_recognises_its_own_checkpoint_whose_answer_was_lost() {
+    let world = World::new();
+    let engine = world.spawn("one", Mix::default());
+    for _ in 0..10 {
+        engine.ledger.script(LedgerCall::Checkpoint, Mishap::AnswerLost);
+        let before = world.feed.len();
+        world.insert(25);
+        world.wait("the checkpoint is repeated", || world.capture().position.next_seq > before as u64 + 1);
+    }
+    world.settle();
+    assert_eq!(engine.ledger.injected(), 10);
+    assert_eq!(world.capture().fence, 1, "it never stepped down");
+    assert_eq!(engine.drain(), EngineEnd::Drained);
+    world.check();
+}
+
+#[test]
+fn rule_21_an_object_whose_engine_died_before_its_commit_is_adopted() {
+    let world = World::new();
+    let first = world.spawn("first", Mix::default());
+    for _ in 0..1_000 {
+        first.ledger.script(LedgerCall::Commit, Mishap::Before);
+    }
+    world.insert(10);
+    world.wait("an object is there", || !world.runtime.block_on(world.objects()).is_empty());
+    first.kill();
+    assert_eq!(world.branch().head.seq, 0);
+    let key = world.runtime.block_on(world.objects()).remove(0);
+    let put_id = || world.runtime.block_on(world.store.head(&key)).unwrap().unwrap().put_id;
+    let of_the_first = put_id();
+    let second = world.spawn("second", Mix::default());
+    world.settle();
+    assert_eq!(put_id(), of_the_first, "adopted, not written again");
+    second.drain();
+    world.check();
+}
+
+#[test]
+fn rule_21_an_upload_whose_answer_was_lost_is_adopted_at_once() {
+    let world = World::new();
+    let engine = world.spawn("one", Mix::default());
+    for _ in 0..5 {
+        engine.store.next_put(PutFault::LostAnswer);
+    }
+    world.insert(200);
+    world.settle();
+    assert_eq!(engine.store.counts().lost_answers, 5);
+    assert!(world.jobs(JobState::Done).iter().all(|j| j.error_count == 0), "no attempt failed for it");
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn rule_28_without_checksums_an_altered_upload_is_found_before_its_payload_is_gone() {
+    let world = World::new();
+    let plan = FaultPlan { unverified: true, ..FaultPlan::default() };
+    let engine = world.spawn("one", Mix { store: plan, ..Mix::default() });
+    for _ in 0..5 {
+        engine.store.next_put(PutFault::Altered);
+    }
+    world.insert(200);
+    world.settle();
+    assert_eq!(engine.store.counts().altered, 5);
+    engine.drain();
+    world.check();
+}
+
+/// A store on which the first upload of one segment never ends: the job that kills its process, or seems to.
+#[derive(Debug)]
+struct Tarpit {
+    inner: Arc<MemoryStore>,
+    part: &'static str,
+    stuck: AtomicU64,
+}
+
+#[async_trait]
+impl ObjectStore for Tarpit {
+    async fn put_new(&self, key: &str, body: Bytes, tag: &PutTag) -> Result<Put> {
+        if key.contains(self.part) {
+            self.stuck.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        }
+        self.inner.put_new(key, body, tag).await
+    }
+    async fn replace(&self, key: &str, body: Bytes, tag: &PutTag, version: &str) -> Result<Put> {
+        self.inner.replace(key, body, tag, version).await
+    }
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.inner.get(key, range).await
+    }
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
+        self.inner.head(key).await
+    }
+    async fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<ObjectInfo>> {
+        self.inner.list(prefix, after, max).await
+    }
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.inner.delete(key).await
+    }
+    fn verifies_puts(&self) -> bool {
+        true
+    }
+    fn describe(&self) -> String {
+        "tarpit:".into()
+    }
+}
+
+#[test]
+fn rule_26_only_the_job_that_takes_its_process_down_alone_becomes_dead() {
+    let world = World::new();
+    // The segment that begins with seq 1 is the poison; the others are innocent bystanders.
+    let tarpit = Arc::new(Tarpit { inner: world.store.clone(), part: "1-0000000000000001-", stuck: AtomicU64::new(0) });
+    world.insert(300);
+    for life in 1..=3 {
+        let engine = world.spawn_with(&format!("life-{life}"), Mix::default(), settings(), tarpit.clone());
+        world.wait("the poison is in work", || tarpit.stuck.load(Ordering::SeqCst) == life);
+        let poison = world.jobs(JobState::Running).into_iter().find(|j| j.sync.as_ref().is_some_and(|s| s.first_seq == 1)).unwrap();
+        assert_eq!(u64::from(poison.crashes), life - 1);
+        if life == 3 {
+            assert_eq!(world.jobs(JobState::Running).len(), 1, "a suspect runs alone");
+        }
+        engine.kill();
+        world.insert(100);
+    }
+    let engine = world.spawn_with("after", Mix::default(), settings(), tarpit.clone());
+    world.wait("the poison is dead", || world.jobs(JobState::Dead).len() == 1);
+    let dead = world.jobs(JobState::Dead).remove(0);
+    assert!(dead.errors.last().unwrap().error.contains("crash_loop"), "{:?}", dead.errors);
+    assert_eq!(world.branch().status, BranchStatus::Stalled);
+    // Capture and the other jobs go on; the head waits.
+    world.insert(50);
+    let all = world.feed.len() as u64;
+    world.wait("the rest is committed", || world.branch().totals.changes == all - (dead.sync.as_ref().unwrap().last_seq));
+    assert_eq!((world.branch().head.seq, world.jobs(JobState::Dead).len()), (0, 1));
+    engine.drain();
+    // The cause is mended, the operator retries.
+    assert!(world.runtime.block_on(world.ledger.retry_job(&dead.id)).unwrap());
+    let engine = world.spawn("mended", Mix::default());
+    world.settle();
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_given_back_by_a_living_engine() {
+    let world = World::new();
+    // Long enough that nobody takes it for dead when the server's clock is moved.
+    let patient = argon::config::EngineSettings { lease: Duration::from_secs(600), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), patient, world.store.clone());
+    world.insert(10);
+    world.settle();
+    engine.ledger.script(LedgerCall::Claim, Mishap::AnswerLost);
+    world.insert(10);
+    // A claim that finds nothing loses its answer too: what counts is that jobs were claimed unheard.
+    world.wait("the answer is lost", || engine.ledger.injected() == 1);
+    if world.jobs(JobState::Running).is_empty() {
+        engine.ledger.script(LedgerCall::Claim, Mishap::AnswerLost);
+        world.insert(10);
+    }
+    world.wait("a job is claimed unheard", || !world.jobs(JobState::Running).is_empty());
+    world.ledger.advance(Duration::from_secs(11));
+    world.settle();
+    let given_back: Vec<Job> = world.jobs(JobState::Done).into_iter().filter(|j| j.error_count > 0).collect();
+    assert_eq!(given_back.len(), 1, "{given_back:?}");
+    assert_eq!((given_back[0].attempt, given_back[0].error_count), (1, 0).max((1, 1)), "the unheard attempt does not count");
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn an_attempt_in_work_is_not_taken_for_a_lost_claim() {
+    let world = World::new();
+    let tarpit = Arc::new(Tarpit { inner: world.store.clone(), part: "1-0000000000000001-", stuck: AtomicU64::new(0) });
+    let patient =
+        argon::config::EngineSettings { lease: Duration::from_secs(600), process_timeout: Duration::from_secs(600), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), patient, tarpit.clone());
+    world.insert(10);
+    world.wait("the job hangs", || tarpit.stuck.load(Ordering::SeqCst) == 1);
+    world.ledger.advance(Duration::from_secs(60));
+    let lease = world.jobs(JobState::Running).remove(0).lease;
+    // Longer than the look for lost claims takes.
+    std::thread::sleep(Duration::from_secs(14));
+    assert_eq!(world.jobs(JobState::Running).remove(0).lease, lease);
+    engine.kill();
+}
+
+#[test]
+fn rule_7_another_deployment_behind_the_same_address_stops_the_capture_visibly() {
+    let world = World::new();
+    let engine = world.spawn("one", Mix::default());
+    world.insert(10);
+    world.settle();
+    world.feed.set_identity("rs:set-2:2");
+    engine.feed.break_after(0);
+    world.wait("the capture has failed", || world.capture().state == CaptureState::Failed);
+    assert!(world.capture().reason.unwrap().contains("set-2"));
+    assert_eq!(world.branch().status, BranchStatus::Failed);
+    engine.drain();
+}
+
+#[test]
+fn a_position_that_the_oplog_has_rolled_past_stops_the_capture_visibly() {
+    let world = World::new();
+    world.insert(10);
+    world.feed.trim(5);
+    let engine = world.spawn("one", Mix::default());
+    world.wait("the capture has failed", || world.capture().state == CaptureState::Failed);
+    assert!(world.capture().reason.unwrap().contains("oplog"));
+    assert_eq!(world.capture().position.next_seq, 1);
+    engine.drain();
+}
