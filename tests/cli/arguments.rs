@@ -123,8 +123,20 @@ async fn help_and_version_go_to_stdout_and_every_command_has_examples() {
     let version = argon(&["--version"], &[]).await;
     assert_eq!((version.code, version.stdout.as_str()), (0, concat!("argon ", env!("CARGO_PKG_VERSION"), "\n")));
     for command in [
-        "demo", "run", "doctor", "capture start", "capture stop", "capture list", "branch list", "branch show", "verify", "restore",
-        "jobs list", "jobs show", "jobs retry", "jobs discard",
+        "demo",
+        "run",
+        "doctor",
+        "capture start",
+        "capture stop",
+        "capture list",
+        "branch list",
+        "branch show",
+        "verify",
+        "restore",
+        "jobs list",
+        "jobs show",
+        "jobs retry",
+        "jobs discard",
     ] {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let output = argon(&args, &[]).await;

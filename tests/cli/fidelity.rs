@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use argon::devkit::{compare, oracle};
 use bson::oid::ObjectId;
-use bson::{Binary, Bson, DateTime, DbPointer, Decimal128, Document, JavaScriptCodeWithScope, RawDocumentBuf, Regex, Timestamp, doc};
 use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, DateTime, DbPointer, Decimal128, Document, JavaScriptCodeWithScope, RawDocumentBuf, Regex, Timestamp, doc};
 use mongodb::Database;
 
 use crate::ddl::{self, STAGES, Stage};
@@ -90,9 +90,19 @@ fn values() -> Vec<Bson> {
         Bson::Array(vec![]),
         Bson::Array(vec![Bson::Null, Bson::Array(vec![Bson::Undefined, Bson::Double(f64::NAN)])]),
     ];
-    values.extend(["NaN", "-NaN", "Infinity", "-Infinity", "-0", "0E-6176", "0E+6111", "1.50", "1.5", "9.999999999999999999999999999999999E+6144"].map(decimal));
+    values.extend(
+        ["NaN", "-NaN", "Infinity", "-Infinity", "-0", "0E-6176", "0E+6111", "1.50", "1.5", "9.999999999999999999999999999999999E+6144"]
+            .map(decimal),
+    );
     values.extend([i64::MIN, i64::MAX, -1, 0, -62_135_596_800_001, 253_402_300_800_000].map(date));
-    let kinds = [BinarySubtype::Generic, BinarySubtype::Function, BinarySubtype::BinaryOld, BinarySubtype::UuidOld, BinarySubtype::Uuid, BinarySubtype::Md5];
+    let kinds = [
+        BinarySubtype::Generic,
+        BinarySubtype::Function,
+        BinarySubtype::BinaryOld,
+        BinarySubtype::UuidOld,
+        BinarySubtype::Uuid,
+        BinarySubtype::Md5,
+    ];
     values.extend(kinds.map(binary));
     values.extend([BinarySubtype::Encrypted, BinarySubtype::UserDefined(0x80), BinarySubtype::UserDefined(0xff)].map(binary));
     values
@@ -125,7 +135,8 @@ async fn every_type_and_id_comes_back_by_bytes() {
     let place = Place::new("types").await;
     let engine = place.begin().await;
     let db = &place.source;
-    let docs: Vec<Document> = (0..).zip(values()).map(|(i, v): (i32, _)| doc! {"z": 1, "_id": i, "v": v.clone(), "a": [v.clone(), {"n": v}]}).collect();
+    let docs: Vec<Document> =
+        (0..).zip(values()).map(|(i, v): (i32, _)| doc! {"z": 1, "_id": i, "v": v.clone(), "a": [v.clone(), {"n": v}]}).collect();
     db.collection::<Document>("values").insert_many(&docs).await.unwrap();
     db.collection::<RawDocumentBuf>("values").insert_many([with_db_pointer(-1), with_db_pointer(-2)]).await.unwrap();
     assert!(matches!(Bson::try_from(with_db_pointer(1).get("p").unwrap().unwrap().to_owned()), Ok(Bson::DbPointer(DbPointer { .. }))));
@@ -146,8 +157,14 @@ async fn every_type_and_id_comes_back_by_bytes() {
     }
     // Updates that only a diff of bytes gets right: types, order, NaN payloads, -0.
     let values_ = db.collection::<Document>("values");
-    values_.update_many(doc! {"_id": {"$mod": [3, 0]}}, vec![doc! {"$replaceWith": {"_id": "$_id", "a": "$a", "v": "$v", "late": -0.0}}]).await.unwrap();
-    values_.update_many(doc! {"_id": {"$mod": [3, 1]}}, doc! {"$set": {"v": f64::NAN, "a.1.n": Bson::MinKey}, "$unset": {"z": 1}}).await.unwrap();
+    values_
+        .update_many(doc! {"_id": {"$mod": [3, 0]}}, vec![doc! {"$replaceWith": {"_id": "$_id", "a": "$a", "v": "$v", "late": -0.0}}])
+        .await
+        .unwrap();
+    values_
+        .update_many(doc! {"_id": {"$mod": [3, 1]}}, doc! {"$set": {"v": f64::NAN, "a.1.n": Bson::MinKey}, "$unset": {"z": 1}})
+        .await
+        .unwrap();
     // A top-level Timestamp(0,0) is kept only by an update; an insert would make it now.
     let zero = doc! {"_id": 1, "t": Timestamp { time: 0, increment: 0 }, "in": {"t": Timestamp { time: 0, increment: 0 }}};
     let update = doc! {"q": {"_id": 1}, "u": [{"$replaceWith": {"$literal": zero.clone()}}], "upsert": true};
@@ -180,18 +197,23 @@ async fn names_and_shapes_at_the_limits_come_back_by_bytes() {
     let longest = "n".repeat(255 - db.name().len() - 1);
     let unicode = "漢".repeat((255 - db.name().len() - 1) / 3);
     assert!(db.create_collection(format!("{longest}n")).await.is_err(), "one more is too long");
-    for name in ["users", "jobs", "a.b", "a.b.c", "größe 🦀", "with space", "0", "captures", "fs.files", "_", "'\"", &longest, &unicode] {
+    for name in ["users", "jobs", "a.b", "a.b.c", "größe 🦀", "with space", "0", "captures", "fs.files", "_", "'\"", &longest, &unicode]
+    {
         let coll = db.collection::<Document>(name);
         coll.insert_many((0..3).map(|i| doc! {"_id": i, "name": name})).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         coll.update_one(doc! {"_id": 1}, doc! {"$set": {"changed": true}}).await.unwrap();
     }
     db.collection::<Document>("system.js").insert_one(doc! {"_id": "f", "value": Bson::JavaScriptCode("f".into())}).await.unwrap();
     // 2,000 fields, and their order turned round.
-    let wide = |i: i32| -> Document { std::iter::once(("_id".to_owned(), Bson::Int32(i))).chain((0..2_000).map(|n| (format!("field{n}"), Bson::Int32(n)))).collect() };
+    let wide = |i: i32| -> Document {
+        std::iter::once(("_id".to_owned(), Bson::Int32(i))).chain((0..2_000).map(|n| (format!("field{n}"), Bson::Int32(n)))).collect()
+    };
     let coll = db.collection::<Document>("wide");
     coll.insert_many((0..5).map(wide)).await.unwrap();
     coll.update_one(doc! {"_id": 1}, doc! {"$set": {"field1999": 0, "new": 1}, "$unset": {"field0": 1}}).await.unwrap();
-    let turned: Document = std::iter::once(("_id".to_owned(), Bson::Int32(2))).chain((0..2_000).rev().map(|n| (format!("field{n}"), Bson::Int32(n)))).collect();
+    let turned: Document = std::iter::once(("_id".to_owned(), Bson::Int32(2)))
+        .chain((0..2_000).rev().map(|n| (format!("field{n}"), Bson::Int32(n))))
+        .collect();
     let update = doc! {"q": {"_id": 2}, "u": [{"$replaceWith": {"$literal": turned}}]};
     db.run_command(doc! {"update": "wide", "updates": [update]}).await.unwrap();
     // 100 levels deep.

@@ -60,7 +60,17 @@ async fn every_command_prints_one_object_with_json() {
     assert_fields(&doctor["checks"][0], &[("name", "string"), ("verdict", "string"), ("detail", "string")]);
 
     let started = place.json(&["capture", "start", BRANCH, "--source-db", source]).await;
-    let capture = [("id", "string"), ("branch", "string"), ("branch_id", "string"), ("source.db", "string"), ("source.identity", "string"), ("state", "string"), ("queued_seq", "count"), ("engine", "?string"), ("reason", "?string")];
+    let capture = [
+        ("id", "string"),
+        ("branch", "string"),
+        ("branch_id", "string"),
+        ("source.db", "string"),
+        ("source.identity", "string"),
+        ("state", "string"),
+        ("queued_seq", "count"),
+        ("engine", "?string"),
+        ("reason", "?string"),
+    ];
     assert_fields(&started, &[("capture", "object"), ("resumed", "bool"), ("uncovered", "list"), ("engines", "count")]);
     assert_fields(&started["capture"], &capture);
     // Before the first change: nothing to restore but the first catalogue.
@@ -88,7 +98,19 @@ async fn every_command_prints_one_object_with_json() {
     let jobs = place.json(&["jobs", "list", "--branch", BRANCH, "--state", "done", "--limit", "1"]).await;
     assert_eq!(jobs["jobs"].as_array().unwrap().len(), 1);
     let job = &jobs["jobs"][0];
-    assert_fields(job, &[("id", "string"), ("kind", "string"), ("state", "string"), ("branch", "string"), ("attempt", "count"), ("errors", "list"), ("sync.first_seq", "count"), ("sync.last_seq", "count")]);
+    assert_fields(
+        job,
+        &[
+            ("id", "string"),
+            ("kind", "string"),
+            ("state", "string"),
+            ("branch", "string"),
+            ("attempt", "count"),
+            ("errors", "list"),
+            ("sync.first_seq", "count"),
+            ("sync.last_seq", "count"),
+        ],
+    );
     let id = job["id"].as_str().unwrap();
     assert_eq!(place.json(&["jobs", "show", id]).await["id"], job["id"]);
     assert_eq!(place.json(&["jobs", "retry", "--all-dead"]).await, json!({"retried": 0}));
@@ -96,14 +118,37 @@ async fn every_command_prints_one_object_with_json() {
     assert_refused(&place.argon(&["jobs", "discard", id]).await, 2, &[id, "--yes"]);
     assert_refused(&place.argon(&["jobs", "discard", id, "--yes"]).await, 1, &[id, "done"]);
 
-    let report = [("branch", "string"), ("identical", "bool"), ("differences", "list"), ("difference_count", "count"), ("segments", "count"), ("changes", "count"), ("notes", "list"), ("at", "?string")];
+    let report = [
+        ("branch", "string"),
+        ("identical", "bool"),
+        ("differences", "list"),
+        ("difference_count", "count"),
+        ("segments", "count"),
+        ("changes", "count"),
+        ("notes", "list"),
+        ("at", "?string"),
+    ];
     for args in [&["verify", BRANCH][..], &["verify", BRANCH, "--deep"], &["verify", BRANCH, "--against-db", source]] {
         let verified = place.json(args).await;
         assert_fields(&verified, &report);
         assert!(verified["identical"] == true && verified["changes"].as_u64() >= Some(head), "{verified}");
     }
     let restored = place.json(&["restore", BRANCH, "--to-db", place.database("copy").name()]).await;
-    assert_fields(&restored, &[("branch", "string"), ("at", "string"), ("seq", "count"), ("db", "string"), ("dry_run", "bool"), ("collections", "list"), ("views", "list"), ("documents", "count"), ("bytes", "count"), ("notes", "list")]);
+    assert_fields(
+        &restored,
+        &[
+            ("branch", "string"),
+            ("at", "string"),
+            ("seq", "count"),
+            ("db", "string"),
+            ("dry_run", "bool"),
+            ("collections", "list"),
+            ("views", "list"),
+            ("documents", "count"),
+            ("bytes", "count"),
+            ("notes", "list"),
+        ],
+    );
     assert_fields(&restored["collections"][0], &[("name", "string"), ("documents", "count"), ("bytes", "count"), ("indexes", "count")]);
 
     let stopped = place.json(&["capture", "stop", BRANCH]).await;
@@ -114,7 +159,15 @@ async fn every_command_prints_one_object_with_json() {
     let error: Value = serde_json::from_str(&missing.stderr).unwrap();
     assert_fields(&error, &[("error.code", "string"), ("error.message", "string")]);
     // People get the same without a brace.
-    for args in [&["branch", "list"][..], &["branch", "show", BRANCH], &["capture", "list"], &["jobs", "list"], &["jobs", "show", id], &["doctor"], &["verify", BRANCH]] {
+    for args in [
+        &["branch", "list"][..],
+        &["branch", "show", BRANCH],
+        &["capture", "list"],
+        &["jobs", "list"],
+        &["jobs", "show", id],
+        &["doctor"],
+        &["verify", BRANCH],
+    ] {
         let text = place.ok(args).await;
         assert!(!text.contains('{') && !text.trim().is_empty() && !text.contains('\u{1b}'), "{args:?}: {text}");
     }
@@ -180,7 +233,14 @@ async fn a_live_database_equals_its_history_under_load_and_another_does_not() {
     other.create_collection("surplus").await.unwrap();
     let output = place.argon(&["verify", BRANCH, "--against-db", other.name()]).await;
     assert_eq!((output.code, output.stderr.as_str()), (4, ""), "{output:?}");
-    for named in ["exact: indexes", "_id 17 differs", "_id 23 is only in history", "_id \"extra\" is only in the database", "surplus: is in the database", "verified: DIFFERENT"] {
+    for named in [
+        "exact: indexes",
+        "_id 17 differs",
+        "_id 23 is only in history",
+        "_id \"extra\" is only in the database",
+        "surplus: is in the database",
+        "verified: DIFFERENT",
+    ] {
         assert!(output.stdout.contains(named), "{named}: {output:?}");
     }
     place.stop(engine).await;

@@ -76,7 +76,8 @@ async fn ten_random_points_are_what_the_server_remembers_of_them() {
     let head = place.catch_up().await;
     // What changed when, from the server's own log: a transaction is one entry.
     let oplog = place.client.database("local").collection::<Document>("oplog.rs");
-    let ns = mongodb::bson::Regex { pattern: format!("^{}\\.load", place.source.name()).try_into().unwrap(), options: "".try_into().unwrap() };
+    let ns =
+        mongodb::bson::Regex { pattern: format!("^{}\\.load", place.source.name()).try_into().unwrap(), options: "".try_into().unwrap() };
     let all = oplog.find(doc! {"$or": [{"ns": &ns}, {"o.applyOps.ns": &ns}], "op": {"$ne": "n"}}).projection(doc! {"ts": 1, "op": 1}).await;
     let entries: Vec<Document> = futures_util::TryStreamExt::try_collect(all.unwrap()).await.unwrap();
     let times: Vec<Timestamp> = entries.iter().map(|entry| entry.get_timestamp("ts").unwrap()).collect();

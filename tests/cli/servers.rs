@@ -138,8 +138,9 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(refused.stderr.contains("env:NAME or file:PATH"), "{refused:?}");
     said += &refused.stderr;
-    let started =
-        place.argon_with(&["capture", "start", BRANCH, "--source-db", place.source.name(), "--source-uri", &reference, "--json"], &env).await;
+    let started = place
+        .argon_with(&["capture", "start", BRANCH, "--source-db", place.source.name(), "--source-uri", &reference, "--json"], &env)
+        .await;
     assert_eq!(started.code, 0, "{started:?}");
     let mut process = place.engine_with(&env).await;
     place.source.collection("a").insert_many((0..500).map(|i| doc! {"_id": i})).await.unwrap();

@@ -20,10 +20,10 @@ async fn a_directory_that_cannot_be_written_is_named() {
     let file = place.dir.path().join("file");
     fs::write(&file, "x").unwrap();
     for (path, code) in [
-        (file.clone(), 2),                         // a file, not a directory
-        (file.join("below"), 2),                   // below a file
-        (place.dir.path().join("no/parent/"), 2),  // nothing to make it in
-        (PathBuf::from("/sys/argon-store"), 1), // a file system that takes nothing, also from root
+        (file.clone(), 2),                        // a file, not a directory
+        (file.join("below"), 2),                  // below a file
+        (place.dir.path().join("no/parent/"), 2), // nothing to make it in
+        (PathBuf::from("/sys/argon-store"), 1),   // a file system that takes nothing, also from root
         (PathBuf::from("/dev/null"), 2),
     ] {
         let url = format!("file://{}", path.display());
@@ -78,7 +78,9 @@ async fn buckets_and_keys_that_are_wrong_are_named() {
     let place = Place::new("bucket").await;
     let env = |bucket: &str, key: &str| -> Vec<(String, String)> {
         let mut env = weed.env(bucket, "history");
-        env.iter_mut().filter(|(name, _)| name == "AWS_SECRET_ACCESS_KEY" && !key.is_empty()).for_each(|(_, value)| *value = key.to_owned());
+        env.iter_mut()
+            .filter(|(name, _)| name == "AWS_SECRET_ACCESS_KEY" && !key.is_empty())
+            .for_each(|(_, value)| *value = key.to_owned());
         env
     };
     async fn run(place: &Place, env: &[(String, String)], args: &[&str]) -> Output {

@@ -254,7 +254,8 @@ mod tests {
         let refused = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: Connection refused (os error 111), labels: {\"RetryableError\"}, source: None, server response: None } ] }";
         let what = selection(refused).what;
         assert!(what.contains("127.0.0.1:1: I/O error: Connection refused (os error 111); is mongod running"), "{what}");
-        let none = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: wrong, Servers: [  ] }";
+        let none =
+            "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: wrong, Servers: [  ] }";
         assert!(selection(none).what.contains("calls its set wrong: check replicaSet"), "{}", selection(none).what);
         let secondary = "Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: h:1, Type: RsSecondary, Average RTT: 1ms }, { Address: h:2, Type: Unknown } ] }";
         let what = selection(secondary).what;

@@ -21,7 +21,9 @@ impl Inner {
         match self.kill_open(tag).await {
             Ok(0) => {}
             Ok(ended) => tracing::info!(engine, ended, "ended the transactions that a dead process had left open"),
-            Err(fault) => tracing::debug!(engine, error = %fault, "could not end the transactions of a dead process; the server does after a minute"),
+            Err(fault) => {
+                tracing::debug!(engine, error = %fault, "could not end the transactions of a dead process; the server does after a minute")
+            }
         }
     }
 
