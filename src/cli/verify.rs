@@ -19,6 +19,7 @@ use super::{Context, Exit, Output};
   argon verify shop/main                      dense sequence, every object there
   argon verify shop/main --deep               every byte read, every checksum, every change decoded
   argon verify shop/main --against-db shop    the folded history against the live database at one moment
+  argon verify shop/main --against-db copy    its head against another database, such as a restored copy
 
 Exit code 0 when nothing differs, 4 when something does.")]
 pub(crate) struct Args {

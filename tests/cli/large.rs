@@ -1,7 +1,5 @@
 //! Things that are large by themselves, within the memory budget: the engine's peak is printed and bounded.
 
-use std::time::Duration;
-
 use argon::devkit::{ArgonProcess, oracle};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
@@ -67,23 +65,40 @@ fn document(id: i32, size: usize, seed: u64) -> Document {
 }
 
 #[tokio::test]
-async fn documents_at_the_limit_and_small_changes_of_large_ones_pass() {
+async fn a_change_of_a_9_mb_document_and_one_at_the_limit_pass() {
     let place = Place::new("large").await;
     let engine = place.begin().await;
     let coll = place.source.collection::<Document>("big");
-    let largest = document(1, MAX_DOCUMENT, 1);
-    assert_eq!(largest.to_vec().unwrap().len(), MAX_DOCUMENT);
-    let over = tokio::time::timeout(Duration::from_secs(60), coll.insert_one(document(9, MAX_DOCUMENT + 1, 9))).await.unwrap();
-    assert!(over.is_err(), "one byte more is too large");
-    // An event holds the document and its envelope: the server itself cannot send one of a document at the very limit.
     coll.insert_one(document(2, 9 << 20, 2)).await.unwrap();
+    place.catch_up().await;
     for i in 0..20 {
         coll.update_one(doc! {"_id": 2}, doc! {"$inc": {"n": 1}, "$set": {"small": i}}).await.unwrap();
     }
-    coll.insert_many((10..14).map(|i| document(i, 9 << 20, 3))).await.unwrap();
-    coll.replace_one(doc! {"_id": 10}, document(10, 9 << 20, 4)).await.unwrap();
-    coll.insert_one(document(3, MAX_DOCUMENT - 16_384, 5)).await.unwrap();
+    place.catch_up().await;
+    assert_peak(&engine, "a change of a 9 MB document");
+    let largest = document(1, MAX_DOCUMENT, 1);
+    assert_eq!(largest.to_vec().unwrap().len(), MAX_DOCUMENT);
+    assert!(coll.insert_one(document(9, MAX_DOCUMENT + 1, 9)).await.is_err(), "one byte more is too large");
     coll.insert_one(largest).await.unwrap();
     place.catch_up().await;
-    comes_back(&place, engine, "documents of 9 and 16 MB").await;
+    comes_back(&place, engine, "a document of 16 MB").await;
+}
+
+/// Many at once: ARGON_MEMORY_BUDGET, not the load, decides how many are in work together.
+///
+/// What the engine holds is measured, not what the C library keeps of what was freed: by default glibc moves large blocks into its
+/// arenas once it has seen some, and keeps them (about 340 MiB here instead of 170). A fixed threshold gives each back to the system.
+#[tokio::test]
+async fn a_burst_of_large_documents_is_bounded_by_the_memory_budget() {
+    let place = Place::new("burst").await;
+    place.start_capture().await;
+    let engine = place.engine_with(&[("ARGON_MEMORY_BUDGET", "64MiB"), ("MALLOC_MMAP_THRESHOLD_", "1048576")]).await;
+    let coll = place.source.collection::<Document>("big");
+    for round in 0..3 {
+        coll.insert_many((0..4).map(|i| document(round * 10 + i, 9 << 20, 3))).await.unwrap();
+        coll.replace_one(doc! {"_id": round * 10}, document(round * 10, 9 << 20, 4)).await.unwrap();
+        coll.insert_one(document(round * 10 + 9, MAX_DOCUMENT - 16_384, 5)).await.unwrap();
+    }
+    place.catch_up().await;
+    comes_back(&place, engine, "a burst of 18 documents of 9 to 16 MB").await;
 }

@@ -9,5 +9,6 @@ mod interface;
 mod large;
 mod place;
 mod points;
+mod readme;
 mod servers;
 mod storage;

@@ -19,22 +19,22 @@ use super::VerifyReport;
 use crate::branch::catalogue::{Catalogue, Collection, Kind, Uuid, read_catalogue};
 use crate::branch::fold::{FoldOptions, Folded};
 use crate::branch::history::{History, Progress};
-use crate::branch::point::Bound;
+use crate::branch::point::{Bound, Point};
 use crate::branch::server::{self, SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE};
 use crate::branch::{layout, restore};
 use crate::change::{ClusterTime, write_canonical_id};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Fidelity, SharedLedger};
+use crate::ledger::{Fidelity, Ledger, SharedLedger, same_source, server_facts};
 use crate::runtime::clock;
 use crate::store::Store;
 
 /// Buckets per collection: a differing one is re-read, so more of them make the second pass cheaper.
 const BUCKETS: usize = 256;
-/// Documents named per collection.
+/// Documents named per collection, and buckets looked into for them.
 const NAMED: usize = 10;
 /// Collections whose documents are named.
 const NAMED_COLLECTIONS: usize = 5;
-/// Documents of a bucket held in the second pass; a larger bucket is named only in part.
+/// Documents of a collection's differing buckets held in the second pass; what is beyond is named only in part.
 const MAX_SUSPECTS: usize = 1_000_000;
 /// A listing that changes while documents are read is taken again.
 const ATTEMPTS: u32 = 3;
@@ -62,7 +62,8 @@ struct Live {
     notes: Vec<String>,
 }
 
-/// Compares branch `name` with the live database.
+/// Compares branch `name` with the live database: with its source at one cluster time, collections by UUID; with any other database, such as
+/// a restored copy, as it is now against the head, collections by name.
 pub async fn against(
     ledger: SharedLedger,
     store: Store,
@@ -72,31 +73,63 @@ pub async fn against(
 ) -> Result<VerifyReport> {
     let history = History::open(ledger.clone(), store.clone(), name).await?;
     let sorted = history.branch.fidelity == Fidelity::OrderMayDiffer;
-    let live = read_live(&options.db, sorted).await?;
-    let history = wait_for(ledger, store, name, live.time, options.patience).await?;
+    let is_source = is_source(&*ledger, &history, &options.db).await?;
+    let mut live = read_live(&options.db, sorted).await?;
+    let (history, until) = if is_source {
+        (wait_for(ledger, store, name, live.time, options.patience).await?, Bound::Time(live.time))
+    } else {
+        let head = history.resolve(Point::Head).await?;
+        (history, head)
+    };
     let mut report = VerifyReport::new(&history.branch.name);
-    report.at = Some(live.time.to_string());
+    report.at = Some(if is_source { live.time.to_string() } else { Point::Head.to_string() });
     report.notes.clone_from(&live.notes);
     if sorted {
         report.notes.push("compared without regard to field order, which this branch does not know".into());
     }
-    let folded = fold_at(&history, live.time, options, progress.clone()).await?;
+    let folded = fold_at(&history, until, options, progress.clone()).await?;
+    if !is_source {
+        report.notes.push(format!("{} is not the database that was captured: collections are matched by name", options.db.name()));
+        live.take_uuids_by_name(&folded.catalogue);
+    }
     compare_catalogues(&live.catalogue, &folded.catalogue, &mut report);
     let ours = hash_fold(folded, sorted, progress).await?;
     report.documents = ours.values().flatten().map(|(count, _)| count).sum();
     let suspects = compare_hashes(&live, &ours, &mut report);
     if !suspects.is_empty() {
-        name_documents(&history, &live, suspects, sorted, options, &mut report).await?;
+        name_documents(&history, &live, until, suspects, sorted, options, &mut report).await?;
     }
     Ok(report)
 }
 
-async fn fold_at(history: &History, time: ClusterTime, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
+/// Whether this is the very database that the branch captures.
+async fn is_source(ledger: &dyn Ledger, history: &History, db: &Database) -> Result<bool> {
+    let captures = ledger.captures().await?;
+    let Some(capture) = captures.into_iter().find(|c| c.branch == history.branch.id) else { return Ok(true) };
+    Ok(capture.source.db == db.name() && same_source(&capture.source.identity, &server_facts(db.client()).await?.identity))
+}
+
+impl Live {
+    /// Collections of another database have other UUIDs: where history has one of the same name, its UUID counts.
+    fn take_uuids_by_name(&mut self, ours: &Catalogue) {
+        let by_name: HashMap<&str, Uuid> = ours.collections.values().map(|c| (c.name.as_str(), c.uuid)).collect();
+        for (old, mut collection) in std::mem::take(&mut self.catalogue.collections) {
+            let uuid = by_name.get(collection.name.as_str()).copied().unwrap_or(old);
+            collection.uuid = uuid;
+            if let Some(hashes) = self.hashes.remove(&old) {
+                self.hashes.insert(uuid, hashes);
+            }
+            self.catalogue.collections.insert(uuid, collection);
+        }
+    }
+}
+
+async fn fold_at(history: &History, until: Bound, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
     let fold = FoldOptions {
         budget: options.budget,
         dir: options.temp_dir.clone(),
         expected: history.branch.totals.raw_bytes,
-        until: Bound::Time(time),
+        until,
         tolerant: false,
     };
     restore::fold(history, &fold, progress).await
@@ -301,18 +334,24 @@ fn same_fields(a: &Document, b: &Document) -> bool {
         })
 }
 
-/// Reports collections whose documents differ; returns a differing bucket of the first few.
-fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> BTreeMap<Uuid, usize> {
+/// Differing buckets per collection.
+type Buckets = BTreeMap<Uuid, BTreeSet<usize>>;
+
+/// Reports collections whose documents differ; returns differing buckets of the first few.
+fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> Buckets {
     let mut suspects = BTreeMap::new();
     let none = vec![(0, 0); BUCKETS];
     for (uuid, theirs) in &live.hashes {
         let mine = ours.get(uuid).unwrap_or(&none);
-        let Some(first) = (0..BUCKETS).find(|i| theirs[*i] != mine[*i]) else { continue };
+        let differing: BTreeSet<usize> = (0..BUCKETS).filter(|i| theirs[*i] != mine[*i]).take(NAMED).collect();
+        if differing.is_empty() {
+            continue;
+        }
         let count = |sums: &[(u64, u128)]| sums.iter().map(|(count, _)| count).sum::<u64>();
         let name = live.catalogue.collections.get(uuid).map_or("?", |c| c.name.as_str());
         report.differs(name, format!("documents differ: {} in the database, {} in history", count(theirs), count(mine)));
         if suspects.len() < NAMED_COLLECTIONS {
-            suspects.insert(*uuid, first);
+            suspects.insert(*uuid, differing);
         }
     }
     suspects
@@ -321,8 +360,8 @@ fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> BTre
 /// Id as text and hash, by canonical key.
 type Suspects = HashMap<Vec<u8>, (String, u128)>;
 
-fn note_suspect(into: &mut Suspects, doc: &RawDocument, wanted: usize, sorted: bool, key: &mut Vec<u8>) {
-    if bucket(doc, key) == wanted && into.len() < MAX_SUSPECTS {
+fn note_suspect(into: &mut Suspects, doc: &RawDocument, wanted: &BTreeSet<usize>, sorted: bool, key: &mut Vec<u8>) {
+    if wanted.contains(&bucket(doc, key)) && into.len() < MAX_SUSPECTS {
         let id = doc.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok()).map_or_else(|| "?".to_owned(), |id| id.to_string());
         into.insert(key.clone(), (id, hash(doc, sorted)));
     }
@@ -332,30 +371,31 @@ fn note_suspect(into: &mut Suspects, doc: &RawDocument, wanted: usize, sorted: b
 async fn name_documents(
     history: &History,
     live: &Live,
-    suspects: BTreeMap<Uuid, usize>,
+    until: Bound,
+    suspects: Buckets,
     sorted: bool,
     options: &AgainstOptions,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let mut folded = fold_at(history, live.time, options, Arc::new(Progress::default())).await?;
+    let mut folded = fold_at(history, until, options, Arc::new(Progress::default())).await?;
     let wanted = suspects.clone();
     let mut ours: BTreeMap<Uuid, Suspects> = blocking(move || {
         let (mut ours, mut key) = (BTreeMap::new(), Vec::new());
         while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
-                if let Some(bucket) = wanted.get(uuid) {
-                    note_suspect(ours.entry(*uuid).or_default(), &document.doc, *bucket, sorted, &mut key);
+                if let Some(buckets) = wanted.get(uuid) {
+                    note_suspect(ours.entry(*uuid).or_default(), &document.doc, buckets, sorted, &mut key);
                 }
             }
         }
         Ok(ours)
     })
     .await?;
-    for (uuid, bucket) in suspects {
+    for (uuid, buckets) in suspects {
         let Some(collection) = live.catalogue.collections.get(&uuid) else { continue };
         let (mut theirs, mut key) = (Suspects::new(), Vec::new());
-        scan(&options.db, &collection.name, live.time, |doc| note_suspect(&mut theirs, doc, bucket, sorted, &mut key)).await?;
+        scan(&options.db, &collection.name, live.time, |doc| note_suspect(&mut theirs, doc, &buckets, sorted, &mut key)).await?;
         let mut mine = ours.remove(&uuid).unwrap_or_default();
         let mut named = Vec::new();
         for (key, (id, hash)) in theirs {

@@ -149,10 +149,7 @@ pub(super) async fn check_server(client: &Client, address: Option<&str>) -> Resu
     let topology = topology(address, &hello)?;
     let build = admin.run_command(doc! { "buildInfo": 1 }).await.map_err(fault_of)?;
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
-    if version_of(&version).is_none_or(|v| v < MIN_VERSION) {
-        let at = hello.get_str("me").unwrap_or("the server");
-        return Err(Fault::rejected(format!("MongoDB at {at} is version {version}: 6.0 or newer is needed")));
-    }
+    check_version(hello.get_str("me").ok().or(address).unwrap_or("the server"), &version)?;
     Ok((topology, version))
 }
 
@@ -168,6 +165,13 @@ fn topology(address: Option<&str>, hello: &Document) -> Result<Topology> {
         return Err(Fault::rejected(format!("MongoDB{at} runs with --replSet but the set is not initiated: run rs.initiate()")));
     }
     Err(standalone(address))
+}
+
+fn check_version(at: &str, version: &str) -> Result<()> {
+    if version_of(version).is_some_and(|v| v >= MIN_VERSION) {
+        return Ok(());
+    }
+    Err(Fault::rejected(format!("MongoDB at {at} is version {version}: 6.0 or newer is needed")))
 }
 
 fn version_of(version: &str) -> Option<(u32, u32)> {
@@ -209,7 +213,13 @@ mod tests {
         assert_eq!(version_of("6.0.5"), Some((6, 0)));
         assert_eq!(version_of("10.1.0-rc2"), Some((10, 1)));
         assert_eq!(version_of("x"), None);
-        assert!(version_of("5.0.31").unwrap() < MIN_VERSION && version_of("10.0.0").unwrap() > MIN_VERSION);
+        for new in ["6.0.0", "6.0.5", "6.3.0-rc1", "7.0.12", "10.0.0"] {
+            check_version("h:1", new).unwrap();
+        }
+        for old in ["5.0.31", "5.3.2", "4.4.29", "unknown", ""] {
+            let fault = check_version("h:1", old).unwrap_err();
+            assert!(fault.kind == Kind::Rejected && fault.what.contains(&format!("h:1 is version {old}: 6.0")), "{}", fault.what);
+        }
     }
 
     #[test]

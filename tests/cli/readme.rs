@@ -1,0 +1,133 @@
+//! Every command that the README or a `--help` shows is one that the binary takes.
+
+use std::time::Duration;
+
+use argon::config::VARIABLES;
+use argon::devkit::engine::run_to_end;
+
+use crate::place::{assert_refused, binary};
+
+/// Words of a shell line: quotes are kept together, comments and redirections cut off.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(open)) if c == open => quote = None,
+            (c, Some(_)) => word.get_or_insert_default().push(c),
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            ('#', None) if word.is_none() => break,
+            (c, None) if c.is_whitespace() => words.extend(word.take()),
+            (c, None) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    let end = words.iter().position(|word| matches!(word.as_str(), "|" | "&" | "&&" | ">" | ";")).unwrap_or(words.len());
+    words.truncate(end);
+    words
+}
+
+/// Arguments of `argon` in a line, also through cargo or after variables.
+fn arguments(line: &str) -> Option<Vec<String>> {
+    let words: Vec<String> = words(line.trim_start_matches("$ "));
+    let command = words.iter().position(|word| !word.contains('=')).unwrap_or(words.len());
+    match words[command..].iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["argon", ..] => Some(words[command + 1..].to_vec()),
+        ["cargo", "run", ..] => {
+            let at = words.iter().position(|word| word == "--")?;
+            let other = words[..at].windows(2).any(|pair| pair[0] == "--bin" && pair[1] != "argon" || pair[0] == "-p");
+            (!other).then(|| words[at + 1..].to_vec())
+        }
+        _ => None,
+    }
+}
+
+async fn assert_taken(args: &[String]) {
+    let limit = Duration::from_secs(60);
+    let help: Vec<String> = args.iter().cloned().chain(["--help".to_owned()]).collect();
+    let output = run_to_end(binary(), help, &[], limit).await.unwrap();
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "argon {}", args.join(" "));
+    // Those two go on without a server; all others, once parsed, miss it first.
+    let runs_alone = matches!(args.first().map(String::as_str), None | Some("demo" | "doctor"));
+    if !runs_alone && !args.iter().any(|arg| arg == "--help" || arg == "--version") {
+        let store = [("ARGON_STORE_URL".to_owned(), "memory:".to_owned())];
+        let output = run_to_end(binary(), args, &store, limit).await.unwrap();
+        assert_refused(&output, 2, &["no MongoDB given"]);
+    }
+}
+
+#[tokio::test]
+async fn the_commands_of_the_readme_are_taken() {
+    let readme = include_str!("../../README.md");
+    let (mut fenced, mut taken) = (false, 0);
+    for line in readme.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+            continue;
+        }
+        if !fenced {
+            continue;
+        }
+        if let Some(set) = line.trim().strip_prefix("export ") {
+            for word in words(set) {
+                let name = word.split('=').next().unwrap_or_default();
+                assert!(VARIABLES.contains(&name), "{name} is not a setting");
+            }
+        }
+        if let Some(args) = arguments(line.trim()) {
+            assert_taken(&args).await;
+            taken += 1;
+        }
+    }
+    assert!(!fenced, "a fence is open");
+    assert!(taken >= 5, "only {taken} commands were found");
+}
+
+#[tokio::test]
+async fn the_examples_of_help_are_taken() {
+    let mut taken = 0;
+    for command in [
+        "demo",
+        "run",
+        "doctor",
+        "capture start",
+        "capture stop",
+        "capture list",
+        "branch list",
+        "branch show",
+        "verify",
+        "restore",
+        "jobs list",
+        "jobs show",
+        "jobs retry",
+        "jobs discard",
+    ] {
+        let help: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = run_to_end(binary(), help, &[], Duration::from_secs(60)).await.unwrap().stdout;
+        let (_, examples) = help.split_once("Example").unwrap();
+        for line in examples.lines().filter_map(|line| line.strip_prefix("  argon ")) {
+            // What an example does stands behind at least two spaces.
+            let args = words(line.split("  ").next().unwrap());
+            assert_taken(&args).await;
+            taken += 1;
+        }
+    }
+    assert!(taken >= 20, "only {taken} examples were found");
+}
+
+#[test]
+fn shell_lines_are_cut_into_words() {
+    for (line, expected) in [
+        ("argon run   # the engine", Some(vec!["run"])),
+        ("A=1 B='x y' argon log 'a b' | head", Some(vec!["log", "a b"])),
+        ("cargo run --release -- demo", Some(vec!["demo"])),
+        ("cargo run -p argon-loadgen -- bench", None),
+        ("cargo test --workspace", None),
+        ("export A=argon", None),
+        ("", None),
+    ] {
+        assert_eq!(arguments(line), expected.map(|words| words.into_iter().map(str::to_owned).collect()), "{line}");
+    }
+}
