@@ -42,7 +42,7 @@ fn run(seed: u64, kills: usize) {
             let mut settings = settings();
             // A small queue now and then: capture waits for the workers.
             settings.queue_max_bytes = [1 << 20, 8 << 10][rng.random_range(0..2)];
-            let mix = Mix::bad(seed * 1_000 + started, seed % 2 == 0);
+            let mix = Mix::bad(seed * 1_000 + started, seed.is_multiple_of(2));
             engines.push(world.spawn_with(&format!("engine-{started}"), mix, settings, world.store.clone()));
         }
         std::thread::sleep(Duration::from_millis(rng.random_range(0..1_200)));
