@@ -170,7 +170,9 @@ impl Upload<'_> {
     /// refers to it yet, and it is replaced only if it still is that very version: bytes of somebody else are never overwritten.
     async fn confirm(&self, outcome: PutOutcome, found: Option<ObjectInfo>, report: &mut PutReport) -> Result<PutOutcome> {
         let whole = found.as_ref().is_none_or(|found| found.size == self.body.len() as u64);
-        if whole && (self.store.verifies_puts() || self.matches().await?) {
+        // What another attempt put there may have been sent when nothing was checked, and died before it had read it back.
+        let another = found.as_ref().is_some_and(|found| found.put_id.as_ref() != Some(&self.tag.put_id));
+        if whole && (self.store.verifies_puts() && !another || self.matches().await?) {
             return Ok(outcome);
         }
         let found = match found {

@@ -99,6 +99,18 @@ async fn rule_21_a_put_whose_answer_was_lost_is_adopted() {
 }
 
 #[tokio::test]
+async fn rule_28_what_an_attempt_without_checksums_left_damaged_is_not_adopted_with_checksums() {
+    let (inner, careless) = faulty(FaultPlan { unverified: true, ..FaultPlan::default() });
+    let sent = body(1, 100);
+    careless.next_put(PutFault::Altered);
+    careless.put_new("k", sent.clone(), &tag(&sent, "an attempt that died before it read back")).await.unwrap();
+    assert_ne!(inner.get("k", None).await.unwrap(), sent);
+    let report = upload(&*inner, "k", &sent, &FAST).await.unwrap();
+    assert_eq!((report.outcome, report.repaired), (PutOutcome::Adopted, 1));
+    assert_eq!(inner.get("k", None).await.unwrap(), sent);
+}
+
+#[tokio::test]
 async fn a_request_that_was_lost_is_repeated() {
     let (inner, store) = faulty(FaultPlan::default());
     let sent = body(1, 100);
