@@ -14,6 +14,8 @@ use mongodb::options::ReadConcern;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 use mongodb::{Client, Database};
 
+use super::machine::Machine;
+
 /// Reply sizes that are tried: the engine's (`capture::mongo`) and the driver's default, which leaves it to the server.
 pub(super) const REPLY_EVENTS: [Option<u32>; 2] = [Some(4_000), None];
 /// A backlog that stops coming is an error, not a hang.
@@ -26,6 +28,8 @@ pub(super) struct Reading {
     pub elapsed: Duration,
     /// CPU seconds of this process, the driver mostly.
     pub cpu_s: f64,
+    /// Cores that other work on the machine took meanwhile.
+    pub others: f64,
     /// CPU seconds of mongod.
     pub mongod_cpu_s: f64,
 }
@@ -41,6 +45,7 @@ pub(super) async fn read(
 ) -> Result<Reading> {
     let cpu = || (cpu_seconds(std::process::id()).unwrap_or(0.0), mongod.and_then(cpu_seconds).unwrap_or(0.0));
     let before = cpu();
+    let machine = Machine::now();
     let start = clock::now();
     let counted = tokio::time::timeout(LIMIT, count(&client.database(db), token, changes, reply_events)).await;
     let counted =
@@ -50,7 +55,8 @@ pub(super) async fn read(
         return Err(Fault::corrupt(format!("the bare cursor delivered {counted} events, {changes} were written")));
     }
     let after = cpu();
-    Ok(Reading { reply_events, elapsed, cpu_s: after.0 - before.0, mongod_cpu_s: after.1 - before.1 })
+    let (cpu_s, mongod_cpu_s) = (after.0 - before.0, after.1 - before.1);
+    Ok(Reading { reply_events, elapsed, cpu_s, mongod_cpu_s, others: machine.others_since(cpu_s + mongod_cpu_s) })
 }
 
 async fn count(db: &Database, token: &Document, changes: u64, reply_events: Option<u32>) -> Result<u64> {

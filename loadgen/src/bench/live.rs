@@ -80,6 +80,7 @@ pub(super) async fn run(args: Live) -> Result<Report> {
         "engine",
         format!("{:.1} CPU s, {cores:.3} cores under load, {:.1} MiB at most", used.engine_cpu_s, real(used.peak_rss_bytes) / 1_048_576.0),
     );
+    report.line("others", format!("{:.2} cores were taken by other work on this machine", loaded.others_cores));
     report.line(
         "stored",
         format!(

@@ -7,6 +7,7 @@ mod ceiling;
 mod delays;
 mod documents;
 mod live;
+mod machine;
 mod pipeline;
 mod repeated;
 mod rig;

@@ -38,6 +38,8 @@ struct Round {
     ceiling_cpu_s: f64,
     /// CPU seconds of mongod in the faster one.
     ceiling_mongod_cpu_s: f64,
+    /// Cores that other work on the machine took during the fastest reading.
+    ceiling_others_cores: f64,
     engine_per_s: f64,
     ratio_to_ceiling: f64,
     /// The same with the start of the process.
@@ -51,6 +53,8 @@ struct Round {
     totals: Totals,
     stored_bytes_per_change: f64,
     raw_bytes_per_change: f64,
+    /// Compressed for the queue, which lives for a second.
+    queued_bytes_per_change: f64,
     verify_ms: f64,
 }
 
@@ -112,6 +116,7 @@ async fn round(rig: &Rig, line: &Line, changes: u64, readings: &[Reading]) -> Re
     Ok(Round {
         cursor_per_s: readings.iter().map(|reading| (label(reading), json!(per_second(changes, reading.elapsed)))).collect(),
         ceiling_per_s,
+        ceiling_others_cores: fastest.others,
         ceiling_cpu_s: fastest.cpu_s,
         ceiling_mongod_cpu_s: fastest.mongod_cpu_s,
         engine_per_s,
@@ -125,6 +130,7 @@ async fn round(rig: &Rig, line: &Line, changes: u64, readings: &[Reading]) -> Re
         totals: branch.totals,
         stored_bytes_per_change: ratio(real(branch.totals.stored_bytes), real(changes)),
         raw_bytes_per_change: ratio(real(branch.totals.raw_bytes), real(changes)),
+        queued_bytes_per_change: ratio(real(branch.settled_bytes), real(changes)),
         verify_ms: millis(verified),
     })
 }
@@ -149,6 +155,7 @@ fn report(args: &Pipeline, rig: &Rig, loading: Duration, rounds: &[Round]) -> Re
     report.set("stored_bytes_per_change", mid(|round| round.stored_bytes_per_change));
     report.set("raw_bytes_per_change", mid(|round| round.raw_bytes_per_change));
     report.set("objects", mid(|round| real(round.totals.segments)));
+    report.set("others_cores", mid(|round| round.ceiling_others_cores.max(round.used.others_cores)));
     report.set("load_per_s", per_second(args.changes, loading));
     report.set("rounds", rounds);
 
@@ -170,7 +177,7 @@ type Column = (&'static str, fn(&Round) -> f64, usize);
 
 /// A row per round and the medians.
 fn table(rounds: &[Round]) -> Vec<Vec<String>> {
-    let columns: [Column; 15] = [
+    let columns: [Column; 17] = [
         ("cursor/s", |r| r.ceiling_per_s, 0),
         ("engine/s", |r| r.engine_per_s, 0),
         ("ratio", |r| r.ratio_to_ceiling, 3),
@@ -185,6 +192,8 @@ fn table(rounds: &[Round]) -> Vec<Vec<String>> {
         ("peak MiB", |r| real(r.used.peak_rss_bytes) / 1_048_576.0, 0),
         ("stored B/change", |r| r.stored_bytes_per_change, 1),
         ("raw B/change", |r| r.raw_bytes_per_change, 1),
+        ("queued B/change", |r| r.queued_bytes_per_change, 1),
+        ("others' cores", |r| r.ceiling_others_cores.max(r.used.others_cores), 2),
         ("objects", |r| real(r.totals.segments), 0),
     ];
     let head = std::iter::once("round".to_owned()).chain(columns.iter().map(|(name, ..)| (*name).to_owned())).collect();

@@ -9,6 +9,7 @@ use argon::fault::{Fault, Result};
 use argon::runtime::clock;
 use serde::Serialize;
 
+use super::machine::Machine;
 use super::rig::{Line, Rig};
 use super::watch::{POLL, Watch};
 
@@ -23,7 +24,8 @@ pub(super) struct Session<'a> {
     pub watch: Watch,
     engine: ArgonProcess,
     spawned: Instant,
-    cpu_before: [f64; 2],
+    cpu_before: [f64; 3],
+    machine: Machine,
     owned: Option<Duration>,
     first_checkpoint: Option<Duration>,
 }
@@ -37,6 +39,10 @@ pub(super) struct Used {
     pub mongod_cpu_s: f64,
     /// Of the store's server meanwhile; 0 for a directory.
     pub store_cpu_s: f64,
+    /// Of this process meanwhile: looking at the metadata, and the load if it makes one.
+    pub own_cpu_s: f64,
+    /// Cores that other work on the machine took meanwhile.
+    pub others_cores: f64,
     /// Most memory that the engine has had resident (VmHWM).
     pub peak_rss_bytes: u64,
 }
@@ -55,10 +61,20 @@ pub(super) struct Moments {
 impl<'a> Session<'a> {
     /// Spawns `argon run`.
     pub(super) fn start(rig: &'a Rig, line: &Line) -> Result<Self> {
-        let cpu_before = servers_cpu(rig);
+        let (machine, cpu_before) = (Machine::now(), cpu(rig));
         let spawned = clock::now();
         let engine = rig.start_engine(line)?;
-        Ok(Self { rig, line: line.clone(), watch: rig.watch(line), engine, spawned, cpu_before, owned: None, first_checkpoint: None })
+        Ok(Self {
+            rig,
+            line: line.clone(),
+            watch: rig.watch(line),
+            engine,
+            spawned,
+            cpu_before,
+            machine,
+            owned: None,
+            first_checkpoint: None,
+        })
     }
 
     /// Waits until the engine owns its capture.
@@ -103,13 +119,12 @@ impl<'a> Session<'a> {
     /// What it has used so far.
     pub(super) fn used(&self) -> Result<Used> {
         let gone = || Fault::unknown("argon run has ended");
-        let [mongod, store] = servers_cpu(self.rig);
-        Ok(Used {
-            engine_cpu_s: self.engine.cpu_seconds().ok_or_else(gone)?,
-            mongod_cpu_s: mongod - self.cpu_before[0],
-            store_cpu_s: store - self.cpu_before[1],
-            peak_rss_bytes: self.engine.peak_rss().ok_or_else(gone)?,
-        })
+        let now = cpu(self.rig);
+        let [mongod_cpu_s, store_cpu_s, own_cpu_s] = [0, 1, 2].map(|i| now[i] - self.cpu_before[i]);
+        let engine_cpu_s = self.engine.cpu_seconds().ok_or_else(gone)?;
+        let others_cores = self.machine.others_since(engine_cpu_s + mongod_cpu_s + store_cpu_s + own_cpu_s);
+        let peak_rss_bytes = self.engine.peak_rss().ok_or_else(gone)?;
+        Ok(Used { engine_cpu_s, mongod_cpu_s, store_cpu_s, own_cpu_s, others_cores, peak_rss_bytes })
     }
 
     /// Ends the engine, verifies the branch; returns how long that took.
@@ -145,6 +160,7 @@ impl<'a> Session<'a> {
     }
 }
 
-fn servers_cpu(rig: &Rig) -> [f64; 2] {
-    [rig.mongod.pid(0), rig.store_pid()].map(|pid| pid.and_then(cpu_seconds).unwrap_or(0.0))
+/// CPU seconds of mongod, the store's server and this process.
+fn cpu(rig: &Rig) -> [f64; 3] {
+    [rig.mongod.pid(0), rig.store_pid(), Some(std::process::id())].map(|pid| pid.and_then(cpu_seconds).unwrap_or(0.0))
 }

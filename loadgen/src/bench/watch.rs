@@ -44,6 +44,8 @@ pub(super) struct BranchSeen {
     pub id: String,
     pub head: Head,
     pub totals: Totals,
+    /// Payload bytes that went through the queue: the same blocks, compressed for the queue.
+    pub settled_bytes: u64,
 }
 
 #[derive(Debug, Deserialize)]
