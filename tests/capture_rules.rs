@@ -1,4 +1,5 @@
 //! Rules of a capture that need a real server and a whole engine, run inside this process on a directory store.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Every command with `--json`: one object of the agreed fields; `verify --against-db` under load and against another database.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use argon::devkit::workload::{self, Profile, Workload};
@@ -200,23 +202,26 @@ async fn a_live_database_equals_its_history_under_load_and_another_does_not() {
     let mut load = Workload::new(11, 0, profile).unwrap();
     let source = place.source.clone();
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let written = Arc::new(AtomicU64::new(0));
+    let counted = written.clone();
     let writer = tokio::spawn(async move {
-        let mut written = 0;
         while matches!(stopped.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
             let operations: Vec<_> = (0..10).map(|_| load.next_operation()).collect();
-            written += workload::apply(&source, &operations).await.unwrap().changes;
+            counted.fetch_add(workload::apply(&source, &operations).await.unwrap().changes, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await; // light: about 200 writes a second
         }
-        written
     });
-    for _ in 0..2 {
+    for round in 0.. {
+        if round >= 2 && written.load(Ordering::Relaxed) > 100 {
+            break;
+        }
         let begun = clock::now();
         let report = place.json(&["verify", BRANCH, "--deep", "--against-db", place.source.name(), "--wait", "60s"]).await;
         assert!(report["identical"] == true && report["at"].is_string(), "{report}");
         println!("verified {} documents under load in {:?}", report["documents"], begun.elapsed());
     }
     stop.send(()).unwrap();
-    assert!(writer.await.unwrap() > 100);
+    writer.await.unwrap();
 
     place.source.collection("exact").insert_many((0..200).map(|i| doc! {"_id": i, "n": i})).await.unwrap();
     place.source.run_command(doc! {"createIndexes": "exact", "indexes": [{"key": {"n": 1}, "name": "n"}]}).await.unwrap();

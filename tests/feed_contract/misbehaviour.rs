@@ -30,7 +30,7 @@ async fn follow(feed: &dyn ChangeFeed, start: &RawDocumentBuf, events: usize) ->
 async fn whatever_breaks_every_event_comes_once_to_a_reader_that_resumes() {
     for seed in 0..20 {
         let source = Memory::new("set-1");
-        source.feed.set_reply_events(1 + seed as usize % 5);
+        source.feed.set_reply_events(1 + usize::try_from(seed % 5).unwrap_or(0));
         let start = source.feed.present();
         for i in 0..20 {
             source.insert("orders", i).await;
