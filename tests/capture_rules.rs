@@ -108,7 +108,7 @@ impl World {
 }
 
 async fn wait_for(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let began = std::time::Instant::now();
+    let began = argon::runtime::clock::now();
     while !done().await {
         assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
