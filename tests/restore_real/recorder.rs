@@ -88,7 +88,7 @@ impl Recorder {
             id: "c1".into(),
             branch: ID.into(),
             branch_name: BRANCH.into(),
-            source: Source { uri: None, db: db.name().into(), identity: "rs".into() },
+            source: Source { uri: None, db: db.name().into(), identity: server_facts(client).await.unwrap().identity },
             state: CaptureState::Running,
             reason: None,
             position: Position { token: token.clone(), chain: token.clone(), next_seq: 1, last_txn: None },
