@@ -13,7 +13,7 @@ use crate::runtime::random;
 use crate::segment::{DEFAULT_LEVEL, EncodeOptions, SegmentHeader, encode};
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
-use super::job::header;
+use super::job::{header, row};
 
 /// Gives up the changes of a dead or waiting sync job: history gets a gap of exactly their range. False when the job's state does not allow it (it is running or done).
 pub async fn discard(ledger: &SharedLedger, store: &Store, job: &Job, reason: &str) -> Result<bool> {
@@ -29,25 +29,8 @@ pub async fn discard(ledger: &SharedLedger, store: &Store, job: &Job, reason: &s
     if put.outcome == PutOutcome::Conflict {
         return Err(Fault::corrupt(format!("{key} holds other bytes; verify the branch")));
     }
-    let row = SegmentRow {
-        key,
-        branch: branch.id,
-        kind: SegmentKind::Gap,
-        epoch: spec.epoch,
-        level: 0,
-        first_seq: spec.first_seq,
-        last_seq: spec.last_seq,
-        first_time: spec.first_time,
-        last_time: spec.last_time,
-        last_wall_ms: spec.last_wall_ms,
-        starts_inside: spec.starts_inside,
-        ends: spec.ends,
-        has_ddl: false,
-        holes: spec.last_seq + 1 - spec.first_seq,
-        raw_bytes: 0,
-        stored_bytes: encoded.bytes.len() as u64,
-        sha256: layout::hex(&encoded.sha256),
-        committed_ms: 0,
-    };
+    // Range, times and flags are those of the segment it stands in for.
+    let holes = spec.last_seq + 1 - spec.first_seq;
+    let row = SegmentRow { kind: SegmentKind::Gap, has_ddl: false, holes, raw_bytes: 0, ..row(job, spec, key, &encoded) };
     ledger.discard_job(&job.id, &row).await
 }

@@ -156,7 +156,7 @@ fn check_range(header: &SegmentHeader, blocks: &[RawBlock]) -> Result<()> {
     Ok(())
 }
 
-fn row(job: &Job, spec: &SyncSpec, key: String, encoded: &Encoded) -> SegmentRow {
+pub(super) fn row(job: &Job, spec: &SyncSpec, key: String, encoded: &Encoded) -> SegmentRow {
     SegmentRow {
         key,
         branch: job.branch.clone(),
