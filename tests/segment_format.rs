@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use argon::change::{ChangeRef, ClusterTime, Op, canonical_id};
 use argon::ledger::{Ends, SegmentKind};
-use argon::segment::{BlockBuilder, EncodeOptions, RawBlock, SegmentFile, SegmentHeader, encode, verify_encoded};
+use argon::segment::{BlockBuilder, PackedBlock, RawBlock, SegmentFile, SegmentHeader, encode, verify_encoded};
 use bson::{Decimal128, RawDocumentBuf, oid::ObjectId, rawdoc};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -137,8 +137,8 @@ fn encode_now(kind: SegmentKind) -> Vec<u8> {
     let rows = rows();
     let mut blocks = vec![build(FIRST_SEQ, &rows[..SPLIT]), build(FIRST_SEQ + SPLIT as u64, &rows[SPLIT..])];
     blocks.truncate(if kind == SegmentKind::Gap { 0 } else { 2 });
-    let options = EncodeOptions { level: 3, cancel: &AtomicBool::new(false) };
-    let encoded = encode(&header(kind), &blocks, &options).unwrap();
+    let blocks: Vec<PackedBlock> = blocks.into_iter().map(|b| PackedBlock::pack(b).unwrap()).collect();
+    let encoded = encode(&header(kind), &blocks, &AtomicBool::new(false)).unwrap();
     verify_encoded(&encoded, &header(kind), &blocks).unwrap();
     encoded.bytes.to_vec()
 }
@@ -393,12 +393,14 @@ fn the_engine_reads_the_golden_files_and_finds_the_rows_that_went_in() {
     }
 }
 
-/// Compared as decoded: another version of zstd may compress to other bytes.
+/// Compared as decoded: another version of zstd may compress to other bytes. The engine writes no filter for blocks as small as these;
+/// the golden file has one, for the next test.
 #[test]
 fn the_engine_still_writes_what_the_golden_files_hold() {
+    let without_filters = |object: &[u8]| text(object).lines().filter(|line| !line.starts_with("filter ")).collect::<Vec<_>>().join("\n");
     for (name, kind) in KINDS {
         let now = encode_now(kind);
-        assert_eq!(text(&now), text(&golden(&format!("{name}.seg"), || now.clone())), "{name}");
+        assert_eq!(without_filters(&now), without_filters(&golden(&format!("{name}.seg"), || now.clone())), "{name}");
     }
 }
 
@@ -421,4 +423,9 @@ fn rule_15_the_key_filter_of_the_golden_file_knows_keys_in_canonical_form() {
     for (id, key) in [(rawdoc! {"_id": 1.0}, &one[..]), (rawdoc! {"_id": -0.0}, &[4, 3]), (rawdoc! {"_id": oid(9)}, &object_id(9))] {
         assert_eq!(canonical_id(&id).unwrap().as_bytes(), key);
     }
+    let file = SegmentFile::parse("golden", object.into()).unwrap();
+    let (entry, footer) = (&file.footer().blocks[0], file.footer());
+    let engine_has = |id: RawDocumentBuf| entry.may_contain(footer, "renamed", Some(&[0x3e; 16]), &canonical_id(&id).unwrap());
+    assert!([rawdoc! {"_id": oid(1)}, rawdoc! {"_id": 1.0}, rawdoc! {"_id": "k"}].into_iter().all(engine_has));
+    assert!(!(100..200).all(|n| engine_has(rawdoc! {"_id": oid(n)})));
 }

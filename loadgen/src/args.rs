@@ -250,15 +250,15 @@ pub(crate) struct Repeated {
     /// Writers, each with 300 documents of its own.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub connections: u32,
-    /// Starts the engine after the load, so that segments are as large as they get.
+    /// Runs the engine during the load, so that segments are as small as the rate makes them, instead of after it.
     #[arg(long)]
-    pub backlog: bool,
+    pub live: bool,
     /// Size of the documents that are updated.
     #[arg(long, default_value_t = 400, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=15_728_640))]
     pub doc_bytes: u32,
-    /// Ends with exit code 1 if more is stored, in percent of the raw bytes.
-    #[arg(long, default_value_t = 5.0, value_name = "PERCENT")]
-    pub max_percent: f64,
+    /// Ends with exit code 1 if more is stored, in percent of the raw bytes [default: 5, none with --live].
+    #[arg(long, value_name = "PERCENT")]
+    pub max_percent: Option<f64>,
     /// Seed of the operations.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,

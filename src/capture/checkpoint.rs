@@ -4,8 +4,10 @@
 //! backlog is over its limit. Does not own: the transaction itself (`ledger`), when batches close (`assemble`).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rayon::prelude::*;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::fault::{Fault, Result};
@@ -15,12 +17,10 @@ use crate::runtime::cpu::CpuPool;
 use crate::runtime::link::LinkRx;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
-use crate::segment::pack_payload;
+use crate::segment::{PackedBlock, pack_payload};
 
 use super::batch::{Batch, Owner, PAYLOAD_PART_BYTES};
 
-/// Fast: the payload lives for a second.
-const PAYLOAD_LEVEL: i32 = 1;
 const REPEAT: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(5) };
 /// How often the backlog is looked at while capture waits for it.
 const BACKLOG_LOOK: Duration = Duration::from_millis(200);
@@ -98,7 +98,11 @@ impl CheckpointStage {
 
     async fn pack(&self, batch: Batch) -> Result<Checkpoint> {
         let blocks = batch.blocks.clone();
-        let parts = self.cpu.run("pack payload", move |_| pack_payload(&blocks, PAYLOAD_LEVEL, PAYLOAD_PART_BYTES)).await?;
+        let pack = move |_: &AtomicBool| {
+            let packed = blocks.into_par_iter().map(PackedBlock::pack).collect::<Result<Vec<_>>>()?;
+            pack_payload(&packed, PAYLOAD_PART_BYTES)
+        };
+        let parts = self.cpu.run("pack payload", pack).await?;
         Ok(batch.into_checkpoint(&self.owner, random::ordered_id(), random::id(), parts))
     }
 

@@ -25,6 +25,10 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 /// No block is larger (bytes, uncompressed): bounds what a reader allocates. One change of the server is at most 16 MiB and a bit.
 pub const MAX_BLOCK_BYTES: usize = 64 << 20;
 
+/// No block has more collections, nor more shapes: an entry takes ten times its bytes in memory once it is read. A block of
+/// [`BLOCK_BYTES`] has room for a third of it.
+pub(super) const MAX_TABLE: usize = 1 << 16;
+
 /// The format byte of row-columns v1. Others will follow (documents shredded into columns).
 pub(super) const ROW_COLUMNS_V1: u8 = 1;
 /// Bytes of the fixed head.

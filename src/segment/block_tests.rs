@@ -10,7 +10,7 @@ use crate::change::{ClusterTime, Op};
 use crate::fault::Kind;
 
 fn stored(rows: &[Row]) -> usize {
-    super::codec::compress(&block(1, rows).bytes, 3).unwrap().len()
+    super::codec::compress(&block(1, rows).bytes).unwrap().len()
 }
 
 fn raw(rows: &[Row]) -> usize {
@@ -143,7 +143,7 @@ fn metadata_of_a_regular_stream_is_well_under_two_bytes_a_change() {
 fn inserts_compress_as_well_as_their_bodies_alone() {
     let rows = inserts(4000);
     let bodies: Vec<u8> = rows.iter().flat_map(|r| r.body.as_ref().unwrap().as_bytes().to_vec()).collect();
-    let alone = super::codec::compress(&bodies, 3).unwrap().len();
+    let alone = super::codec::compress(&bodies).unwrap().len();
     let stored = stored(&rows);
     println!(
         "inserts: raw {}, bodies alone {alone}, block {stored}: {:.2} bytes of metadata a change",
@@ -163,34 +163,40 @@ fn times_that_run_backwards_come_back() {
     assert_eq!(rows_of(&block(u64::MAX - 10, &rows)), rows);
 }
 
-fn blocks() -> Vec<RawBlock> {
-    vec![block(1, &hot_updates(500, 20)), block(501, &inserts(300)), block(801, &inserts(1))]
+fn blocks() -> Vec<PackedBlock> {
+    let raw = [block(1, &hot_updates(500, 20)), block(501, &inserts(300)), block(801, &inserts(1))];
+    raw.into_iter().map(|b| PackedBlock::pack(b).unwrap()).collect()
+}
+
+fn same(a: &[PackedBlock], b: &[PackedBlock]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a.raw(), a.frame()) == (b.raw(), b.frame()))
 }
 
 #[test]
 fn payload_comes_back_whatever_the_size_of_its_parts() {
     for max_part in [41, 100, 1000, 8 << 20] {
-        let parts = pack_payload(&blocks(), 1, max_part).unwrap();
+        let parts = pack_payload(&blocks(), max_part).unwrap();
         assert!(parts.iter().all(|p| p.len() <= max_part));
         assert!(max_part > 1000 || parts.len() > 1, "a block is split over parts");
-        assert_eq!(unpack_payload(&parts, 8 << 20).unwrap(), blocks());
+        let unpacked = unpack_payload(&parts, 8 << 20).unwrap();
+        assert!(same(&unpacked, &blocks()) && unpacked.iter().all(PackedBlock::is_proven));
     }
-    assert_eq!(unpack_payload(&pack_payload(&[], 1, 100).unwrap(), 0).unwrap(), []);
-    assert_eq!(pack_payload(&blocks(), 1, 40).unwrap_err().kind, Kind::Config);
+    assert_eq!(unpack_payload(&pack_payload(&[], 100).unwrap(), 0).unwrap(), []);
+    assert_eq!(pack_payload(&blocks(), 40).unwrap_err().kind, Kind::Config);
 }
 
 #[test]
 fn payload_is_bounded_by_its_uncompressed_size() {
-    let parts = pack_payload(&blocks(), 1, 8 << 20).unwrap();
-    let total: u64 = blocks().iter().map(|b| b.bytes.len() as u64).sum();
+    let parts = pack_payload(&blocks(), 8 << 20).unwrap();
+    let total: u64 = blocks().iter().map(|b| b.raw().bytes.len() as u64).sum();
     assert!(unpack_payload(&parts, total).is_ok());
     assert_eq!(unpack_payload(&parts, total - 1).unwrap_err().kind, Kind::Corrupt);
 }
 
 #[test]
 fn parts_that_are_missing_swapped_damaged_or_of_another_payload_are_refused() {
-    let parts = pack_payload(&blocks(), 1, 600).unwrap();
-    let other = pack_payload(&blocks()[..2], 1, 600).unwrap();
+    let parts = pack_payload(&blocks(), 600).unwrap();
+    let other = pack_payload(&blocks()[..2], 600).unwrap();
     assert!(parts.len() > 3);
     let mut swapped = parts.clone();
     swapped.swap(0, 1);
@@ -208,4 +214,16 @@ fn parts_that_are_missing_swapped_damaged_or_of_another_payload_are_refused() {
         bad[1] = bytes.into();
         assert_eq!(unpack_payload(&bad, 8 << 20).unwrap_err().kind, Kind::Corrupt, "bit {bit}");
     }
+}
+
+#[test]
+fn tables_that_would_take_ten_times_their_bytes_in_memory_are_refused() {
+    let (collections, shapes) = (1usize << 21, 2usize << 20);
+    let mut bytes = vec![1, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+    for n in [u32::try_from(collections).unwrap(), u32::try_from(shapes).unwrap(), u32::try_from(collections * 2).unwrap(), 0, 0, 0, 0, 0] {
+        bytes.extend_from_slice(&n.to_le_bytes());
+    }
+    bytes.resize(bytes.len() + collections * 2 + shapes * 24, 0);
+    let fault = RawBlock { first_seq: 9, count: 1, bytes: bytes.into() }.rows().unwrap_err();
+    assert!(fault.kind == Kind::Corrupt && fault.what.contains("over the limit of 65536"), "{fault}");
 }

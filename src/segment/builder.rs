@@ -8,7 +8,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::block::{
-    HAS_BODY, HAS_KEY, HAS_WALL, HEAD_LEN, MAX_BLOCK_BYTES, ROW_COLUMNS_V1, RawBlock, SHAPE_LEN, TXN_NEXT, TXN_NONE, TXN_SAME,
+    HAS_BODY, HAS_KEY, HAS_WALL, HEAD_LEN, MAX_BLOCK_BYTES, MAX_TABLE, ROW_COLUMNS_V1, RawBlock, SHAPE_LEN, TXN_NEXT, TXN_NONE, TXN_SAME,
 };
 use super::wire::{MAX_VARINT, put_varint, zigzag};
 use crate::change::{ChangeRef, ClusterTime, Op};
@@ -138,11 +138,15 @@ impl BlockBuilder {
         // Varints of shape, time, wall, name length and two references; the row that starts a column of marks or references fills it up.
         let meta = 16 + 1 + SHAPE_LEN + 6 * MAX_VARINT + 3 * (self.count as usize + 1);
         let most = self.len.saturating_add(len(c.key)).saturating_add(len(c.body)).saturating_add(len(c.txn));
-        if most.saturating_add(c.coll.len()).saturating_add(meta) > MAX_BLOCK_BYTES || self.count == u32::MAX {
+        if most.saturating_add(c.coll.len()).saturating_add(meta) > MAX_BLOCK_BYTES
+            || self.count == u32::MAX
+            || self.shapes.len() >= MAX_TABLE
+        {
             return Err(Fault::rejected(format!(
-                "a change of {} bytes does not fit a block of {} bytes (limit {MAX_BLOCK_BYTES})",
+                "a change of {} bytes does not fit a block of {} bytes (limit {MAX_BLOCK_BYTES}) and {} shapes (limit {MAX_TABLE})",
                 c.raw_bytes(),
-                self.len
+                self.len,
+                self.shapes.len()
             )));
         }
         Ok(())

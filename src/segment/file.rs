@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::footer::Trailer;
-use super::{Footer, RawBlock, SegmentHeader, TailResult};
+use super::{BlockEntry, Footer, PackedBlock, RawBlock, SegmentHeader, TailResult, codec};
 use crate::fault::{Fault, Result};
 use crate::ledger::SegmentKind;
 
@@ -80,9 +80,22 @@ impl SegmentFile {
     pub fn block(&self, i: usize) -> Result<RawBlock> {
         let entry = self.footer.blocks.get(i);
         let entry = entry.ok_or_else(|| Fault::missing(format!("{}: block {i} of {}", self.object, self.block_count())))?;
-        // The footer's chain of blocks was checked to lie inside the object.
+        entry.decode(&self.object, self.stored(entry))
+    }
+
+    /// Whether block `i` is this one, in its stored form and as the index describes it.
+    pub(super) fn holds_frame(&self, i: usize, block: &PackedBlock) -> bool {
+        let raw = block.raw();
+        self.footer.blocks.get(i).is_some_and(|entry| {
+            self.stored(entry) == block.frame()
+                && (entry.codec, entry.raw_hash) == (codec::ZSTD, block.raw_hash())
+                && (entry.first_seq, entry.count, entry.raw_len as usize) == (raw.first_seq, raw.count, raw.bytes.len())
+        })
+    }
+
+    /// The footer's chain of blocks was checked to lie inside the object.
+    fn stored(&self, entry: &BlockEntry) -> &[u8] {
         let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
-        let stored = self.bytes.get(start..start.saturating_add(entry.stored_len as usize)).unwrap_or_default();
-        entry.decode(&self.object, stored)
+        self.bytes.get(start..start.saturating_add(entry.stored_len as usize)).unwrap_or_default()
     }
 }

@@ -6,14 +6,13 @@ use bson::rawdoc;
 use proptest::prelude::*;
 
 use super::footer::{TRAILER_LEN, Trailer};
-use super::testing::{Row, any_row, block, hot_updates, inserts, oid, rows_of};
+use super::testing::{Row, any_row, hot_updates, inserts, oid, packed, rows_of};
 use super::*;
 use crate::change::{ClusterTime, Op, canonical_id};
 use crate::fault::{Kind, Result};
 use crate::ledger::{Ends, SegmentKind};
 
 static GO: AtomicBool = AtomicBool::new(false);
-const OPTIONS: EncodeOptions<'static> = EncodeOptions { level: DEFAULT_LEVEL, cancel: &GO };
 
 fn header(first_seq: u64, last_seq: u64) -> SegmentHeader {
     SegmentHeader {
@@ -35,15 +34,15 @@ fn header(first_seq: u64, last_seq: u64) -> SegmentHeader {
 }
 
 /// A segment of `rows`, at most `per_block` in a block.
-fn segment(rows: &[Row], per_block: usize) -> (SegmentHeader, Vec<RawBlock>, Encoded) {
+fn segment(rows: &[Row], per_block: usize) -> (SegmentHeader, Vec<PackedBlock>, Encoded) {
     let mut seq = 100;
     let mut blocks = Vec::new();
     for rows in rows.chunks(per_block) {
-        blocks.push(block(seq, rows));
+        blocks.push(packed(seq, rows));
         seq += rows.len() as u64;
     }
     let header = header(100, seq - 1);
-    let encoded = encode(&header, &blocks, &OPTIONS).unwrap();
+    let encoded = encode(&header, &blocks, &GO).unwrap();
     (header, blocks, encoded)
 }
 
@@ -58,10 +57,10 @@ proptest! {
     fn segments_come_back(rows in prop::collection::vec(any_row(), 1..80), per_block in 1..30usize, reason in proptest::option::of(".*")) {
         let mut blocks = Vec::new();
         for rows in rows.chunks(per_block) {
-            blocks.push(block(blocks.last().map_or(7, |b: &RawBlock| b.last_seq() + 1), rows));
+            blocks.push(packed(blocks.last().map_or(7, |b: &PackedBlock| b.raw().last_seq() + 1), rows));
         }
         let header = SegmentHeader { reason, last_wall_ms: None, ends: Ends::Open, ..header(7, 6 + rows.len() as u64) };
-        let encoded = encode(&header, &blocks, &OPTIONS).unwrap();
+        let encoded = encode(&header, &blocks, &GO).unwrap();
         verify_encoded(&encoded, &header, &blocks).unwrap();
         let file = SegmentFile::parse("o", encoded.bytes).unwrap();
         prop_assert_eq!(file.header(), &header);
@@ -95,7 +94,7 @@ proptest! {
 #[test]
 fn a_gap_is_a_segment_without_blocks() {
     let header = SegmentHeader { kind: SegmentKind::Gap, reason: Some("the oplog rolled over".into()), ..header(5, 5) };
-    let encoded = encode(&header, &[], &OPTIONS).unwrap();
+    let encoded = encode(&header, &[], &GO).unwrap();
     verify_encoded(&encoded, &header, &[]).unwrap();
     let file = SegmentFile::parse("o", encoded.bytes).unwrap();
     assert_eq!((file.header(), file.block_count(), encoded.summary), (&header, 0, Summary::default()));
@@ -104,7 +103,7 @@ fn a_gap_is_a_segment_without_blocks() {
 
 #[test]
 fn blocks_that_do_not_fit_the_header_are_refused() {
-    let blocks = [block(1, &inserts(3)), block(4, &inserts(2))];
+    let blocks = [packed(1, &inserts(3)), packed(4, &inserts(2))];
     let gap = SegmentHeader { kind: SegmentKind::Gap, ..header(1, 5) };
     for (header, blocks) in [
         (header(1, 4), &blocks[..]),
@@ -115,22 +114,33 @@ fn blocks_that_do_not_fit_the_header_are_refused() {
         (gap, &blocks[..]),
         (SegmentHeader { epoch: u64::MAX, ..header(1, 5) }, &blocks[..]),
     ] {
-        assert_eq!(encode(&header, blocks, &OPTIONS).unwrap_err().kind, Kind::Rejected);
+        assert_eq!(encode(&header, blocks, &GO).unwrap_err().kind, Kind::Rejected);
     }
 }
 
 #[test]
 fn encoding_stops_when_told() {
     let stop = AtomicBool::new(true);
-    let options = EncodeOptions { level: 3, cancel: &stop };
-    assert_eq!(encode(&header(1, 3), &[block(1, &inserts(3))], &options).unwrap_err().kind, Kind::Cancelled);
+    assert_eq!(encode(&header(1, 3), &[packed(1, &inserts(3))], &stop).unwrap_err().kind, Kind::Cancelled);
+}
+
+/// Blocks as a worker has them.
+fn proven(blocks: &[PackedBlock]) -> Vec<PackedBlock> {
+    unpack_payload(&pack_payload(blocks, 8 << 20).unwrap(), 8 << 20).unwrap()
 }
 
 #[test]
 fn verification_finds_any_difference() {
+    for through_the_queue in [false, true] {
+        verification_finds_differences(if through_the_queue { proven } else { <[PackedBlock]>::to_vec });
+    }
+}
+
+fn verification_finds_differences(way: fn(&[PackedBlock]) -> Vec<PackedBlock>) {
     let (good, blocks, encoded) = segment(&hot_updates(60, 9), 30);
+    let blocks = way(&blocks);
     verify_encoded(&encoded, &good, &blocks).unwrap();
-    let other = segment(&inserts(60), 30).1;
+    let other = way(&segment(&inserts(60), 30).1);
     let summary = Summary { holes: 1, ..encoded.summary };
     assert!(verify_encoded(&encoded, &good, &[blocks[0].clone(), other[1].clone()]).is_err());
     assert!(verify_encoded(&encoded, &good, &blocks[..1]).is_err());
@@ -179,17 +189,24 @@ fn a_hole_that_comes_again_is_counted_again() {
 #[test]
 fn the_key_filter_finds_what_is_there_and_follows_the_uuid() {
     let key = |n| canonical_id(&rawdoc! {"_id": oid(n)}).unwrap();
-    let (entry, footer) = entry_of(&inserts(200));
+    let (entry, footer) = entry_of(&inserts(2000));
     let uuid = Some([0x3e; 16]);
-    assert!((0..200).all(|n| entry.may_contain(&footer, "renamed", uuid.as_ref(), &key(n))));
-    assert!((0..200).all(|n| entry.may_contain(&footer, "orders", None, &key(n))), "without a UUID the name decides");
+    assert!((0..2000).all(|n| entry.may_contain(&footer, "renamed", uuid.as_ref(), &key(n))));
+    assert!((0..2000).all(|n| entry.may_contain(&footer, "orders", None, &key(n))), "without a UUID the name decides");
     assert!(!entry.may_contain(&footer, "orders", Some(&[1; 16]), &key(1)), "another collection of this name");
-    assert!((1000..2000).filter(|&n| entry.may_contain(&footer, "orders", uuid.as_ref(), &key(n))).count() < 60);
+    assert!((5000..6000).filter(|&n| entry.may_contain(&footer, "orders", uuid.as_ref(), &key(n))).count() < 60);
+}
+
+#[test]
+fn a_block_that_comes_with_the_tail_has_no_filter() {
+    let (entry, footer) = entry_of(&inserts(20));
+    let stranger = canonical_id(&rawdoc! {"_id": "never seen"}).unwrap();
+    assert!(entry.filter.is_empty() && entry.may_contain(&footer, "orders", None, &stranger));
 }
 
 #[test]
 fn rows_without_a_document_switch_the_filter_off() {
-    let mut rows = inserts(5);
+    let mut rows = inserts(2000);
     rows[2].body = Some(rawdoc! {"no": "id"});
     let (entry, footer) = entry_of(&rows);
     let stranger = canonical_id(&rawdoc! {"_id": "never seen"}).unwrap();

@@ -18,6 +18,8 @@ pub(super) const TRAILER_LEN: usize = 48;
 const AFTER_TOTAL: usize = 24;
 /// The longest footer (bytes). Bounds what a ranged reader fetches on the word of a trailer.
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
+/// The most collections of a footer: an entry takes ten times its bytes in memory once it is read.
+const MAX_COLLECTIONS: usize = 1 << 20;
 /// A range that nearly always holds the whole footer (bytes).
 pub const TAIL_BYTES: u64 = 64 << 10;
 
@@ -172,7 +174,7 @@ impl Footer {
             Summary { changes: cursor.u64()?, raw_bytes: cursor.u64()?, holes: cursor.u64()?, has_ddl: read_flags(cursor.u8()?, &cursor)? };
         cursor.zeros(7)?;
         // Five bytes are the least of a collection, so that a count cannot ask for more than the footer's own size.
-        if collections > cursor.left() / 5 || blocks > cursor.left() / ENTRY_LEN {
+        if collections > (cursor.left() / 5).min(MAX_COLLECTIONS) || blocks > cursor.left() / ENTRY_LEN {
             return Err(cursor.fault(&format!("{collections} collections and {blocks} blocks in {} bytes", cursor.left())));
         }
         let mut footer = Self { collections: Vec::with_capacity(collections), blocks: Vec::with_capacity(blocks), summary };
@@ -236,6 +238,12 @@ impl Footer {
         }
         let footer = &out[start..];
         let (len, hash) = (footer.len() as u64, xxh3_64(footer));
+        if self.collections.len() > MAX_COLLECTIONS {
+            return Err(Fault::rejected(format!(
+                "{} collections in one segment, over the limit of {MAX_COLLECTIONS}",
+                self.collections.len()
+            )));
+        }
         if len > MAX_FOOTER_BYTES {
             return Err(Fault::rejected(format!("segment footer of {len} bytes is over the limit of {MAX_FOOTER_BYTES}: fewer blocks")));
         }

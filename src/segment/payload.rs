@@ -4,13 +4,12 @@
 //! One byte stream (per block: first seq u64, count u32, raw length u32, stored length u32, xxh3-64 of the raw bytes u64, zstd frame)
 //! cut into parts, because a single block may be larger than a part. Each part: [`PART_HEAD`] bytes, then its piece of the stream.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
+use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::block::{MAX_BLOCK_BYTES, RawBlock};
-use super::codec;
+use super::PackedBlock;
+use super::block::MAX_BLOCK_BYTES;
 use super::wire::Cursor;
 use crate::fault::{Fault, Result};
 
@@ -18,22 +17,24 @@ const MAGIC: &[u8; 8] = b"ARGNPAY1";
 /// Magic 8, part u32, parts u32, stream length u64, xxh3-64 of the stream u64 (parts of different batches never mix),
 /// xxh3-64 u64 of the head before it and the piece after it.
 const PART_HEAD: usize = 40;
+/// Bytes before each frame.
+const BLOCK_HEAD: usize = 28;
 
-/// Packs blocks into parts of at most `max_part` bytes, compressed at `level`. Any order of blocks; none gives one part.
-pub fn pack_payload(blocks: &[RawBlock], level: i32, max_part: usize) -> Result<Vec<Bytes>> {
+/// Packs blocks into parts of at most `max_part` bytes. Any order of blocks; none gives one part.
+pub fn pack_payload(blocks: &[PackedBlock], max_part: usize) -> Result<Vec<Bytes>> {
     let piece = max_part
         .checked_sub(PART_HEAD)
         .filter(|&n| n > 0)
         .ok_or_else(|| Fault::config(format!("a payload part of {max_part} bytes has no room; it needs more than {PART_HEAD}")))?;
-    let mut stream = Vec::new();
+    let mut stream = Vec::with_capacity(blocks.iter().map(|b| b.frame().len() + BLOCK_HEAD).sum());
     for block in blocks {
-        let frame = codec::compress(&block.bytes, level)?;
-        stream.extend_from_slice(&block.first_seq.to_le_bytes());
-        stream.extend_from_slice(&block.count.to_le_bytes());
-        stream.extend_from_slice(&len32(block.bytes.len())?.to_le_bytes());
+        let (raw, frame) = (block.raw(), block.frame());
+        stream.extend_from_slice(&raw.first_seq.to_le_bytes());
+        stream.extend_from_slice(&raw.count.to_le_bytes());
+        stream.extend_from_slice(&len32(raw.bytes.len())?.to_le_bytes());
         stream.extend_from_slice(&len32(frame.len())?.to_le_bytes());
-        stream.extend_from_slice(&xxh3_64(&block.bytes).to_le_bytes());
-        stream.extend_from_slice(&frame);
+        stream.extend_from_slice(&block.raw_hash().to_le_bytes());
+        stream.extend_from_slice(frame);
     }
     let hash = xxh3_64(&stream);
     let count = len32(stream.len().div_ceil(piece).max(1))?;
@@ -55,11 +56,12 @@ pub fn pack_payload(blocks: &[RawBlock], level: i32, max_part: usize) -> Result<
         .collect()
 }
 
-/// The blocks of [`pack_payload`]. `parts` are all parts in order; `max_bytes` bounds the uncompressed bytes of all blocks together.
-pub fn unpack_payload(parts: &[Bytes], max_bytes: u64) -> Result<Vec<RawBlock>> {
+/// The blocks of [`pack_payload`], each decoded and found right. `parts` are all parts in order; `max_bytes` bounds the uncompressed
+/// bytes of all blocks together. Parallel over blocks where it is called inside a rayon pool.
+pub fn unpack_payload(parts: &[Bytes], max_bytes: u64) -> Result<Vec<PackedBlock>> {
     let stream = join(parts)?;
     let mut cursor = Cursor::new(&stream, "payload");
-    let (mut blocks, mut total) = (Vec::new(), 0u64);
+    let (mut packed, mut total) = (Vec::new(), 0u64);
     while !cursor.is_empty() {
         let (first_seq, count) = (cursor.u64()?, cursor.u32()?);
         let (raw_len, stored_len) = (cursor.len32()?, cursor.len32()?);
@@ -68,23 +70,19 @@ pub fn unpack_payload(parts: &[Bytes], max_bytes: u64) -> Result<Vec<RawBlock>> 
         if total > max_bytes {
             return Err(cursor.fault(&format!("blocks of {total} bytes and more are over the limit of {max_bytes}")));
         }
-        let frame = cursor.take(stored_len)?;
-        let raw = codec::decompress(frame, raw_len).map_err(|e| e.at(format!("payload before byte {}", cursor.position())))?;
-        if xxh3_64(&raw) != hash {
-            return Err(cursor.fault("checksum of the block before it does not match"));
-        }
-        blocks.push(RawBlock { first_seq, count, bytes: Bytes::from(raw) });
+        let frame = stream.slice_ref(cursor.take(stored_len)?);
+        packed.push((first_seq, count, raw_len, hash, frame, cursor.position()));
     }
-    Ok(blocks)
+    let unpack = |(first_seq, count, raw_len, hash, frame, end)| {
+        PackedBlock::unpack(first_seq, count, raw_len, hash, frame).map_err(|e| e.at(format!("payload before byte {end}")))
+    };
+    packed.into_par_iter().map(unpack).collect()
 }
 
 /// Checks every part and gives the stream; copies only where there is more than one part.
-fn join(parts: &[Bytes]) -> Result<Cow<'_, [u8]>> {
-    let Some(first) = parts.first() else {
-        return Err(Fault::corrupt("payload has no parts"));
-    };
+fn join(parts: &[Bytes]) -> Result<Bytes> {
     let mut identity = None;
-    let mut stream = Cow::Borrowed(first.get(PART_HEAD..).unwrap_or_default());
+    let mut len_so_far = 0usize;
     for (n, part) in parts.iter().enumerate() {
         let place = || format!("payload part {} of {}", n + 1, parts.len());
         let mut head = Cursor::new(part, "part");
@@ -100,10 +98,17 @@ fn join(parts: &[Bytes]) -> Result<Cow<'_, [u8]>> {
         if number != n || count != parts.len() || *identity.get_or_insert((len, hash)) != (len, hash) {
             return Err(Fault::corrupt(format!("is part {} of {count} of some payload", number + 1)).at(place()));
         }
-        if n > 0 {
-            stream.to_mut().extend_from_slice(piece);
-        }
+        len_so_far += piece.len();
     }
+    let stream = match parts {
+        [] => return Err(Fault::corrupt("payload has no parts")),
+        [only] => only.slice(PART_HEAD..),
+        parts => {
+            let mut stream = Vec::with_capacity(len_so_far);
+            parts.iter().for_each(|part| stream.extend_from_slice(&part[PART_HEAD..]));
+            stream.into()
+        }
+    };
     if identity != Some((stream.len() as u64, xxh3_64(&stream))) {
         return Err(Fault::corrupt(format!("payload of {} bytes is not what was packed", stream.len())));
     }

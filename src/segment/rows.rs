@@ -4,7 +4,7 @@
 use bson::RawDocument;
 
 use super::block::{
-    HAS_BODY, HAS_KEY, HAS_WALL, KNOWN_FLAGS, MAX_BLOCK_BYTES, ROW_COLUMNS_V1, RawBlock, SHAPE_LEN, TXN_NEXT, TXN_NONE, TXN_SAME,
+    HAS_BODY, HAS_KEY, HAS_WALL, KNOWN_FLAGS, MAX_BLOCK_BYTES, MAX_TABLE, ROW_COLUMNS_V1, RawBlock, SHAPE_LEN, TXN_NEXT, TXN_NONE, TXN_SAME,
 };
 use super::wire::{Cursor, unzigzag};
 use crate::change::{ChangeRef, ClusterTime, Op};
@@ -86,6 +86,9 @@ impl<'a> Rows<'a> {
             return Err(Fault::corrupt("block at byte 8: sequence numbers run over"));
         }
         let (collections, shapes) = (head.len32()?, head.len32()?);
+        if collections.max(shapes) > MAX_TABLE {
+            return Err(head.fault(&format!("{collections} collections and {shapes} shapes, over the limit of {MAX_TABLE}")));
+        }
         let mut lens = [0; 6];
         for len in &mut lens {
             *len = head.len32()?;

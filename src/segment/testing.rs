@@ -4,7 +4,7 @@ use bson::{RawDocument, RawDocumentBuf, oid::ObjectId, rawdoc};
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{BlockBuilder, RawBlock};
+use super::{BlockBuilder, PackedBlock, RawBlock};
 use crate::change::{ChangeRef, ClusterTime, Op};
 
 /// A row that owns its parts.
@@ -51,6 +51,11 @@ pub(super) fn block(first_seq: u64, rows: &[Row]) -> RawBlock {
     let block = builder.finish();
     assert_eq!(block.bytes.len(), len, "encoded_len must be exact");
     block
+}
+
+/// The same, compressed.
+pub(super) fn packed(first_seq: u64, rows: &[Row]) -> PackedBlock {
+    PackedBlock::pack(block(first_seq, rows)).unwrap()
 }
 
 /// Rows of a block, with dense sequence numbers.

@@ -10,7 +10,7 @@ use crate::branch::layout;
 use crate::fault::{Fault, Result};
 use crate::ledger::{Job, SegmentKind, SegmentRow, SharedLedger};
 use crate::runtime::random;
-use crate::segment::{DEFAULT_LEVEL, EncodeOptions, SegmentHeader, encode};
+use crate::segment::{SegmentHeader, encode};
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::job::{header, row};
@@ -21,7 +21,7 @@ pub async fn discard(ledger: &SharedLedger, store: &Store, job: &Job, reason: &s
     let branch = ledger.branch(&job.branch).await?;
     let branch = branch.ok_or_else(|| Fault::missing(format!("branch {} of this job does not exist", job.branch)))?;
     let header = SegmentHeader { kind: SegmentKind::Gap, reason: Some(reason.to_string()), ..header(job, spec, &branch.source_db) };
-    let encoded = encode(&header, &[], &EncodeOptions { level: DEFAULT_LEVEL, cancel: &AtomicBool::new(false) })?;
+    let encoded = encode(&header, &[], &AtomicBool::new(false))?;
     let key = layout::segment_l0(layout::project_of(&branch.name), &branch.id, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
     let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
     let body: Bytes = encoded.bytes.clone();

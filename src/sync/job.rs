@@ -12,7 +12,7 @@ use crate::ledger::{Committed, Job, JobLease, SegmentCommit, SegmentKind, Segmen
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
-use crate::segment::{DEFAULT_LEVEL, EncodeOptions, Encoded, RawBlock, SegmentHeader, encode, unpack_payload, verify_encoded};
+use crate::segment::{Encoded, PackedBlock, SegmentHeader, encode, unpack_payload, verify_encoded};
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::commit::CommitHandle;
@@ -77,8 +77,9 @@ impl SyncJob {
                 let blocks = unpack_payload(&parts, limit)?;
                 drop(parts);
                 check_range(&header, &blocks)?;
-                let encoded = encode(&header, &blocks, &EncodeOptions { level: DEFAULT_LEVEL, cancel })?;
-                // A compressor bug must not reach the bucket: this is the last moment the payload exists.
+                let encoded = encode(&header, &blocks, cancel)?;
+                // A compressor bug must not reach the bucket: unpacking has decoded every block, this proves that what was decoded is
+                // what goes out, and the payload still exists.
                 verify_encoded(&encoded, &header, &blocks)?;
                 Ok(encoded)
             })
@@ -142,9 +143,9 @@ pub(super) fn header(job: &Job, spec: &SyncSpec, db: &str) -> SegmentHeader {
 }
 
 /// The payload must hold exactly the changes that the job promises.
-fn check_range(header: &SegmentHeader, blocks: &[RawBlock]) -> Result<()> {
+fn check_range(header: &SegmentHeader, blocks: &[PackedBlock]) -> Result<()> {
     let mut next = header.first_seq;
-    for block in blocks {
+    for block in blocks.iter().map(PackedBlock::raw) {
         if block.first_seq != next {
             return Err(Fault::corrupt(format!("payload: a block starts at seq {} where {next} is due", block.first_seq)));
         }

@@ -9,7 +9,7 @@ use argon::branch::history::History;
 use argon::branch::layout;
 use argon::change::{ChangeRef, ClusterTime, Scratch, parse_event};
 use argon::ledger::*;
-use argon::segment::{BlockBuilder, EncodeOptions, RawBlock, SegmentHeader, encode};
+use argon::segment::{BlockBuilder, PackedBlock, SegmentHeader, encode};
 use argon::store::{MemoryStore, PutTag, Store};
 use bson::raw::RawBsonRef;
 use bson::{RawDocument, RawDocumentBuf, doc, rawdoc};
@@ -152,7 +152,8 @@ impl Recorder {
 
     async fn commit(&mut self) {
         let Some(open) = self.rows.take() else { return };
-        let blocks: Vec<RawBlock> = vec![open.builder.finish()];
+        let block = PackedBlock::pack(open.builder.finish()).unwrap();
+        let block_bytes = block.raw().bytes.len() as u64;
         let ends = if self.last_txn.is_some() { Ends::Unknown } else { Ends::Closed };
         let header = SegmentHeader {
             kind: SegmentKind::Changes,
@@ -170,7 +171,7 @@ impl Recorder {
             db: self.db.name().into(),
             reason: None,
         };
-        let encoded = encode(&header, &blocks, &EncodeOptions { level: 1, cancel: &AtomicBool::new(false) }).unwrap();
+        let encoded = encode(&header, &[block], &AtomicBool::new(false)).unwrap();
         let key = layout::segment_l0("test", ID, 1, header.first_seq, header.last_seq, &encoded.sha256);
         put(&self.store, &key, encoded.bytes.clone()).await;
         let job = format!("job-{:016}", header.first_seq);
@@ -187,7 +188,7 @@ impl Recorder {
             starts_inside: header.starts_inside,
             ends,
             raw_bytes: open.raw_bytes,
-            block_bytes: blocks[0].bytes.len() as u64,
+            block_bytes,
             payload_bytes: 1,
             payload_parts: 1,
         };

@@ -1,8 +1,8 @@
-//! `bench repeated`: a few hundred documents that get the same updates over and over, through the whole engine while they happen.
+//! `bench repeated`: a few hundred documents that get the same updates over and over, through the whole engine.
 //!
 //! Owns: the share of the raw bytes that is stored. `raw` are the server's event bytes without token and envelope, `stored` the bytes of
-//! the segment objects, both from the totals of the branch. The share depends on how many changes a segment holds, and so on the rate:
-//! `--backlog` shows the other end, segments as large as they get.
+//! the segment objects, both from the totals of the branch. The share depends on how many changes a segment holds: here they are as
+//! large as they get; with `--live` they are what the rate makes them, and their own head and first documents weigh more.
 
 use argon::devkit::workload::{self, Profile};
 use argon::fault::{Fault, Result};
@@ -16,6 +16,9 @@ use crate::args::{Pace, Repeated};
 use crate::load;
 use crate::report::Report;
 
+/// Percent of the raw bytes.
+const DEFAULT_LIMIT: f64 = 5.0;
+
 /// Runs it.
 pub(super) async fn run(args: Repeated) -> Result<Report> {
     let profile = Profile { doc_bytes: usize::try_from(args.doc_bytes).unwrap_or(usize::MAX), ..Profile::repeated() };
@@ -26,7 +29,7 @@ pub(super) async fn run(args: Repeated) -> Result<Report> {
     let line = Line::new(1);
     rig.start_capture(&line).await?;
     let mut live = None;
-    if !args.backlog {
+    if args.live {
         let mut session = Session::start(&rig, &line)?;
         session.wait_owned().await?;
         live = Some(session);
@@ -45,7 +48,7 @@ pub(super) async fn run(args: Repeated) -> Result<Report> {
     }
     session.finish().await?;
 
-    let options = json!({ "count": args.count, "connections": args.connections, "backlog": args.backlog, "rate": load.target_rate, "doc_bytes": args.doc_bytes, "keys": profile.keys, "servers": rig.describe() });
+    let options = json!({ "count": args.count, "connections": args.connections, "live": args.live, "rate": load.target_rate, "doc_bytes": args.doc_bytes, "keys": profile.keys, "servers": rig.describe() });
     let mut report = Report::new("bench repeated", options, args.seed);
     let percent = ratio(real(totals.stored_bytes), real(totals.raw_bytes)) * 100.0;
     load::lines(&load, &mut report);
@@ -64,6 +67,8 @@ pub(super) async fn run(args: Repeated) -> Result<Report> {
     report.set("totals", totals);
     report.set("used", used);
     report.set("load", &load);
-    report.limit(percent <= args.max_percent, format!("{percent:.2} % stored, at most {} % wanted", args.max_percent));
+    if let Some(limit) = args.max_percent.or((!args.live).then_some(DEFAULT_LIMIT)) {
+        report.limit(percent <= limit, format!("{percent:.2} % stored, at most {limit} % wanted"));
+    }
     Ok(report)
 }

@@ -1,8 +1,9 @@
 //! Owns: writing operations to a database in as few commands as their order allows, and counting the changes that come of it.
 //! Does not own retrying: an error leaves it open which operations of the call took effect.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use futures_util::future::join_all;
 use mongodb::bson::{Bson, Document, doc, serialize_to_vec};
 use mongodb::error::{Error, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::{ClientSession, Database};
@@ -73,12 +74,38 @@ pub async fn apply(db: &Database, operations: &[Operation]) -> Result<Stats> {
             [Operation::Transaction(parts)] => stats += Box::pin(transaction(db, parts)).await?,
             part => {
                 for chunk in part.chunks(4 * COMMAND_STATEMENTS) {
-                    for command in commands(chunk)? {
-                        stats += command.run(db, None).await?;
+                    for round in rounds(commands(chunk)?) {
+                        let done = join_all(round.into_values().map(|commands| in_turn(db, commands))).await;
+                        for more in done {
+                            stats += more?;
+                        }
                     }
                 }
             }
         }
+    }
+    Ok(stats)
+}
+
+/// Commands of one round by collection: those of one collection follow each other, those of several wait together, since on a
+/// majority write concern the wait is most of a command.
+fn rounds(commands: Vec<Command>) -> Vec<BTreeMap<usize, Vec<Command>>> {
+    let mut rounds: Vec<(usize, BTreeMap<usize, Vec<Command>>)> = Vec::new();
+    for command in commands {
+        if rounds.last().is_none_or(|(round, _)| *round != command.round) {
+            rounds.push((command.round, BTreeMap::new()));
+        }
+        if let Some((_, by_collection)) = rounds.last_mut() {
+            by_collection.entry(command.collection).or_default().push(command);
+        }
+    }
+    rounds.into_iter().map(|(_, by_collection)| by_collection).collect()
+}
+
+async fn in_turn(db: &Database, commands: Vec<Command>) -> Result<Stats> {
+    let mut stats = Stats::default();
+    for command in commands {
+        stats += command.run(db).await?;
     }
     Ok(stats)
 }
@@ -108,6 +135,8 @@ impl Verb {
 /// One write command.
 #[derive(Debug)]
 struct Command {
+    /// Rounds follow each other; a document's operations are in rounds in their order.
+    round: usize,
     verb: Verb,
     collection: usize,
     statements: Vec<Bson>,
@@ -115,10 +144,10 @@ struct Command {
 }
 
 impl Command {
-    async fn run(self, db: &Database, session: Option<&mut ClientSession>) -> Result<Stats, Fault> {
+    async fn run(self, db: &Database) -> Result<Stats, Fault> {
         let bytes = self.bytes as u64;
         let verb = self.verb;
-        let reply = self.send(db, session).await.map_err(|error| fault(verb.names().0, &error))?;
+        let reply = self.send(db, None).await.map_err(|error| fault(verb.names().0, &error))?;
         count(verb, &reply, bytes)
     }
 
@@ -138,29 +167,29 @@ impl Command {
 /// delete command per collection) that is not before the previous one of its document; within a command the order is kept anyway.
 fn commands(operations: &[Operation]) -> Result<Vec<Command>> {
     let mut last: HashMap<(usize, String), usize> = HashMap::new();
-    let mut waves: Vec<((usize, usize), Vec<Bson>)> = Vec::new();
+    let mut rounds: Vec<((usize, usize), Vec<Bson>)> = Vec::new();
     let mut at: HashMap<(usize, usize), usize> = HashMap::new();
     for operation in operations {
         let (verb, collection, id, statement) = statement(operation)?;
-        let wave = last.entry((collection, id)).or_insert(0);
-        *wave += (3 + verb as usize - *wave % 3) % 3;
-        let slot = *at.entry((*wave, collection)).or_insert_with(|| {
-            waves.push(((*wave, collection), Vec::new()));
-            waves.len() - 1
+        let round = last.entry((collection, id)).or_insert(0);
+        *round += (3 + verb as usize - *round % 3) % 3;
+        let slot = *at.entry((*round, collection)).or_insert_with(|| {
+            rounds.push(((*round, collection), Vec::new()));
+            rounds.len() - 1
         });
-        waves[slot].1.push(statement);
+        rounds[slot].1.push(statement);
     }
-    waves.sort_by_key(|(place, _)| *place);
+    rounds.sort_by_key(|(place, _)| *place);
     let mut commands = Vec::new();
-    for ((wave, collection), statements) in waves {
-        let verb = [Verb::Insert, Verb::Update, Verb::Delete][wave % 3];
-        split(verb, collection, statements, &mut commands)?;
+    for ((round, collection), statements) in rounds {
+        let verb = [Verb::Insert, Verb::Update, Verb::Delete][round % 3];
+        let empty = || Command { round, verb, collection, statements: Vec::new(), bytes: 0 };
+        split(empty, statements, &mut commands)?;
     }
     Ok(commands)
 }
 
-fn split(verb: Verb, collection: usize, statements: Vec<Bson>, into: &mut Vec<Command>) -> Result<()> {
-    let empty = || Command { verb, collection, statements: Vec::new(), bytes: 0 };
+fn split(empty: impl Fn() -> Command, statements: Vec<Bson>, into: &mut Vec<Command>) -> Result<()> {
     let mut command = empty();
     for statement in statements {
         let bytes = statement.as_document().map_or(Ok(0), |document| serialize_to_vec(document).map(|bytes| bytes.len()));
