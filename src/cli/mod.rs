@@ -100,7 +100,11 @@ pub fn main() -> ExitCode {
         }
     };
     let json = cli.json;
-    telemetry::init_logging(matches!(cli.command, Command::Run(_)));
+    let engine = matches!(cli.command, Command::Run(_));
+    if engine {
+        crate::runtime::memory::begin_with_fixed_threshold();
+    }
+    telemetry::init_logging(engine);
     for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
         complain(&format!("warning: {given} is not a setting of Argon; did you mean {meant}?"));
     }

@@ -1,4 +1,5 @@
-//! Owns: what every stage stands on: clock, randomness, bounded links, the CPU pool, levels of stopping, process identity.
+//! Owns: what every stage stands on: clock, randomness, bounded links, the CPU pool, levels of stopping, process identity,
+//! returning memory.
 //! Does not own: any stage.
 
 pub mod backoff;
@@ -6,5 +7,6 @@ pub mod clock;
 pub mod cpu;
 pub mod identity;
 pub mod link;
+pub mod memory;
 pub mod random;
 pub mod shutdown;

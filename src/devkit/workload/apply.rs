@@ -1,7 +1,7 @@
 //! Owns: writing operations to a database in as few commands as their order allows, and counting the changes that come of it.
 //! Does not own retrying: an error leaves it open which operations of the call took effect.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures_util::future::join_all;
 use mongodb::bson::{Bson, Document, doc, serialize_to_vec};
@@ -66,25 +66,70 @@ fn code(error: &Error) -> Option<i32> {
     if let mongodb::error::ErrorKind::Command(command) = error.kind.as_ref() { Some(command.code) } else { None }
 }
 
-/// Applies operations. Those on one document keep their order, those before and after a transaction too; others may be reordered.
+/// Applies operations. Those on one document keep their order; others may be reordered.
 pub async fn apply(db: &Database, operations: &[Operation]) -> Result<Stats> {
     let mut stats = Stats { operations: operations.len() as u64, ..Stats::default() };
-    for part in operations.chunk_by(|a, b| !is_transaction(a) && !is_transaction(b)) {
-        match part {
-            [Operation::Transaction(parts)] => stats += Box::pin(transaction(db, parts)).await?,
-            part => {
-                for chunk in part.chunks(4 * COMMAND_STATEMENTS) {
-                    for round in rounds(commands(chunk)?) {
-                        let done = join_all(round.into_values().map(|commands| in_turn(db, commands))).await;
-                        for more in done {
-                            stats += more?;
-                        }
-                    }
+    for chunk in operations.chunks(4 * COMMAND_STATEMENTS) {
+        let mut rest: Vec<&Operation> = chunk.iter().collect();
+        while !rest.is_empty() {
+            let pass = Pass::of(&rest);
+            for round in rounds(commands(pass.single)?) {
+                for more in join_all(round.into_values().map(|commands| in_turn(db, commands))).await {
+                    stats += more?;
                 }
             }
+            for parts in pass.transactions {
+                stats += Box::pin(transaction(db, parts)).await?;
+            }
+            rest = pass.rest;
         }
     }
     Ok(stats)
+}
+
+/// What can be sent next: single operations, then transactions. A transaction is a round trip for each of its parts and one more, so
+/// operations on other documents do not wait for it: they would be cut into commands of a few statements each.
+#[derive(Default)]
+struct Pass<'a> {
+    single: Vec<&'a Operation>,
+    transactions: Vec<&'a [Operation]>,
+    /// Of a document that a transaction before them touches, or that one of these does.
+    rest: Vec<&'a Operation>,
+}
+
+impl<'a> Pass<'a> {
+    fn of(operations: &[&'a Operation]) -> Self {
+        let mut pass = Self::default();
+        // Documents of transactions and of what has to wait: whatever comes later for these has to wait too.
+        let mut taken = HashSet::new();
+        for &operation in operations {
+            if let Operation::Transaction(parts) = operation {
+                let documents: Vec<_> = parts.iter().map(document).collect();
+                if pass.rest.is_empty() || !documents.iter().any(|d| taken.contains(d)) {
+                    pass.transactions.push(parts);
+                } else {
+                    pass.rest.push(operation);
+                }
+                taken.extend(documents);
+            } else if taken.contains(&document(operation)) {
+                pass.rest.push(operation);
+            } else {
+                pass.single.push(operation);
+            }
+        }
+        pass
+    }
+}
+
+/// Collection and `_id`.
+fn document(operation: &Operation) -> (usize, String) {
+    let of = |document: &Document| document.get("_id").cloned().unwrap_or(Bson::Null);
+    let (collection, id) = match operation {
+        Operation::Insert { collection, document } | Operation::Replace { collection, document } => (*collection, of(document)),
+        Operation::Update { collection, id, .. } | Operation::Delete { collection, id } => (*collection, id.clone()),
+        Operation::Transaction(_) => (usize::MAX, Bson::Null),
+    };
+    (collection, format!("{id:?}"))
 }
 
 /// Commands of one round by collection: those of one collection follow each other, those of several wait together, since on a
@@ -108,10 +153,6 @@ async fn in_turn(db: &Database, commands: Vec<Command>) -> Result<Stats> {
         stats += command.run(db).await?;
     }
     Ok(stats)
-}
-
-fn is_transaction(operation: &Operation) -> bool {
-    matches!(operation, Operation::Transaction(_))
 }
 
 /// The three write commands, in the order in which a round sends them.
@@ -165,13 +206,13 @@ impl Command {
 /// Groups operations by command. SUBTLE: a sequence of mixed operations has runs of one or two of a kind, which would be a round trip
 /// each. Order matters only within a document, so each operation goes into the earliest round (of one insert, one update and one
 /// delete command per collection) that is not before the previous one of its document; within a command the order is kept anyway.
-fn commands(operations: &[Operation]) -> Result<Vec<Command>> {
+fn commands<'a>(operations: impl IntoIterator<Item = &'a Operation>) -> Result<Vec<Command>> {
     let mut last: HashMap<(usize, String), usize> = HashMap::new();
     let mut rounds: Vec<((usize, usize), Vec<Bson>)> = Vec::new();
     let mut at: HashMap<(usize, usize), usize> = HashMap::new();
     for operation in operations {
-        let (verb, collection, id, statement) = statement(operation)?;
-        let round = last.entry((collection, id)).or_insert(0);
+        let (verb, collection, statement) = statement(operation)?;
+        let round = last.entry(document(operation)).or_insert(0);
         *round += (3 + verb as usize - *round % 3) % 3;
         let slot = *at.entry((*round, collection)).or_insert_with(|| {
             rounds.push(((*round, collection), Vec::new()));
@@ -204,12 +245,12 @@ fn split(empty: impl Fn() -> Command, statements: Vec<Bson>, into: &mut Vec<Comm
     Ok(())
 }
 
-fn statement(operation: &Operation) -> Result<(Verb, usize, String, Bson)> {
+fn statement(operation: &Operation) -> Result<(Verb, usize, Bson)> {
     let id_of = |document: &Document| document.get("_id").cloned().unwrap_or(Bson::Null);
-    let (verb, collection, id, statement) = match operation {
-        Operation::Insert { collection, document } => (Verb::Insert, collection, id_of(document), document.clone()),
+    let (verb, collection, statement) = match operation {
+        Operation::Insert { collection, document } => (Verb::Insert, collection, document.clone()),
         Operation::Replace { collection, document } => {
-            (Verb::Update, collection, id_of(document), doc! { "q": { "_id": id_of(document) }, "u": document.clone() })
+            (Verb::Update, collection, doc! { "q": { "_id": id_of(document) }, "u": document.clone() })
         }
         Operation::Update { collection, id, only_if, update, .. } => {
             let mut query = doc! { "_id": id.clone() };
@@ -218,12 +259,12 @@ fn statement(operation: &Operation) -> Result<(Verb, usize, String, Bson)> {
                 Modification::Pipeline(stages) => Bson::from(stages.clone()),
                 Modification::Document(update) => Bson::Document(update.clone()),
             };
-            (Verb::Update, collection, id.clone(), doc! { "q": query, "u": update })
+            (Verb::Update, collection, doc! { "q": query, "u": update })
         }
-        Operation::Delete { collection, id } => (Verb::Delete, collection, id.clone(), doc! { "q": { "_id": id.clone() }, "limit": 1_i32 }),
+        Operation::Delete { collection, id } => (Verb::Delete, collection, doc! { "q": { "_id": id.clone() }, "limit": 1_i32 }),
         Operation::Transaction(_) => return Err(Fault::rejected("a transaction of the workload is inside another one")),
     };
-    Ok((verb, *collection, format!("{id:?}"), Bson::Document(statement)))
+    Ok((verb, *collection, Bson::Document(statement)))
 }
 
 /// The changes that a reply tells of. Errors of statements are in replies that say `ok`.
@@ -314,11 +355,38 @@ mod tests {
             }
             per_document
         };
-        let given =
-            operations.iter().map(|operation| statement(operation).map(|(verb, collection, _, sent)| (verb, collection, sent)).unwrap());
+        let given = operations.iter().map(|operation| statement(operation).unwrap());
         let flat = sent.iter().flat_map(|command| command.statements.iter().map(|sent| (command.verb, command.collection, sent.clone())));
         assert_eq!(sequence(given.collect()), sequence(flat.collect()));
         assert!(sent.len() < 60, "{} commands for 3000 operations", sent.len());
+    }
+
+    #[test]
+    fn transactions_do_not_hold_up_other_documents_and_the_order_of_each_document_stays() {
+        let profile = Profile { keys: 30, ..Profile::everything() };
+        let operations: Vec<Operation> = Workload::new(5, 0, profile).unwrap().take(1000).collect();
+        let (mut rest, mut passes, mut sent) = (operations.iter().collect::<Vec<_>>(), 0, Vec::new());
+        while !rest.is_empty() {
+            let pass = Pass::of(&rest);
+            assert!(pass.rest.len() < rest.len(), "a pass sends something");
+            sent.extend(pass.single.into_iter().map(|operation| vec![operation]));
+            sent.extend(pass.transactions.into_iter().map(|parts| parts.iter().collect()));
+            (rest, passes) = (pass.rest, passes + 1);
+        }
+        let given = operations.iter().map(|operation| match operation {
+            Operation::Transaction(parts) => parts.iter().collect(),
+            single => vec![single],
+        });
+        let sequence = |groups: Vec<Vec<&Operation>>| {
+            let mut per_document: HashMap<_, Vec<String>> = HashMap::new();
+            for (of, operation) in groups.into_iter().flatten().map(|operation| (document(operation), operation)) {
+                per_document.entry(of).or_default().push(format!("{operation:?}"));
+            }
+            per_document
+        };
+        let transactions = operations.iter().filter(|operation| matches!(operation, Operation::Transaction(_))).count();
+        assert!(passes < transactions, "{passes} passes for {transactions} transactions");
+        assert_eq!(sequence(given.collect()), sequence(sent));
     }
 
     #[test]
