@@ -280,6 +280,22 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     assert!(!b.ledger.discard_job("none", &gap).await.unwrap());
 }
 
+pub(crate) async fn rule_25_a_job_that_ends_inside_a_transaction_can_be_discarded(b: Bench) {
+    for (starts_inside, ends) in [(false, Ends::Open), (true, Ends::Unknown), (true, Ends::Open), (true, Ends::Closed)] {
+        let mut line = b.line("e1").await;
+        let mut write = line.checkpoint(2);
+        let spec = &mut write.batch.as_mut().unwrap().spec;
+        (spec.starts_inside, spec.ends) = (starts_inside, ends);
+        assert_eq!(b.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
+        line.next_seq += 2;
+        let dead = kill_next(&b).await;
+        assert!(b.ledger.discard_job(&dead, &segment(&b.job(&dead).await, SegmentKind::Gap)).await.unwrap());
+        let row = b.ledger.segments(&line.branch, 1, 9).await.unwrap().remove(0);
+        assert_eq!((row.starts_inside, row.ends), (starts_inside, ends), "readers find boundaries by these");
+        assert_eq!(b.branch(&line.branch).await.head.seq, 2);
+    }
+}
+
 pub(crate) async fn finished_jobs_are_swept_and_dead_ones_never(b: Bench) {
     let mut line = b.line("e1").await;
     for _ in 0..7 {
