@@ -149,8 +149,20 @@ impl History {
     /// The base that history starts from.
     pub async fn base(&self) -> Result<BaseManifest> {
         let key = layout::base_manifest(self.project(), &self.branch.id, 0, &self.branch.base);
-        let bytes = get(&self.store, &key).await?;
+        let bytes = self.read_object(&key).await?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        if sha256 != self.branch.base_sha256 {
+            return Err(Fault::corrupt(format!(
+                "{key}: object has sha256 {sha256}, the branch says {}: the catalogue in it cannot be trusted",
+                self.branch.base_sha256
+            )));
+        }
         BaseManifest::from_json(&key, &bytes)
+    }
+
+    /// The whole of an object of this branch; `Corrupt` when it is missing.
+    pub(super) async fn read_object(&self, key: &str) -> Result<Bytes> {
+        get(&self.store, key).await
     }
 
     /// Metadata of an object.

@@ -60,6 +60,11 @@ fn txn(letter: char) -> Option<RawDocumentBuf> {
 
 impl Bed {
     pub(crate) async fn new() -> Self {
+        Self::with_base(|_| ()).await
+    }
+
+    /// With another base than history goes with.
+    pub(crate) async fn with_base(edit: impl FnOnce(&mut BaseManifest)) -> Self {
         let (ledger, store) = (Arc::new(MemoryLedger::new()), Arc::new(MemoryStore::new()));
         let (committer, commits) = Committer::new(ledger.clone());
         tokio::spawn(committer.run());
@@ -72,7 +77,8 @@ impl Bed {
             indexes: vec![doc! {"v": 2, "key": {"_id": 1}, "name": "_id_"}],
         };
         let catalogue = Catalogue { collections: [(UUID, collection)].into(), listed_at: BASE, ..Catalogue::default() };
-        let manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE), catalogue };
+        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE), catalogue };
+        edit(&mut manifest);
         let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE), last_txn: None };
         bed.create(&manifest).await;
         bed
@@ -92,6 +98,7 @@ impl Bed {
             totals: Totals::default(),
             base: manifest.id.clone(),
             base_time: BASE,
+            base_sha256: layout::hex(&Sha256::digest(&base)),
             settled_bytes: 0,
             created_ms: 0,
         };

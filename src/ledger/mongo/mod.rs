@@ -205,6 +205,9 @@ impl Ledger for MongoLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         call!(self, "list segments", |i| i.segments(&branch, from_seq, max); branch = branch.to_owned())
     }
+    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
+        call!(self, "read the first gap", |i| i.first_loss(&branch); branch = branch.to_owned())
+    }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         let found = call!(self, "read the position", |i| i.capture(&id); id = capture.to_owned())?;
         Ok(found.map(|c| (c.position.token, c.position.next_seq)))
