@@ -16,11 +16,11 @@ mod rules;
 pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
 pub use memory::MemoryLedger;
 pub use model::*;
-pub(crate) use mongo::scrub;
 pub use mongo::{
     ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, same_source,
     server_facts,
 };
+pub(crate) use mongo::{code as mongo_error_code, scrub};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -56,6 +56,12 @@ fn indexes() -> Vec<Index> {
 }
 
 impl Inner {
+    /// The names alone, which every role that may read the database may list.
+    pub(super) async fn is_prepared(&self) -> Result<bool> {
+        let names = self.db.list_collection_names().await.map_err(fault_of)?;
+        Ok(names.iter().any(|name| name == "branches"))
+    }
+
     pub(super) async fn prepare(&self) -> Result<()> {
         // Created by hand: a transaction should not have to.
         for name in COLLECTIONS {
