@@ -15,7 +15,7 @@ use argon::branch::point::Point;
 use argon::branch::restore::{MARKER, RestoreOptions, RestoreReport, restore};
 use argon::branch::verify::{AgainstOptions, DeepOptions, VerifyReport, against, structure};
 use argon::change::ClusterTime;
-use argon::devkit::{Mongod, MongodOptions, compare};
+use argon::devkit::{Mongod, MongodOptions, oracle};
 use argon::fault::{Kind, Result};
 use bson::{Document, doc};
 use mongodb::{Client, Database};
@@ -40,7 +40,7 @@ async fn restore_to(recorder: &Recorder, target: &Database, options: RestoreOpti
 }
 
 async fn assert_same(a: &Database, b: &Database, when: &str) {
-    let differences = compare::differences(a, b).await.unwrap();
+    let differences = oracle::snapshot(a).await.unwrap().differences(&oracle::snapshot(b).await.unwrap());
     assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
 }
 
