@@ -2,6 +2,7 @@
 //! Does not own: printing or exit codes; a report that is not `identical` is exit code 4.
 
 mod bucket;
+mod catalogues;
 mod deep;
 mod hash;
 mod live;

@@ -108,10 +108,12 @@ mod tests {
         let job = bed.queue("..", Ends::Closed).await;
         bed.kill(&job).await;
         // Slow, so that both have asked for the state before either has its answer from the ledger.
-        let store: Store = Arc::new(FaultyStore::new(bed.store.clone(), FaultPlan { slow: 1.0, ..FaultPlan::default() }));
+        let slow = Arc::new(FaultyStore::new(bed.store.clone(), FaultPlan { slow: 1.0, ..FaultPlan::default() }));
+        let store: Store = slow.clone();
         let ledger: SharedLedger = bed.ledger.clone();
         let (one, two) = tokio::join!(discard(&ledger, &store, &job, "a"), discard(&ledger, &store, &job, "a"));
         assert!(one.unwrap() && two.unwrap());
+        assert_eq!(slow.counts().calls, 3, "two puts and a delete");
         assert_eq!(objects(&bed).await, [bed.rows().await[0].key.clone()]);
     }
 

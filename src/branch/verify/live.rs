@@ -1,5 +1,5 @@
 //! Owns: comparing a branch with a live database at one cluster time: options, indexes, views, and documents by hash.
-//! Does not own: structure (`verify`), folding (`fold`), the hashes (`hash`).
+//! Does not own: structure (`verify`), folding (`fold`), the hashes (`hash`), comparing catalogues (`catalogues`).
 //!
 //! Each side adds up a 128-bit hash per document into hash buckets per collection, in any order; where a bucket differs a second pass over it
 //! names documents. Memory is a few KiB a collection, whatever its size.
@@ -10,17 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocument, rawdoc};
+use bson::{Bson, RawDocument, rawdoc};
 use mongodb::Database;
 
 use super::VerifyReport;
+use super::catalogues::{compare_catalogues, covered};
 use super::hash::{BUCKETS, Hashes, Sums, add, bucket, hash};
-use crate::branch::catalogue::{Catalogue, Collection, Kind, Uuid, read_catalogue};
+use crate::branch::catalogue::{Catalogue, Uuid, read_catalogue};
 use crate::branch::fold::{FoldOptions, Folded};
 use crate::branch::history::{History, Progress};
 use crate::branch::point::{Bound, Point};
+use crate::branch::restore;
 use crate::branch::server::{self, SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE};
-use crate::branch::{layout, restore};
 use crate::change::ClusterTime;
 use crate::fault::{self, Fault, Result};
 use crate::ledger::{Fidelity, Ledger, SharedLedger, same_source, server_facts};
@@ -208,10 +209,6 @@ async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
     Err(Fault::transient(format!("collections of {:?} kept changing while they were read: compare again later", db.name())))
 }
 
-fn covered(collection: &Collection) -> bool {
-    collection.kind == Kind::Collection && collection.name != restore::MARKER
-}
-
 /// Reads a collection as of `time`; false when the server cannot do that for it and the present was read.
 async fn scan(db: &Database, name: &str, time: ClusterTime, mut each: impl FnMut(&RawDocument)) -> Result<bool> {
     let at_time = rawdoc! {"level": "snapshot", "atClusterTime": bson::Timestamp::from(time)};
@@ -261,71 +258,6 @@ async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) ->
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}")))?
-}
-
-/// Options, indexes and views; collections by UUID, so that one recreated under its name does not pass for the old one.
-fn compare_catalogues(live: &Catalogue, ours: &Catalogue, report: &mut VerifyReport) {
-    let uuids: BTreeSet<&Uuid> = live.collections.keys().chain(ours.collections.keys()).collect();
-    for uuid in uuids {
-        let (a, b) = (live.collections.get(uuid).filter(|c| covered(c)), ours.collections.get(uuid).filter(|c| covered(c)));
-        let (a, b) = match (a, b) {
-            (Some(a), Some(b)) => (a, b),
-            (Some(a), None) => {
-                report.differs(&a.name, format!("is in the database, not in history (uuid {})", layout::hex(uuid)));
-                continue;
-            }
-            (None, Some(b)) => {
-                report.differs(&b.name, format!("is in history, not in the database (uuid {})", layout::hex(uuid)));
-                continue;
-            }
-            (None, None) => continue,
-        };
-        if a.name != b.name {
-            report.differs(&a.name, format!("is called {:?} in history", b.name));
-        }
-        if !same_fields(&a.options, &b.options) {
-            report.differs(&a.name, format!("options {} in the database, {} in history", a.options, b.options));
-        }
-        let same_indexes = a.indexes.len() == b.indexes.len() && a.indexes.iter().zip(&b.indexes).all(|(a, b)| same_fields(a, b));
-        if !same_indexes {
-            report.differs(&a.name, format!("indexes {:?} in the database, {:?} in history", shown(&a.indexes), shown(&b.indexes)));
-        }
-    }
-    let names: BTreeSet<&String> = live.views.keys().chain(ours.views.keys()).collect();
-    for name in names {
-        match (live.views.get(name), ours.views.get(name)) {
-            (Some(a), _) if a.kind == Kind::Timeseries => report.notes.push(format!("time-series collection {name} is not covered")),
-            (Some(a), Some(b)) if same_fields(&a.options, &b.options) => {}
-            (a, b) => {
-                let shown =
-                    |view: Option<&crate::branch::catalogue::View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());
-                report.differs(name, format!("view {} in the database, {} in history", shown(a), shown(b)));
-            }
-        }
-    }
-}
-
-fn shown(specs: &[Document]) -> Vec<String> {
-    specs.iter().map(ToString::to_string).collect()
-}
-
-/// Equal up to the order of the top-level fields and the type of numbers there: a listing prints both as it likes. Values are compared by bytes.
-fn same_fields(a: &Document, b: &Document) -> bool {
-    let number = |value: &Bson| match value {
-        Bson::Int32(n) => Some(f64::from(*n)),
-        #[allow(clippy::cast_precision_loss)] // sizes and seconds
-        Bson::Int64(n) => Some(*n as f64),
-        Bson::Double(n) => Some(*n),
-        _ => None,
-    };
-    let bytes = |value: &Bson| bson::doc! {"v": value.clone()}.to_vec().ok();
-    a.len() == b.len()
-        && a.iter().all(|(name, x)| {
-            b.get(name).is_some_and(|y| match (number(x), number(y)) {
-                (Some(x), Some(y)) => x.total_cmp(&y).is_eq(),
-                _ => bytes(x) == bytes(y),
-            })
-        })
 }
 
 /// Differing buckets per collection.
@@ -411,7 +343,6 @@ async fn name_documents(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::doc;
 
     #[test]
     fn a_collection_read_at_no_time_is_different_only_if_history_stood_still() {
@@ -437,12 +368,5 @@ mod tests {
             let suspects = compare_hashes(&live, &ours, &mut report);
             assert_eq!(suspects.is_empty(), !compared || seen == before);
         }
-    }
-
-    #[test]
-    fn options_are_compared_by_value_and_nested_order() {
-        assert!(same_fields(&doc! {"a": 1, "b": {"x": 1, "y": 1}}, &doc! {"b": {"x": 1, "y": 1}, "a": 1_i64}));
-        assert!(!same_fields(&doc! {"key": {"x": 1, "y": 1}}, &doc! {"key": {"y": 1, "x": 1}}));
-        assert!(!same_fields(&doc! {"a": 1}, &doc! {}));
     }
 }
