@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::fault::{Fault, Result};
+use crate::store::Switch;
 
 /// Where metadata and objects live: taken by every command.
 #[derive(Debug, Clone, Args)]
@@ -47,31 +48,9 @@ impl Connection {
     pub fn store_url(&self) -> Result<&str> {
         self.store.as_deref().ok_or_else(|| {
             Fault::config(
-                "no object store given: set ARGON_STORE_URL or pass --store, for example file:///var/lib/argon or s3://bucket/prefix",
+                "no object store given: set ARGON_STORE_URL or pass --store, for example file:///home/me/argon-store or s3://bucket/prefix",
             )
         })
-    }
-}
-
-/// A switch that may be left to Argon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Switch {
-    /// Argon decides.
-    Auto,
-    /// Yes.
-    On,
-    /// No.
-    Off,
-}
-
-impl Switch {
-    /// The decision, where `auto` is `when_auto`.
-    pub fn decide(self, when_auto: bool) -> bool {
-        match self {
-            Self::Auto => when_auto,
-            Self::On => true,
-            Self::Off => false,
-        }
     }
 }
 

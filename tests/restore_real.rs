@@ -13,9 +13,9 @@ use std::time::Duration;
 use argon::branch::history::Progress;
 use argon::branch::point::Point;
 use argon::branch::restore::{MARKER, RestoreOptions, RestoreReport, restore};
-use argon::branch::verify::{AgainstOptions, VerifyReport, against, structure};
+use argon::branch::verify::{AgainstOptions, DeepOptions, VerifyReport, against, structure};
 use argon::change::ClusterTime;
-use argon::devkit::{Mongod, MongodOptions, compare};
+use argon::devkit::{Mongod, MongodOptions, oracle};
 use argon::fault::{Kind, Result};
 use bson::{Document, doc};
 use mongodb::{Client, Database};
@@ -40,7 +40,7 @@ async fn restore_to(recorder: &Recorder, target: &Database, options: RestoreOpti
 }
 
 async fn assert_same(a: &Database, b: &Database, when: &str) {
-    let differences = compare::differences(a, b).await.unwrap();
+    let differences = oracle::snapshot(a).await.unwrap().differences(&oracle::snapshot(b).await.unwrap());
     assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
 }
 
@@ -174,7 +174,8 @@ async fn verify_live(recorder: &Recorder) -> Result<VerifyReport> {
 }
 
 async fn verify_structure(recorder: &Recorder, deep: bool) -> VerifyReport {
-    structure(&recorder.history().await, recorder.ledger.as_ref(), deep, Arc::new(Progress::default())).await.unwrap()
+    let deep = deep.then(|| DeepOptions { budget: 1 << 20, temp_dir: std::env::temp_dir() });
+    structure(&recorder.history().await, recorder.ledger.as_ref(), deep.as_ref(), Arc::new(Progress::default())).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,6 +209,14 @@ async fn verification_agrees_with_the_source_and_names_what_does_not() {
     for expected in ["updated: documents differ", "updated: _id ", "empty: options", "empty: indexes", "more: is in the database"] {
         assert!(all.iter().any(|line| line.starts_with(expected)), "{expected} not in {all:#?}");
     }
+
+    // A history that contradicts itself is a difference too, not an error.
+    recorder.forge_delete("updated").await;
+    recorder.idle_until(far).await;
+    assert!(verify_structure(&recorder, false).await.identical);
+    let inconsistent = |report: VerifyReport| report.differences.iter().any(|d| d.what.contains("deletes a document that does not exist"));
+    assert!(inconsistent(verify_live(&recorder).await.unwrap()));
+    assert!(inconsistent(verify_structure(&recorder, true).await));
 
     // Damage in the bucket is found by the deep check, a missing object by the plain one.
     let keys: Vec<String> =

@@ -7,6 +7,8 @@
 mod args;
 mod bench;
 mod load;
+#[cfg(test)]
+mod readme_tests;
 mod report;
 
 use std::process::ExitCode;

@@ -113,7 +113,7 @@ async fn an_interrupted_load_ends_in_order_and_reports_what_it_did() {
         assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &report["load"]["interrupted"]), (Some(0), &Value::from(true)));

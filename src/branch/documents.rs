@@ -48,6 +48,8 @@ pub struct BranchDocument {
     pub base: String,
     pub base_seq: u64,
     pub base_time: ClusterTime,
+    /// SHA-256 of the base's manifest in lower-case hex.
+    pub base_sha256: String,
     pub created_ms: i64,
 }
 
@@ -77,6 +79,7 @@ impl BranchDocument {
             base: branch.base.clone(),
             base_seq: 0,
             base_time: branch.base_time,
+            base_sha256: branch.base_sha256.clone(),
             created_ms: branch.created_ms,
         }
     }
@@ -388,6 +391,7 @@ mod tests {
             base: "b".into(),
             base_seq: 0,
             base_time: ClusterTime { t: 2, i: 3 },
+            base_sha256: "ab".into(),
             created_ms: 4,
         };
         assert_eq!(read_branch("b", &to_json(&branch).unwrap()).unwrap(), branch);

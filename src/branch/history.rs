@@ -54,7 +54,7 @@ pub struct Progress {
 #[derive(Debug)]
 pub struct Loaded {
     pub row: SegmentRow,
-    /// Absent for a gap that is crossed.
+    /// Absent for a gap that is crossed; of one that is checked it has no blocks.
     pub file: Option<Decoded>,
 }
 
@@ -95,8 +95,18 @@ pub struct Range {
     pub from_seq: u64,
     /// Segments that begin after this are not read.
     pub until: Bound,
-    /// Go on over recorded gaps and holes instead of refusing.
-    pub across_gap: bool,
+    pub gaps: Gaps,
+}
+
+/// What to do at a recorded gap, or at a segment with holes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gaps {
+    /// Stop with a refusal.
+    Refuse,
+    /// Go on; the gap's own object is not read, so it may even be missing.
+    Cross,
+    /// Go on, and read the gap's object too.
+    Check,
 }
 
 /// A branch as it was when it was opened.
@@ -139,8 +149,20 @@ impl History {
     /// The base that history starts from.
     pub async fn base(&self) -> Result<BaseManifest> {
         let key = layout::base_manifest(self.project(), &self.branch.id, 0, &self.branch.base);
-        let bytes = get(&self.store, &key).await?;
+        let bytes = self.read_object(&key).await?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        if sha256 != self.branch.base_sha256 {
+            return Err(Fault::corrupt(format!(
+                "{key}: object has sha256 {sha256}, the branch says {}: the catalogue in it cannot be trusted",
+                self.branch.base_sha256
+            )));
+        }
         BaseManifest::from_json(&key, &bytes)
+    }
+
+    /// The whole of an object of this branch; `Corrupt` when it is missing.
+    pub(super) async fn read_object(&self, key: &str) -> Result<Bytes> {
+        get(&self.store, key).await
     }
 
     /// Metadata of an object.
@@ -209,7 +231,7 @@ impl History {
                 waiting.take_if(|row| flying.is_empty() || (flying.len() < IN_FLIGHT && bytes + cost(row) <= IN_FLIGHT_BYTES))
             {
                 bytes += cost(&row);
-                flying.push_back((cost(&row), tokio::spawn(load(self.store.clone(), row, range.across_gap))));
+                flying.push_back((cost(&row), tokio::spawn(load(self.store.clone(), row, range.gaps))));
                 waiting = rows.next().await?;
             }
             let Some((cost, task)) = flying.pop_front() else { break };
@@ -265,14 +287,14 @@ impl<'a> Rows<'a> {
         if matches!(self.range.until, Bound::Time(until) if row.first_time > until) {
             return Ok(None);
         }
-        if row.kind == SegmentKind::Gap && !self.range.across_gap {
+        if row.kind == SegmentKind::Gap && self.range.gaps == Gaps::Refuse {
             let (first, last) = (row.first_seq, row.last_seq);
             return Err(Fault::rejected(format!(
                 "history of {name} has a gap at seq:{first}..{last} ({}); --across-gap goes on without it",
                 row.key
             )));
         }
-        if row.holes > 0 && !self.range.across_gap {
+        if row.holes > 0 && self.range.gaps == Gaps::Refuse {
             let (holes, key) = (row.holes, &row.key);
             return Err(Fault::rejected(format!(
                 "{key} has {holes} changes that this version cannot apply; --across-gap goes on without them"
@@ -297,8 +319,8 @@ fn check_chain(last_end: &mut Option<RawDocumentBuf>, loaded: &Loaded) -> Result
 }
 
 /// Fetches, checks and decodes one segment.
-async fn load(store: Store, row: SegmentRow, across_gap: bool) -> Result<Loaded> {
-    if row.kind == SegmentKind::Gap && across_gap {
+async fn load(store: Store, row: SegmentRow, gaps: Gaps) -> Result<Loaded> {
+    if row.kind == SegmentKind::Gap && gaps != Gaps::Check {
         return Ok(Loaded { row, file: None });
     }
     let bytes = get(&store, &row.key).await?;
@@ -324,6 +346,11 @@ pub(super) fn decode(row: &SegmentRow, bytes: Bytes) -> Result<Decoded> {
     let known = (row.kind, row.branch.as_str(), row.epoch, row.first_seq, row.last_seq, row.first_time, row.last_time);
     if said != known {
         return bad(format!("header says {said:?}, its row says {known:?}"));
+    }
+    // Boundaries of transactions are found by these.
+    let (said, known) = ((header.starts_inside, header.ends), (row.starts_inside, row.ends));
+    if said != known {
+        return bad(format!("header says (starts inside, ends) {said:?}, its row says {known:?}"));
     }
     let blocks = (0..file.block_count()).map(|i| file.block(i)).collect::<Result<Vec<_>>>()?;
     let mut next = row.first_seq;

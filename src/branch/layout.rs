@@ -1,8 +1,8 @@
-//! Owns: the keys of objects in the bucket, both ways. Pure.
+//! Owns: the keys of objects in the bucket. Pure.
 //! Does not own: what the objects hold (`documents`, `segment`) or the prefix of the store's URL (`store`).
 //!
 //! Keys are a function of branch, epoch, range and content, so that a repeated put is harmless and a listing is in order of
-//! history within an epoch (sequence numbers are 16 hex digits). All functions that parse accept exactly what the others print.
+//! history within an epoch (sequence numbers are 16 hex digits).
 
 use crate::fault::{Fault, Result};
 
@@ -89,75 +89,6 @@ pub fn base_manifest(project: &str, branch_id: &str, seq: u64, base_id: &str) ->
     format!("{}manifest.json", base_prefix(project, branch_id, seq, base_id))
 }
 
-/// What a key names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key<'a> {
-    pub project: &'a str,
-    pub branch_id: &'a str,
-    pub object: Object<'a>,
-}
-
-/// The object of a branch that a key names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Object<'a> {
-    Branch,
-    Epoch(u64),
-    Segment { level: u32, epoch: u64, first: u64, last: u64, hash: &'a str },
-    BaseManifest { seq: u64, base_id: &'a str },
-}
-
-/// Reads a key; `None` for anything that the functions above do not print (foreign objects are left alone).
-pub fn parse(key: &str) -> Option<Key<'_>> {
-    let rest = key.strip_prefix("projects/")?;
-    let (project, rest) = rest.split_once('/')?;
-    let (branch_id, rest) = rest.strip_prefix("branches/")?.split_once('/')?;
-    if project.is_empty() || branch_id.is_empty() {
-        return None;
-    }
-    let object = if rest == "branch.json" {
-        Object::Branch
-    } else if let Some(n) = rest.strip_prefix("epoch/") {
-        Object::Epoch(decimal(n)?)
-    } else if let Some(name) = rest.strip_prefix("segments/L") {
-        parse_segment(name)?
-    } else {
-        let (base, file) = rest.strip_prefix("bases/")?.split_once('/')?;
-        let (seq, base_id) = base.split_once('-')?;
-        if file != "manifest.json" || base_id.is_empty() {
-            return None;
-        }
-        Object::BaseManifest { seq: seq_of(seq)?, base_id }
-    };
-    Some(Key { project, branch_id, object })
-}
-
-/// `<level>/<epoch>-<first>-<last>-<hash>.seg`
-fn parse_segment(name: &str) -> Option<Object<'_>> {
-    let (level, name) = name.split_once('/')?;
-    let mut parts = name.strip_suffix(".seg")?.split('-');
-    let (epoch, first, last, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || hash.len() != HASH_DIGITS || !hash.bytes().all(is_lower_hex) {
-        return None;
-    }
-    let (first, last) = (seq_of(first)?, seq_of(last)?);
-    let level = u32::try_from(decimal(level)?).ok()?;
-    (first <= last).then_some(Object::Segment { level, epoch: decimal(epoch)?, first, last, hash })
-}
-
-/// Decimal without sign or leading zeros, so that parsing is the exact inverse of printing.
-fn decimal(text: &str) -> Option<u64> {
-    let canonical = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
-    if canonical { text.parse().ok() } else { None }
-}
-
-fn seq_of(text: &str) -> Option<u64> {
-    if text.len() == 16 && text.bytes().all(is_lower_hex) { u64::from_str_radix(text, 16).ok() } else { None }
-}
-
-fn is_lower_hex(b: u8) -> bool {
-    matches!(b, b'0'..=b'9' | b'a'..=b'f')
-}
-
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -208,43 +139,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn foreign_keys_are_not_ours() {
-        let hash = "ab".repeat(16);
-        for key in [
-            "".to_owned(),
-            "projects/p/branches/b/other".to_owned(),
-            "projects/p/branches//branch.json".to_owned(),
-            "projects/p/branches/b/epoch/01".to_owned(),
-            "projects/p/branches/b/epoch/+1".to_owned(),
-            format!("projects/p/branches/b/segments/L0/1-1-2-{hash}.seg"),
-            format!("projects/p/branches/b/segments/L0/1-0000000000000002-0000000000000001-{hash}.seg"),
-            format!("projects/p/branches/b/segments/L0/1-0000000000000001-0000000000000002-{hash}-x.seg"),
-            format!("projects/p/branches/b/segments/L0/1-0000000000000001-000000000000000G-{hash}.seg"),
-            "projects/p/branches/b/bases/0000000000000000-x/other.json".to_owned(),
-        ] {
-            assert_eq!(parse(&key), None, "{key}");
-        }
-    }
-
     proptest! {
         #[test]
-        fn parsing_is_the_inverse_of_printing(n: u64, first: u64, more in 0u64..1 << 40, sha: [u8; 32]) {
-            let last = first.saturating_add(more);
-            let key = segment_l0("p", "b", n, first, last, &sha);
-            let hash = hex(&sha);
-            prop_assert_eq!(parse(&key).unwrap().object, Object::Segment { level: 0, epoch: n, first, last, hash: &hash[..32] });
-            let epoch_key = epoch("p", "b", n);
-            prop_assert_eq!(parse(&epoch_key).unwrap().object, Object::Epoch(n));
-            let base = base_manifest("p", "b", n, "id-1");
-            prop_assert_eq!(parse(&base).unwrap().object, Object::BaseManifest { seq: n, base_id: "id-1" });
-            let json = branch_json("p", "b");
-            prop_assert_eq!(parse(&json).unwrap(), Key { project: "p", branch_id: "b", object: Object::Branch });
-        }
-
-        #[test]
         fn no_text_makes_the_parser_panic(text in "\\PC*") {
-            let _ = (parse(&text), BranchName::parse(&text), unhex(&text));
+            let _ = (BranchName::parse(&text), unhex(&text));
         }
 
         #[test]

@@ -12,5 +12,7 @@ pub mod layout;
 pub mod point;
 pub mod restore;
 mod server;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verify;
 pub mod view;

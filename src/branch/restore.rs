@@ -18,10 +18,11 @@ use serde::Serialize;
 
 use super::catalogue::{Catalogue, Collection, Kind, View};
 use super::fold::{Flow, FoldOptions, Folded, Folder};
-use super::history::{Consumer, History, Loaded, Progress, Range};
+use super::history::{Consumer, Gaps, History, Loaded, Progress, Range};
 use super::point::{Bound, Point};
 use super::server;
 use crate::fault::{Fault, Result};
+use crate::ledger::SegmentKind;
 pub use target::MARKER;
 
 /// What to restore and how.
@@ -144,7 +145,7 @@ pub(super) async fn fold(history: &History, options: &FoldOptions, progress: Arc
     struct Folding(Folder);
     impl Consumer for Folding {
         fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
-            if loaded.file.is_none() {
+            if loaded.row.kind == SegmentKind::Gap {
                 self.0.gap(loaded.row.first_seq, loaded.row.last_seq);
             }
             loaded.each(|seq, change| self.0.apply(seq, change))
@@ -155,7 +156,8 @@ pub(super) async fn fold(history: &History, options: &FoldOptions, progress: Arc
     if options.until == Bound::Seq(0) || history.branch.head.seq == 0 {
         return folding.0.finish();
     }
-    let range = Range { from_seq: base.seq + 1, until: options.until, across_gap: options.tolerant };
+    let gaps = if options.tolerant { Gaps::Cross } else { Gaps::Refuse };
+    let range = Range { from_seq: base.seq + 1, until: options.until, gaps };
     history.read(range, folding, progress).await?.0.finish()
 }
 

@@ -1,9 +1,10 @@
-//! Owns: turning errors of the driver into faults for everything under `branch` that talks to a source or target database.
-//! Does not own: the metadata database's errors (`ledger`).
+//! Owns: the codes that everything under `branch` tells apart when it talks to a source or target database.
+//! Does not own: what an error of the driver means (`ledger`).
 
-use mongodb::error::{Error, ErrorKind, WriteFailure};
+use mongodb::error::Error;
 
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
+use crate::ledger::{MongoPhase, classify_mongo_error};
 
 /// NamespaceNotFound: dropped in between.
 pub(super) const NAMESPACE_NOT_FOUND: i32 = 26;
@@ -13,25 +14,9 @@ pub(super) const SNAPSHOT_TOO_OLD: i32 = 239;
 pub(super) const SNAPSHOT_UNAVAILABLE: i32 = 246;
 
 /// The server's error code, where there is one.
-pub(super) fn code(error: &Error) -> Option<i32> {
-    match error.kind.as_ref() {
-        ErrorKind::Command(command) => Some(command.code),
-        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
-        ErrorKind::InsertMany(many) => many.write_errors.as_ref().and_then(|errors| errors.first()).map(|e| e.code),
-        _ => None,
-    }
-}
+pub(super) use crate::ledger::mongo_error_code as code;
 
-/// Classifies: rights and refusals are `Rejected`, networks and elections `Unknown`.
+/// What the error means, said with what was being done: classified where the ledger's errors are, without secrets.
 pub(super) fn fault(doing: &str, error: &Error) -> Fault {
-    let what = format!("{doing}: {error}");
-    let kind = match (error.kind.as_ref(), code(error)) {
-        // Not primary, shutdown, stepdown, network inside the cluster, write conflict.
-        (_, Some(6 | 7 | 89 | 91 | 112 | 189 | 262 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436)) => Kind::Unknown,
-        (_, Some(_)) => Kind::Rejected,
-        (ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. }, None) => Kind::Rejected,
-        (ErrorKind::InvalidArgument { .. }, None) => Kind::Config,
-        _ => Kind::Unknown,
-    };
-    Fault { kind, what, retry_after: None }
+    classify_mongo_error(error, MongoPhase::Run).at(doing)
 }

@@ -1,16 +1,19 @@
-//! Owns: checking a branch: its structure in the bucket, every byte of it (`deep`), and its fold against a live database (`live`).
+//! Owns: checking a branch: its own objects (`bucket`), its rows, every byte and the fold of it (`deep`), and that fold against a live database (`live`).
 //! Does not own: printing or exit codes; a report that is not `identical` is exit code 4.
 
+mod bucket;
+mod catalogues;
+mod deep;
+mod hash;
 mod live;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::fold::Flow;
-use super::history::{Consumer, History, Loaded, Progress, Range};
-use super::point::Bound;
-use crate::fault::{Fault, Kind, Result};
+use super::history::{History, Progress};
+use crate::fault::Result;
 use crate::ledger::{Ledger, SegmentKind, SegmentRow};
 
 pub use live::{AgainstOptions, against};
@@ -63,42 +66,50 @@ impl VerifyReport {
     }
 }
 
-/// Structure: rows dense from 1 to the head, epochs not going back, totals equal, every object there with its size. With `deep` every object is
-/// read, its checksums and chain of tokens are checked and every change is decoded.
-pub async fn structure(history: &History, ledger: &dyn Ledger, deep: bool, progress: Arc<Progress>) -> Result<VerifyReport> {
+/// Memory and disk for the fold of a deep verification.
+#[derive(Debug, Clone)]
+pub struct DeepOptions {
+    pub budget: u64,
+    pub temp_dir: PathBuf,
+}
+
+/// Structure: the branch's own objects, rows dense from 1 to the head, epochs not going back, totals equal, every object there with its size.
+/// With `deep` every object is read, its checksums and chain of tokens are checked, every change is decoded and folded.
+pub async fn structure(
+    history: &History,
+    ledger: &dyn Ledger,
+    deep: Option<&DeepOptions>,
+    progress: Arc<Progress>,
+) -> Result<VerifyReport> {
     let mut report = VerifyReport::new(&history.branch.name);
-    check_base(history, &mut report).await?;
-    check_rows(history, ledger, &mut report).await?;
+    let bucket = bucket::check(history, &mut report).await?;
+    let epoch_begins = check_rows(history, ledger, &mut report).await?;
+    bucket.check_epoch_start(history, epoch_begins, &mut report);
     // Also where something was found already: reading says where in an object the damage is.
-    if deep && history.branch.head.seq > 0 {
-        check_deep(history, &mut report, progress).await?;
+    if let Some(options) = deep.filter(|_| history.branch.head.seq > 0) {
+        deep::check(history, bucket.base, options, &mut report, progress).await?;
     }
     Ok(report)
 }
 
-async fn check_base(history: &History, report: &mut VerifyReport) -> Result<()> {
-    match history.base().await {
-        Ok(base) if base.id == history.branch.base && base.time == history.branch.base_time => {}
-        Ok(base) => report.differs("base", format!("manifest is of base {} at {}, the branch names another", base.id, base.time)),
-        Err(fault) if fault.kind == Kind::Corrupt => report.differs("base", fault.what),
-        Err(fault) => return Err(fault),
-    }
-    Ok(())
-}
-
-async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyReport) -> Result<()> {
+/// Returns the first seq of the branch's epoch, where a segment has it.
+async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyReport) -> Result<Option<u64>> {
     let branch = &history.branch;
-    let (mut next, mut epoch) = (1, 0);
+    let (mut next, mut epoch, mut epoch_begins) = (1, 0, None);
     while next <= branch.head.seq {
-        let page = ledger.segments(&branch.id, next, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        let after = last.last_seq.saturating_add(1);
-        for row in page.iter().filter(|row| row.first_seq <= branch.head.seq) {
+        // Rows beyond the head are there whenever segments are committed out of order or while this runs: the head says where this ends.
+        let mut page = ledger.segments(&branch.id, next, PAGE).await?;
+        page.retain(|row| row.first_seq <= branch.head.seq);
+        let before = next;
+        for row in &page {
             if row.first_seq != next || row.last_seq < row.first_seq {
                 report.differs(&row.key, format!("covers seq:{}..{}, expected to begin at seq:{next}", row.first_seq, row.last_seq));
             }
             if row.epoch < epoch {
                 report.differs(&row.key, format!("is of epoch {} after epoch {epoch}", row.epoch));
+            }
+            if row.epoch == branch.epoch {
+                epoch_begins = epoch_begins.or(Some(row.first_seq));
             }
             next = row.last_seq.saturating_add(1).max(next);
             epoch = row.epoch;
@@ -107,7 +118,9 @@ async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyR
         for rows in page.chunks(HEADS) {
             check_objects(history, rows, report).await?;
         }
-        next = next.max(after);
+        if next == before {
+            break;
+        }
     }
     // Segments that were committed ahead of the head are in the totals too, so more is fine.
     let totals = branch.totals;
@@ -118,7 +131,7 @@ async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyR
     if next != branch.head.seq + 1 {
         report.differs("head", format!("the head is seq:{}, segments end at seq:{}", branch.head.seq, next - 1));
     }
-    Ok(())
+    Ok(epoch_begins)
 }
 
 impl VerifyReport {
@@ -137,7 +150,7 @@ impl VerifyReport {
 }
 
 async fn check_objects(history: &History, rows: &[SegmentRow], report: &mut VerifyReport) -> Result<()> {
-    let heads = rows.iter().filter(|row| row.kind == SegmentKind::Changes).map(|row| async move { (row, history.object(&row.key).await) });
+    let heads = rows.iter().map(|row| async move { (row, history.object(&row.key).await) });
     for (row, found) in futures_util::future::join_all(heads).await {
         match found? {
             None => report.differs(&row.key, "the object is missing"),
@@ -153,55 +166,5 @@ async fn check_objects(history: &History, rows: &[SegmentRow], report: &mut Veri
     Ok(())
 }
 
-/// Reads everything. It stops at the first object that is damaged: what is behind it is then unknown anyway.
-async fn check_deep(history: &History, report: &mut VerifyReport, progress: Arc<Progress>) -> Result<()> {
-    #[derive(Default)]
-    struct Deep {
-        changes: u64,
-        wrong: Vec<(String, String)>,
-    }
-    impl Consumer for Deep {
-        fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
-            let (mut raw, mut count, row) = (0, 0, &loaded.row);
-            let mut next = row.first_seq;
-            loaded.each(|seq, change| {
-                if seq != next {
-                    return Err(Fault::corrupt(format!("row seq:{seq} where seq:{next} was expected")));
-                }
-                if change.time < row.first_time || change.time > row.last_time {
-                    return Err(Fault::corrupt(format!("row seq:{seq} is of {}, outside of its segment's times", change.time)));
-                }
-                next += 1;
-                count += 1;
-                raw += change.raw_bytes();
-                Ok(Flow::Continue)
-            })?;
-            self.changes += count;
-            if let Some(file) = &loaded.file {
-                let summary = file.summary;
-                if (summary.changes, summary.raw_bytes) != (count, raw) || raw != row.raw_bytes || summary.holes != row.holes {
-                    let what = format!(
-                        "{count} changes and {raw} bytes, its footer says {summary:?}, its row {} bytes and {} holes",
-                        row.raw_bytes, row.holes
-                    );
-                    self.wrong.push((row.key.clone(), what));
-                }
-            }
-            Ok(Flow::Continue)
-        }
-    }
-    let range = Range { from_seq: 1, until: Bound::Seq(history.branch.head.seq), across_gap: true };
-    match history.read(range, Deep::default(), progress).await {
-        Ok(deep) => {
-            for (place, what) in deep.wrong {
-                report.differs(place, what);
-            }
-            if deep.changes != report.changes {
-                report.differs("changes", format!("{} were decoded, rows say {}", deep.changes, report.changes));
-            }
-        }
-        Err(fault) if fault.kind == Kind::Corrupt => report.differs("history", fault.what),
-        Err(fault) => return Err(fault),
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

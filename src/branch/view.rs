@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::point::{captured_until, rfc3339};
 use crate::change::{ClusterTime, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, Totals};
+use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, SegmentKind, SegmentRow, Totals};
 
 /// The JSON object of a branch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -59,17 +59,20 @@ impl From<Totals> for TotalsView {
 }
 
 impl BranchView {
-    /// `position` is the time of the checkpoint's token and the next seq; `boundary` the last known end of a transaction at or before the head.
-    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>, boundary: u64) -> Self {
+    /// `position` is the time of the checkpoint's token and the next seq; `boundary` the last known end of a transaction at or before the head,
+    /// and before `loss`, the first segment that a restore does not cross by itself.
+    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>, boundary: u64, loss: Option<&SegmentRow>) -> Self {
         let head = branch.head;
         let until = captured_until(position, head.seq, head.time, None);
         let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
         let from = format!("seq:{}", u64::from(boundary > 0));
+        let reasons = branch.reason.clone().into_iter().chain(loss.map(|row| why_it_ends(row, boundary)));
+        let reason = reasons.reduce(|a, b| format!("{a}; {b}"));
         Self {
             id: branch.id.clone(),
             name: branch.name.clone(),
             status: branch.status,
-            reason: branch.reason.clone(),
+            reason,
             parent: None,
             fidelity: branch.fidelity,
             head: HeadView { seq: head.seq, cluster_time: head.time, time },
@@ -93,20 +96,33 @@ impl BranchView {
             position = Some((token_time(&token)?, next_seq));
         }
         let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
-        let boundary = boundary(ledger, &branch, position).await?;
-        Ok(Self::new(&branch, position, boundary))
+        let loss = ledger.first_loss(&id).await?.filter(|row| row.first_seq <= branch.head.seq);
+        let boundary = match &loss {
+            Some(row) => boundary(ledger, &id, row.first_seq - 1, !row.starts_inside).await?,
+            None => {
+                let until = captured_until(position, branch.head.seq, branch.head.time, None);
+                let closed = until.is_some_and(|until| until >= branch.head.time);
+                boundary(ledger, &id, branch.head.seq, closed).await?
+            }
+        };
+        Ok(Self::new(&branch, position, boundary, loss.as_ref()))
     }
 }
 
-/// The last end of a transaction that rows and position prove (correctness.md 6). Without reading objects it may be a segment short of
-/// what a restore finds, never past it.
-async fn boundary(ledger: &dyn Ledger, branch: &Branch, position: Option<(ClusterTime, u64)>) -> Result<u64> {
-    let head = branch.head;
-    let until = captured_until(position, head.seq, head.time, None);
-    let mut end = head.seq;
-    let mut closed = until.is_some_and(|until| until >= head.time);
+fn why_it_ends(loss: &SegmentRow, boundary: u64) -> String {
+    let (first, last) = (loss.first_seq, loss.last_seq);
+    let what = match loss.kind {
+        SegmentKind::Gap => format!("the gap at seq:{first} to seq:{last}"),
+        SegmentKind::Changes => format!("{} changes from seq:{first} to seq:{last} that this version cannot apply", loss.holes),
+    };
+    format!("points after seq:{boundary} are behind {what}: restoring one needs --across-gap")
+}
+
+/// The last end of a transaction at or before `end` that rows prove, or `end` itself where it is `closed` (correctness.md 6). Without reading
+/// objects it may be a segment short of what a restore finds, never past it.
+async fn boundary(ledger: &dyn Ledger, branch: &str, mut end: u64, mut closed: bool) -> Result<u64> {
     while end > 0 && !closed {
-        let Some(row) = ledger.segments(&branch.id, end, 1).await?.into_iter().next() else { break };
+        let Some(row) = ledger.segments(branch, end, 1).await?.into_iter().next() else { break };
         if row.last_seq == end && row.ends == Ends::Closed {
             break;
         }
@@ -120,8 +136,27 @@ async fn boundary(ledger: &dyn Ledger, branch: &Branch, position: Option<(Cluste
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::branch::testing::{Bed, NAME};
     use crate::ledger::Head;
     use serde_json::json;
+
+    #[tokio::test]
+    async fn what_is_restorable_ends_before_the_first_gap_and_the_reason_is_said() {
+        // The gap begins with a transaction, or inside of one that began before it.
+        for (before, ends, lost, to) in [("..", Ends::Closed, ".a", 3), (".bb", Ends::Open, "b.", 1)] {
+            let mut bed = Bed::new().await;
+            bed.add(".", Ends::Closed).await;
+            bed.add(before, ends).await;
+            bed.lose(lost, Ends::Open).await;
+            bed.add("a...", Ends::Closed).await;
+            bed.lose("..", Ends::Closed).await;
+            let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+            assert_eq!(view.status, BranchStatus::Gap);
+            assert_eq!((view.restorable.from.as_str(), view.restorable.to), ("seq:1", format!("seq:{to}")), "{before} {lost}");
+            let reason = view.reason.unwrap();
+            assert!(reason.contains(&format!("points after seq:{to} are behind the gap at seq:")), "{reason}");
+        }
+    }
 
     #[test]
     fn the_json_is_the_documented_one() {
@@ -137,10 +172,11 @@ mod tests {
             totals: Totals { changes: 81_234, raw_bytes: 51_234_567, stored_bytes: 2_345_678, segments: 97 },
             base: "b".into(),
             base_time: ClusterTime::default(),
+            base_sha256: String::new(),
             settled_bytes: 0,
             created_ms: 0,
         };
-        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)), 81_234);
+        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)), 81_234, None);
         let expected = json!({"id": "i", "name": "shop/main", "status": "active", "parent": null, "fidelity": "exact",
             "head": {"seq": 81_234, "cluster_time": {"t": 1_795_467_772_u32, "i": 11}, "time": "2026-11-23T21:02:52Z"},
             "captured_until": {"t": 1_795_467_790_u32, "i": 1},

@@ -79,10 +79,12 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
     refuse_documents(&db, &catalogue).await?;
 
     let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
-    let new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
+    let mut new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
     let manifest =
         BaseManifest { id: new.branch.base.clone(), seq: 0, time: base_time, db: request.db.clone(), token, catalogue: catalogue.clone() };
-    write_bucket(store, &new, &manifest).await?;
+    let manifest = manifest.to_json()?;
+    new.branch.base_sha256 = layout::hex(&Sha256::digest(&manifest));
+    write_bucket(store, &new, manifest).await?;
     create(ledger, &new).await?;
     Ok(Started { uncovered: uncovered(&catalogue), capture: new.capture, branch: new.branch, resumed: false })
 }
@@ -173,6 +175,7 @@ fn rows(
             totals: Totals::default(),
             base,
             base_time,
+            base_sha256: String::new(),
             settled_bytes: 0,
             created_ms: now_ms,
         },
@@ -180,12 +183,12 @@ fn rows(
 }
 
 /// The bucket is enough (correctness.md 19): what a rebuild needs is there before the capture exists.
-async fn write_bucket(store: &Store, new: &NewCapture, manifest: &BaseManifest) -> Result<()> {
+async fn write_bucket(store: &Store, new: &NewCapture, manifest: Vec<u8>) -> Result<()> {
     let (branch, capture) = (&new.branch, &new.capture);
     let project = layout::project_of(&branch.name);
     let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1 };
     let objects = [
-        (layout::base_manifest(project, &branch.id, 0, &branch.base), manifest.to_json()?),
+        (layout::base_manifest(project, &branch.id, 0, &branch.base), manifest),
         (layout::epoch(project, &branch.id, branch.epoch), documents::to_json(&epoch)?),
         (layout::branch_json(project, &branch.id), documents::to_json(&BranchDocument::new(branch, capture))?),
     ];

@@ -61,7 +61,7 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
 
 async fn begin(request: &StartRequest, context: &Context, output: Output) -> Result<()> {
     let store = context.store().await?;
-    let (ledger, facts) = context.ledger().await?;
+    let (ledger, facts) = context.prepared_ledger().await?;
     crate::store::probe(&*store, &crate::runtime::random::id()).await?;
     let started = start(&ledger, &store, &facts, request).await?;
     let engines = ledger.engines().await?.len();

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{Connection, Switch};
+use crate::config::Connection;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, Capture, ConnectOptions, MongoLedger, ServerFacts, SharedLedger, server_facts};
+use crate::ledger::{Branch, Capture, ConnectOptions, Ledger, MongoLedger, ServerFacts, SharedLedger, server_facts};
 use crate::store::{self, Store, StoreOptions};
 
 /// What commands share.
@@ -17,13 +17,26 @@ impl Context {
         Self { connection }
     }
 
-    /// The ledger with its collections and indexes in place, and facts of its server.
+    /// The ledger of a metadata database that exists, and facts of its server. Writes nothing: a mistyped name must not become a database,
+    /// and a user who may only read can read.
     pub(crate) async fn ledger(&self) -> Result<(SharedLedger, ServerFacts)> {
         let ledger = self.mongo_ledger().await?;
         let facts = server_facts(ledger.client()).await?;
-        let ledger: SharedLedger = Arc::new(ledger);
+        if !ledger.is_prepared().await? {
+            return Err(Fault::missing(format!(
+                "no Argon metadata in database {}: check --metadata-db and the URI; argon capture start creates it",
+                self.connection.metadata_db
+            )));
+        }
+        Ok((Arc::new(ledger), facts))
+    }
+
+    /// The same for those who may create it: its collections and indexes are in place afterwards.
+    pub(crate) async fn prepared_ledger(&self) -> Result<(SharedLedger, ServerFacts)> {
+        let ledger = self.mongo_ledger().await?;
+        let facts = server_facts(ledger.client()).await?;
         ledger.prepare().await?;
-        Ok((ledger, facts))
+        Ok((Arc::new(ledger), facts))
     }
 
     /// The ledger as it is.
@@ -36,15 +49,10 @@ impl Context {
     }
 
     pub(crate) fn store_options(&self) -> StoreOptions {
-        let switch = |s: Switch| match s {
-            Switch::Auto => store::Switch::Auto,
-            Switch::On => store::Switch::On,
-            Switch::Off => store::Switch::Off,
-        };
         StoreOptions {
             endpoint: self.connection.s3_endpoint.clone(),
-            path_style: switch(self.connection.s3_path_style),
-            checksums: switch(self.connection.s3_checksums),
+            path_style: self.connection.s3_path_style,
+            checksums: self.connection.s3_checksums,
             ..StoreOptions::default()
         }
     }

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
-    let (ledger, _) = context.ledger().await?;
+    let (ledger, _) = context.prepared_ledger().await?;
     let probed = store::probe(&*store, &crate::runtime::random::id()).await?;
     if !probed.conditional_put && others_live(&ledger).await? {
         return Err(Fault::rejected(format!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::branch::history::{History, Progress};
-use crate::branch::verify::{AgainstOptions, VerifyReport, against, structure};
+use crate::branch::verify::{AgainstOptions, DeepOptions, VerifyReport, against, structure};
 use crate::capture::source;
 use crate::config::{database_name, readable, size};
 use crate::fault::Result;
@@ -17,7 +17,7 @@ use super::{Context, Exit, Output};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   argon verify shop/main                      dense sequence, every object there
-  argon verify shop/main --deep               every byte read, every checksum, every change decoded
+  argon verify shop/main --deep               every byte read, every checksum, every change decoded and folded
   argon verify shop/main --against-db shop    the folded history against the live database at one moment
   argon verify shop/main --against-db copy    its head against another database, such as a restored copy
 
@@ -25,7 +25,7 @@ Exit code 0 when nothing differs, 4 when something does.")]
 pub(crate) struct Args {
     /// project/branch
     branch: String,
-    /// Read every object and decode every change.
+    /// Read every object, decode and fold every change.
     #[arg(long)]
     deep: bool,
     /// Compare with this live database at one cluster time.
@@ -53,17 +53,14 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     let shown = tokio::spawn(show_progress(output, progress.clone(), branch.totals.changes));
     let outcome = async {
         let history = History::open(ledger.clone(), store.clone(), &args.branch).await?;
-        let mut report = structure(&history, &*ledger, args.deep, progress.clone()).await?;
+        let temp_dir = args.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
+        let deep = args.deep.then(|| DeepOptions { budget: args.memory_budget, temp_dir: temp_dir.clone() });
+        let mut report = structure(&history, &*ledger, deep.as_ref(), progress.clone()).await?;
         if let Some(db) = &args.against_db
             && report.identical
         {
             let client = source::connect(args.against_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("--against-db"))?;
-            let options = AgainstOptions {
-                db: client.database(db),
-                patience: args.wait,
-                budget: args.memory_budget,
-                temp_dir: args.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-            };
+            let options = AgainstOptions { db: client.database(db), patience: args.wait, budget: args.memory_budget, temp_dir };
             let live = against(ledger.clone(), store.clone(), &args.branch, &options, progress.clone()).await?;
             report = VerifyReport { segments: report.segments, changes: report.changes, stored_bytes: report.stored_bytes, ..live };
         }

@@ -3,14 +3,16 @@
 //! Owns: comparing the server's own change stream, event by event, with what lies in the bucket. Reads only MongoDB and the store; decides nothing with the
 //! engine's own bookkeeping except which objects count as committed. Does not own: restoring (`branch::restore`), comparing databases (`oracle`).
 
-use bson::{Document, RawDocument, RawDocumentBuf, doc};
+use std::collections::BTreeMap;
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::{StreamExt, TryStreamExt};
 use mongodb::Client;
 use sha2::{Digest, Sha256};
 
 use crate::branch::documents::BaseManifest;
 use crate::branch::layout;
-use crate::change::{ChangeRef, Scratch, parse_event};
+use crate::change::{ChangeRef, rebuild_event};
 use crate::fault::{Fault, Result};
 use crate::ledger::{MongoPhase, SegmentKind, classify_mongo_error};
 use crate::segment::SegmentFile;
@@ -150,14 +152,13 @@ struct Stream {
     cursor: mongodb::raw_batch_cursor::RawBatchCursor,
     db: String,
     waiting: std::collections::VecDeque<RawDocumentBuf>,
-    scratch: Scratch,
     client: Client,
 }
 
 impl Stream {
     async fn open(client: &Client, manifest: &BaseManifest) -> Result<Self> {
         let cursor = Self::cursor(client, &manifest.db, &manifest.token).await?;
-        Ok(Self { cursor, db: manifest.db.clone(), waiting: Default::default(), scratch: Scratch::default(), client: client.clone() })
+        Ok(Self { cursor, db: manifest.db.clone(), waiting: Default::default(), client: client.clone() })
     }
 
     async fn cursor(client: &Client, db: &str, after: &RawDocument) -> Result<mongodb::raw_batch_cursor::RawBatchCursor> {
@@ -200,22 +201,61 @@ impl Stream {
         let Some(event) = self.next_if_any().await? else {
             return Ok(Some("the server has no such event: it is in history twice or out of nowhere".into()));
         };
-        let view = parse_event(&event, &self.db, &mut self.scratch)?;
-        let c = &view.change;
-        let bytes = |d: Option<&RawDocument>| d.map(|d| d.as_bytes().to_vec());
-        let same = c.op == stored.op
-            && c.coll == stored.coll
-            && c.uuid == stored.uuid
-            && c.time == stored.time
-            && c.wall_ms == stored.wall_ms
-            && bytes(c.txn) == bytes(stored.txn)
-            && bytes(c.key) == bytes(stored.key)
-            && bytes(c.body) == bytes(stored.body);
-        Ok((!same).then(|| {
-            format!(
-                "the server says {:?} on {} at {}, history says {:?} on {} at {}",
-                c.op, c.coll, c.time, stored.op, stored.coll, stored.time
-            )
-        }))
+        difference(&event, stored, &self.db)
+    }
+}
+
+/// What a stored change says otherwise than the server's event. The event itself is compared, all of its fields but the token, so that what
+/// the engine's parser would drop is noticed.
+fn difference(event: &RawDocument, stored: &ChangeRef<'_>, db: &str) -> Result<Option<String>> {
+    let sorted = |event: Document| event.into_iter().filter(|(name, _)| name != "_id").collect::<BTreeMap<String, Bson>>();
+    let said = sorted(Document::try_from(event).map_err(|e| Fault::corrupt(e.to_string()))?);
+    let kept = sorted(rebuild_event(stored, db)?);
+    // As text, because equality of documents does not look at the order of fields.
+    let shown = |field: Option<&Bson>| field.map_or_else(|| "nothing".to_owned(), |field| format!("{field:?}"));
+    let names = said.keys().chain(kept.keys());
+    let differing = names.map(|name| (name, shown(said.get(name)), shown(kept.get(name)))).find(|(_, said, kept)| said != kept);
+    Ok(differing
+        .map(|(name, said, kept)| format!("{name} is {said} at the server, {kept} in history ({:?} at {})", stored.op, stored.time)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Op, Scratch, parse_event};
+    use bson::rawdoc;
+
+    #[test]
+    fn a_field_that_is_dropped_or_altered_is_noticed() {
+        let event = rawdoc! {
+            "_id": {"_data": "8265000000000000012B0229296E04"},
+            "operationType": "update",
+            "clusterTime": bson::Timestamp { time: 5, increment: 1 },
+            "collectionUUID": bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: vec![7; 16] },
+            "wallTime": bson::DateTime::from_millis(5_000),
+            "lsid": {"id": 1},
+            "txnNumber": 3_i64,
+            "ns": {"db": "shop", "coll": "c"},
+            "documentKey": {"_id": 1},
+            "rawUpdateDescription": {"$v": 2, "diff": {"u": {"a": 1, "b": 2}}},
+        };
+        let mut scratch = Scratch::default();
+        let view = parse_event(&event, "shop", &mut scratch).unwrap();
+        let change = view.change;
+        assert_eq!(difference(&event, &change, "shop").unwrap(), None);
+        let (key, body) = (rawdoc! {"_id": 1_i64}, rawdoc! {"u": {"b": 2, "a": 1}});
+        for (wrong, names) in [
+            (ChangeRef { txn: None, ..change }, "lsid"),
+            (ChangeRef { uuid: None, ..change }, "collectionUUID"),
+            (ChangeRef { wall_ms: None, ..change }, "wallTime"),
+            (ChangeRef { key: None, ..change }, "documentKey"),
+            (ChangeRef { key: Some(&key), ..change }, "documentKey"),
+            (ChangeRef { body: Some(&body), ..change }, "rawUpdateDescription"),
+            (ChangeRef { coll: "d", ..change }, "ns"),
+            (ChangeRef { op: Op::Described, ..change }, "rawUpdateDescription"),
+        ] {
+            let said = difference(&event, &wrong, "shop").unwrap();
+            assert!(said.as_ref().is_some_and(|said| said.contains(names)), "{names}: {said:?}");
+        }
     }
 }

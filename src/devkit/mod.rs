@@ -7,7 +7,6 @@
 
 pub mod audit;
 pub mod binaries;
-pub mod compare;
 pub mod engine;
 pub mod mongod;
 pub mod oracle;

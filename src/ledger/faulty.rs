@@ -231,6 +231,9 @@ impl Ledger for FaultyLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         self.through(C::Read, self.inner.segments(branch, from_seq, max)).await
     }
+    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
+        self.through(C::Read, self.inner.first_loss(branch)).await
+    }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         self.through(C::Read, self.inner.position(capture)).await
     }

@@ -16,11 +16,11 @@ mod rules;
 pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
 pub use memory::MemoryLedger;
 pub use model::*;
-pub(crate) use mongo::scrub;
 pub use mongo::{
     ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, same_source,
     server_facts,
 };
+pub(crate) use mongo::{code as mongo_error_code, scrub};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,6 +198,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn branch_named(&self, name: &str) -> Result<Option<Branch>>;
     /// Segments of a branch that end at or after `from_seq`, by first seq, at most `max`.
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
+    /// The first segment of a branch of which something is lost: a recorded gap, or changes that cannot be applied.
+    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>>;
     /// The whole token of the stored position; what `captured_until` is computed from.
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>>;
 }

@@ -141,6 +141,8 @@ pub struct Branch {
     pub base: String,
     /// Cluster time of the catalogue listing.
     pub base_time: ClusterTime,
+    /// SHA-256 of the base's manifest in lower-case hex: its own text cannot vouch for itself.
+    pub base_sha256: String,
     /// Payload bytes of this branch's sync jobs that were committed or discarded.
     pub settled_bytes: u64,
     pub created_ms: i64,
@@ -282,7 +284,7 @@ pub struct SegmentRow {
     pub starts_inside: bool,
     pub ends: Ends,
     pub has_ddl: bool,
-    /// Changes whose diff has sections we do not know: a hole, restore across it is refused.
+    /// Changes that are lost or whose diff has sections we do not know (all of a gap): restore across them is refused.
     pub holes: u64,
     pub raw_bytes: u64,
     pub stored_bytes: u64,

@@ -2,7 +2,7 @@
 //! Does not own: reading or writing rows (`mongo`, `memory`), or job states and retries (`queue`).
 
 use super::{
-    BranchStatus, Capture, Checkpoint, Checkpointed, Committed, Ends, Head, Job, JobFilter, JobLease, JobState, SegmentCommit, SegmentKind,
+    BranchStatus, Capture, Checkpoint, Checkpointed, Committed, Head, Job, JobFilter, JobLease, JobState, SegmentCommit, SegmentKind,
     SegmentRow,
 };
 use crate::fault::{Fault, Result};
@@ -159,14 +159,12 @@ pub(super) fn status(health: &Health) -> (BranchStatus, Option<String>) {
     (status, reason)
 }
 
-/// The gap that replaces a job has exactly the job's range.
+/// The gap that replaces a job has exactly the job's range. It keeps the flags of the batch: that a lost range ends inside of a transaction is what
+/// tells readers where the next boundary is.
 pub(super) fn check_gap(job: &Job, gap: &SegmentRow) -> Result<()> {
     let spec = job.sync.as_ref().ok_or_else(|| Fault::rejected(format!("job {} is not a sync job: it has no range to discard", job.id)))?;
-    let exact = gap.kind == SegmentKind::Gap
-        && gap.branch == job.branch
-        && gap.first_seq == spec.first_seq
-        && gap.last_seq == spec.last_seq
-        && gap.ends != Ends::Open;
+    let exact =
+        gap.kind == SegmentKind::Gap && gap.branch == job.branch && gap.first_seq == spec.first_seq && gap.last_seq == spec.last_seq;
     if exact { Ok(()) } else { Err(Fault::rejected(format!("gap {} does not have the range of job {}", gap.key, job.id))) }
 }
 

@@ -53,9 +53,6 @@ const BRANCH_FIELDS: [(&str, &str); 18] = [
 async fn every_command_prints_one_object_with_json() {
     let place = Place::new("json").await;
     let source = place.source.name();
-    assert_eq!(place.json(&["branch", "list"]).await, json!({"branches": []}));
-    assert_eq!(place.json(&["capture", "list"]).await, json!({"captures": []}));
-    assert_eq!(place.json(&["jobs", "list"]).await, json!({"jobs": []}));
     let doctor = place.json(&["doctor", "--source-db", source]).await;
     assert_fields(&doctor, &[("ok", "bool"), ("checks", "list")]);
     assert!(doctor["checks"].as_array().unwrap().len() >= 8, "{doctor}");
@@ -75,6 +72,7 @@ async fn every_command_prints_one_object_with_json() {
     ];
     assert_fields(&started, &[("capture", "object"), ("resumed", "bool"), ("uncovered", "list"), ("engines", "count")]);
     assert_fields(&started["capture"], &capture);
+    assert_eq!(place.json(&["jobs", "list"]).await, json!({"jobs": []}));
     // Before the first change: nothing to restore but the first catalogue.
     let fresh = place.json(&["branch", "show", BRANCH]).await;
     assert_fields(&fresh, &BRANCH_FIELDS);
@@ -174,6 +172,39 @@ async fn every_command_prints_one_object_with_json() {
         assert!(!text.contains('{') && !text.trim().is_empty() && !text.contains('\u{1b}'), "{args:?}: {text}");
     }
     place.stop(engine).await;
+}
+
+/// A mistyped name must not become a database, and who may only read can read.
+#[tokio::test]
+async fn commands_that_read_write_nothing() {
+    let place = Place::new("reads").await;
+    place.start_capture().await;
+    let typo = format!("{}_typo", place.metadata);
+    for args in [
+        &["branch", "list"][..],
+        &["branch", "show", BRANCH],
+        &["capture", "list"],
+        &["capture", "stop", BRANCH],
+        &["jobs", "list"],
+        &["jobs", "retry", "--all-dead"],
+        &["verify", BRANCH],
+        &["restore", BRANCH, "--to-db", "x"],
+    ] {
+        let output = place.argon_with(args, &[("ARGON_METADATA_DB", &typo)]).await;
+        assert_refused(&output, 1, &["no Argon metadata in database", &typo, "argon capture start"]);
+    }
+    assert!(!place.client.list_database_names().await.unwrap().contains(&typo));
+    // The server of these tests asks for no login, so the proof that nothing is written is that nothing of the database changes.
+    let metadata = place.client.database(&place.metadata);
+    let before = metadata.run_command(doc! {"dbHash": 1}).await.unwrap();
+    metadata.collection::<Document>("segments").drop_index("losses").await.unwrap();
+    for args in [&["branch", "list"][..], &["branch", "show", BRANCH], &["capture", "list"], &["jobs", "list"], &["verify", BRANCH]] {
+        place.ok(args).await;
+    }
+    let after = metadata.run_command(doc! {"dbHash": 1}).await.unwrap();
+    assert_eq!(before.get("md5"), after.get("md5"));
+    let indexes = metadata.collection::<Document>("segments").list_index_names().await.unwrap();
+    assert!(!indexes.contains(&"losses".to_owned()), "an index was made: {indexes:?}");
 }
 
 #[tokio::test]

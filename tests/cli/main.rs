@@ -4,6 +4,7 @@
 mod arguments;
 #[path = "../restore_real/source.rs"]
 mod ddl;
+mod demo;
 mod fidelity;
 mod interface;
 mod large;

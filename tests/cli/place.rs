@@ -158,7 +158,12 @@ impl Place {
 
     /// Writes a marker into the source and waits until it is committed: then so is all that was written before it.
     pub(crate) async fn catch_up(&self) -> u64 {
-        let due = self.mark().await;
+        self.catch_up_with(&self.source).await
+    }
+
+    /// The same for a capture of another database.
+    pub(crate) async fn catch_up_with(&self, source: &Database) -> u64 {
+        let due = self.mark_in(source).await;
         let begun = clock::now();
         loop {
             let branch = self.branch().await;
@@ -174,10 +179,14 @@ impl Place {
 
     /// The time of a write that comes after all earlier ones.
     pub(crate) async fn mark(&self) -> Timestamp {
-        let marks = self.source.collection::<Document>("zz_marks");
+        self.mark_in(&self.source).await
+    }
+
+    async fn mark_in(&self, source: &Database) -> Timestamp {
+        let marks = source.collection::<Document>("zz_marks");
         marks.update_one(doc! {"_id": 1}, doc! {"$inc": {"n": 1}}).upsert(true).await.unwrap();
         let oplog = self.client.database("local").collection::<Document>("oplog.rs");
-        let ns = format!("{}.zz_marks", self.source.name());
+        let ns = format!("{}.zz_marks", source.name());
         let last = oplog.find_one(doc! {"ns": ns}).sort(doc! {"$natural": -1}).await.unwrap().unwrap();
         last.get_timestamp("ts").unwrap()
     }

@@ -1,5 +1,6 @@
 //! Restore: targets and points that are refused, and points in the past against what the server itself remembers of them.
 
+use argon::branch::point::rfc3339;
 use argon::devkit::workload::{self, Profile, Workload};
 use bson::{Document, Timestamp, doc};
 use rand::rngs::StdRng;
@@ -100,5 +101,60 @@ async fn ten_random_points_are_what_the_server_remembers_of_them() {
         assert_eq!(again["seq"], seq, "{point} is a boundary");
         assert_eq!(hashes(&by_seq, None).await, hashes(&target, None).await, "seed {SEED}, {point} as seq:{seq}");
     }
+    place.stop(engine).await;
+}
+
+#[tokio::test]
+async fn a_second_by_the_clock_is_the_whole_second() {
+    let place = Place::new("second").await;
+    let engine = place.begin().await;
+    let a = place.source.collection("a");
+    a.insert_many((0..10).map(|i| doc! {"_id": i})).await.unwrap();
+    let second = place.mark().await.time;
+    // The next second has begun when a write is of it.
+    while place.mark().await.time == second {}
+    a.insert_one(doc! {"_id": "later"}).await.unwrap();
+    let head = place.catch_up().await;
+    place.stop(engine).await;
+    let (target, at) = (place.database("then"), rfc3339(i64::from(second) * 1_000));
+    let report = place.json(&["restore", BRANCH, "--to-db", target.name(), "--at", &at]).await;
+    assert!(report["at"] == at.as_str() && report["seq"].as_u64().unwrap() < head, "{report}");
+    assert_eq!(target.collection::<Document>("a").count_documents(doc! {}).await.unwrap(), 10, "{report}");
+}
+
+#[tokio::test]
+async fn options_of_restore_and_verify_do_what_they_say() {
+    let place = Place::new("options").await;
+    let engine = place.begin().await;
+    let ttl = doc! {"createIndexes": "a", "indexes": [{"key": {"at": 1}, "name": "gone", "expireAfterSeconds": 3_600}]};
+    place.source.run_command(ttl).await.unwrap();
+    // More than the smallest budget, so that the fold needs its directory.
+    for id in 0..5 {
+        place.source.collection("a").insert_many((0..8).map(|i| doc! {"_id": id * 8 + i, "x": "y".repeat(1_000_000)})).await.unwrap();
+    }
+    place.catch_up().await;
+    let expires = async |suffix: &str, more: &[&str]| {
+        let target = place.database(suffix);
+        let report = place.json(&[&["restore", BRANCH, "--to-db", target.name()], more].concat()).await;
+        assert_eq!(report["ttl"], serde_json::json!(["a.gone"]), "{report}");
+        let listed = target.run_command(doc! {"listIndexes": "a"}).await.unwrap();
+        let indexes = listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap().clone();
+        assert_eq!(indexes.len(), 2, "{indexes:?}");
+        indexes.iter().any(|index| index.as_document().unwrap().contains_key("expireAfterSeconds"))
+    };
+    assert!(expires("with", &[]).await);
+    let (spill, nowhere) = (place.dir.path().to_str().unwrap(), "/nonexistent/spill");
+    assert!(!expires("without", &["--no-ttl", "--memory-budget", "32MiB", "--temp-dir", spill]).await);
+    let never = place.database("never");
+    let lost = ["restore", BRANCH, "--to-db", never.name(), "--memory-budget", "32MiB", "--temp-dir", nowhere];
+    assert_refused(&place.argon(&lost).await, 1, &[nowhere]);
+
+    let there = place.database("with");
+    let against = ["verify", BRANCH, "--against-db", there.name(), "--against-uri", "env:THERE"];
+    assert_refused(&place.argon(&against).await, 2, &["THERE"]);
+    let nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300";
+    assert_refused(&place.argon_with(&against, &[("THERE", nowhere)]).await, 1, &["--against-db", "not reachable"]);
+    let output = place.argon_with(&against, &[("THERE", &place.uri)]).await;
+    assert!(output.code == 0 && output.stdout.contains("verified: identical"), "{output:?}");
     place.stop(engine).await;
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use argon::config::VARIABLES;
+use argon::devkit::ArgonProcess;
 use argon::devkit::engine::run_to_end;
+use bson::{Document, doc};
 
-use crate::place::binary;
+use crate::place::{Place, binary};
 
 /// Words of a shell line: quotes are kept together, comments and redirections cut off.
 fn words(line: &str) -> Vec<String> {
@@ -84,6 +86,42 @@ async fn the_commands_of_the_readme_are_taken() {
     }
     assert!(!fenced, "a fence is open");
     assert!(taken >= 5, "only {taken} commands were found");
+}
+
+/// A new user's way, line by line as the README has it, against the shared server and a home of its own.
+#[tokio::test]
+async fn the_walk_of_the_readme_works() {
+    let readme = include_str!("../../README.md");
+    let (_, walk) = readme.split_once("## Your own database").unwrap();
+    let (walk, _) = walk.split_once("\n## ").unwrap();
+    let fenced = walk.split("```").skip(1).step_by(2).flat_map(str::lines);
+    let lines: Vec<&str> = fenced.map(str::trim).collect();
+    let place = Place::new("readme").await;
+    let home = place.dir.path().to_str().unwrap();
+    let store = lines.iter().find_map(|line| line.strip_prefix("export ARGON_STORE_URL=")).unwrap();
+    let store = words(store)[0].replace("$HOME", home);
+    let env = place.env(&[("ARGON_STORE_URL", &store), ("HOME", home)]);
+    let source = place.client.database("shop");
+    let (mut engine, mut ran) = (None, Vec::new());
+    for args in lines.iter().filter_map(|line| arguments(line)) {
+        if args == ["run"] {
+            let mut process = ArgonProcess::start(binary(), &args, &env).unwrap();
+            process.wait_line("capture started here", Duration::from_secs(60)).await.unwrap();
+            engine = Some(process);
+            // The line is what says that the data comes after the start of the capture.
+            source.collection("orders").insert_many((0..20).map(|i| doc! {"_id": i})).await.unwrap();
+            place.catch_up_with(&source).await;
+        } else {
+            let output = run_to_end(binary(), &args, &env, Duration::from_secs(120)).await.unwrap();
+            assert_eq!((output.code, output.stderr.as_str()), (0, ""), "argon {}: {output:?}", args.join(" "));
+        }
+        ran.push(args[0].clone());
+    }
+    assert_eq!(ran, ["doctor", "capture", "run", "branch", "restore", "restore", "verify", "verify"]);
+    let copy = place.client.database("shop_copy").collection::<Document>("orders");
+    assert_eq!(copy.count_documents(doc! {}).await.unwrap(), 20);
+    assert!(place.dir.path().join("argon-store/projects/shop").is_dir());
+    place.stop(engine.unwrap()).await;
 }
 
 #[tokio::test]

@@ -195,7 +195,7 @@ async fn what_may_not_be_captured_is_refused_and_left_alone() {
 async fn names_and_ids_that_are_not_there_are_named_with_those_that_are() {
     let place = Place::new("names").await;
     let none = place.argon(&["branch", "show", BRANCH]).await;
-    assert_refused(&none, 1, &[BRANCH, "capture start"]);
+    assert_refused(&none, 1, &[&place.metadata, "capture start"]);
     place.start_capture().await;
     for args in [
         &["branch", "show", "shop/typo"][..],

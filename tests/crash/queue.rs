@@ -112,6 +112,7 @@ async fn discard_makes_a_recorded_gap() {
     let shown = world.json(&["branch", "show", BRANCH]).await;
     assert_eq!(shown["status"], json!("gap"));
     assert!(shown["reason"].as_str().unwrap().contains(&first.to_string()), "{shown}");
+    assert_eq!(shown["restorable"], json!({ "from": "seq:1", "to": format!("seq:{}", first - 1) }), "{shown}");
 
     let target = world.target();
     let refused = world.argon(&["restore", BRANCH, "--to-db", target.name()]).await;

@@ -246,6 +246,7 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     b.ledger.commit(&jobs.iter().map(commit).collect::<Vec<_>>()).await.unwrap();
     assert_eq!(b.branch(&line.branch).await.head.seq, 0, "the dead job holds the head");
 
+    assert_eq!(b.ledger.first_loss(&line.branch).await.unwrap(), None);
     let job = b.job(&dead).await;
     let gap = segment(&job, SegmentKind::Gap);
     for wrong in [
@@ -268,6 +269,8 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     assert_eq!(b.ledger.payload(&dead).await.unwrap_err().kind, Kind::Missing);
     let first = &b.ledger.segments(&line.branch, 1, 9).await.unwrap()[0];
     assert_eq!((first.kind, first.first_seq, first.last_seq), (SegmentKind::Gap, 1, 3));
+    assert_eq!(b.ledger.first_loss(&line.branch).await.unwrap().as_ref(), Some(first));
+    assert_eq!(b.ledger.first_loss("other").await.unwrap(), None);
     // The status of a branch with a gap survives a capture that fails and runs again.
     b.ledger.set_capture_state(&line.capture, CaptureState::Failed, Some("x")).await.unwrap();
     b.ledger.set_capture_state(&line.capture, CaptureState::Running, None).await.unwrap();
@@ -278,6 +281,22 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     let gap = segment(&running, SegmentKind::Gap);
     assert!(!b.ledger.discard_job(&running.id, &gap).await.unwrap(), "its owner may be about to commit");
     assert!(!b.ledger.discard_job("none", &gap).await.unwrap());
+}
+
+pub(crate) async fn rule_25_a_job_that_ends_inside_a_transaction_can_be_discarded(b: Bench) {
+    for (starts_inside, ends) in [(false, Ends::Open), (true, Ends::Unknown), (true, Ends::Open), (true, Ends::Closed)] {
+        let mut line = b.line("e1").await;
+        let mut write = line.checkpoint(2);
+        let spec = &mut write.batch.as_mut().unwrap().spec;
+        (spec.starts_inside, spec.ends) = (starts_inside, ends);
+        assert_eq!(b.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
+        line.next_seq += 2;
+        let dead = kill_next(&b).await;
+        assert!(b.ledger.discard_job(&dead, &segment(&b.job(&dead).await, SegmentKind::Gap)).await.unwrap());
+        let row = b.ledger.segments(&line.branch, 1, 9).await.unwrap().remove(0);
+        assert_eq!((row.starts_inside, row.ends), (starts_inside, ends), "readers find boundaries by these");
+        assert_eq!(b.branch(&line.branch).await.head.seq, 2);
+    }
 }
 
 pub(crate) async fn finished_jobs_are_swept_and_dead_ones_never(b: Bench) {

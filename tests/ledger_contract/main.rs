@@ -46,6 +46,7 @@ contract![
     jobs::a_dead_sync_job_stalls_its_branch_until_it_is_retried,
     jobs::two_operators_revive_the_last_two_dead_jobs_and_the_branch_is_active,
     jobs::rule_25_a_discarded_job_leaves_a_gap_with_its_bounds,
+    jobs::rule_25_a_job_that_ends_inside_a_transaction_can_be_discarded,
     jobs::finished_jobs_are_swept_and_dead_ones_never,
     jobs::jobs_are_counted_and_listed,
     commits::a_commit_does_everything_at_once,

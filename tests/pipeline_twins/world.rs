@@ -161,6 +161,7 @@ impl World {
             totals: Totals::default(),
             base: "base".into(),
             base_time: Default::default(),
+            base_sha256: String::new(),
             settled_bytes: 0,
             created_ms: 0,
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use argon::branch::catalogue::read_catalogue;
-use argon::branch::documents::BaseManifest;
+use argon::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use argon::branch::history::History;
 use argon::branch::layout;
 use argon::change::{ChangeRef, ClusterTime, Scratch, parse_event};
@@ -15,6 +15,7 @@ use bson::raw::RawBsonRef;
 use bson::{RawDocument, RawDocumentBuf, doc, rawdoc};
 use bytes::Bytes;
 use mongodb::{Client, Cursor, Database};
+use sha2::{Digest, Sha256};
 
 /// Rows per segment: small, so that a test has many and cuts transactions.
 const ROWS: u32 = 40;
@@ -68,7 +69,7 @@ impl Recorder {
         let ledger: SharedLedger = Arc::new(MemoryLedger::live());
         let store: Store = Arc::new(MemoryStore::new());
         let manifest = BaseManifest { id: "base0".into(), seq: 0, time, db: db.name().into(), token: token.clone(), catalogue };
-        put(&store, &layout::base_manifest("test", ID, 0, "base0"), Bytes::from(manifest.to_json().unwrap())).await;
+        let manifest = manifest.to_json().unwrap();
         let branch = Branch {
             source_db: db.name().to_string(),
             id: ID.into(),
@@ -81,6 +82,7 @@ impl Recorder {
             totals: Totals::default(),
             base: "base0".into(),
             base_time: time,
+            base_sha256: layout::hex(&Sha256::digest(&manifest)),
             settled_bytes: 0,
             created_ms: 0,
         };
@@ -98,6 +100,14 @@ impl Recorder {
             queued_bytes: 0,
             checkpoint_ms: 0,
         };
+        let epoch = EpochDocument { format: documents::FORMAT, owner: "c1".into(), starts_at: 1 };
+        for (key, body) in [
+            (layout::base_manifest("test", ID, 0, "base0"), manifest),
+            (layout::epoch("test", ID, 1), documents::to_json(&epoch).unwrap()),
+            (layout::branch_json("test", ID), documents::to_json(&BranchDocument::new(&branch, &capture)).unwrap()),
+        ] {
+            put(&store, &key, Bytes::from(body)).await;
+        }
         ledger.create_capture(&NewCapture { capture, branch }).await.unwrap();
         let fence = ledger.own_capture("c1", "e1").await.unwrap().unwrap().fence;
         Self { db, ledger, store, fence, cursor, rows: None, next_seq: 1, token, last_txn: None, fences: 0 }
@@ -221,6 +231,20 @@ impl Recorder {
         };
         let outcome = self.ledger.commit(&[SegmentCommit { lease, segment, payload_bytes: 1 }]).await.unwrap();
         assert_eq!(outcome, [Committed::Now]);
+    }
+
+    /// Records a delete that the source never made, of a document that never was, at the time of the head.
+    pub(crate) async fn forge_delete(&mut self, coll: &str) {
+        let time = self.history().await.branch.head.time;
+        let event = rawdoc! {
+            "_id": {"_data": format!("82{:08X}{:08X}2B0229296E04", time.t, time.i)},
+            "operationType": "delete",
+            "clusterTime": bson::Timestamp::from(time),
+            "ns": {"db": self.db.name(), "coll": coll},
+            "documentKey": {"_id": "never"},
+        };
+        self.record(&event).await;
+        self.commit().await;
     }
 
     /// Moves the token on a quiet stream, as an idle engine does, to `time`.

@@ -41,9 +41,30 @@ impl SpillFile {
         Ok(Self { file, pending: Vec::new() })
     }
 
-    /// Appends a record.
+    /// Appends a state: one record, or several where the diffs of a hot document would make a record as large as the whole budget.
     pub(super) fn push(&mut self, coll: u32, key: &[u8], entry: &Entry) -> Result<()> {
-        encode(coll, key, entry, &mut self.pending);
+        let Entry::Deltas(deltas) = entry else {
+            encode(coll, key, entry, &mut self.pending);
+            return self.flush_full();
+        };
+        let mut rest = deltas.as_slice();
+        while !rest.is_empty() {
+            let (mut count, mut bytes) = (0, 0);
+            while let Some(delta) = rest.get(count)
+                && bytes < CHUNK
+            {
+                bytes += delta.diff.as_bytes().len();
+                count += 1;
+            }
+            let (now, later) = rest.split_at(count);
+            encode_deltas(coll, key, now, &mut self.pending);
+            self.flush_full()?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn flush_full(&mut self) -> Result<()> {
         if self.pending.len() >= CHUNK { self.flush() } else { Ok(()) }
     }
 
@@ -120,30 +141,38 @@ const DELETED: u8 = 2;
 const DELTAS: u8 = 3;
 
 fn encode(coll: u32, key: &[u8], entry: &Entry, out: &mut Vec<u8>) {
-    out.extend(coll.to_le_bytes());
-    out.extend((key.len() as u64).to_le_bytes());
-    out.extend(key);
     match entry {
         Entry::Put(put) => {
+            encode_key(coll, key, out);
             out.push(if put.born.is_some() { PUT } else { PUT_UNBORN });
             out.extend(put.born.unwrap_or(0).to_le_bytes());
             out.extend(put.seq.to_le_bytes());
             out.extend(put.doc.as_bytes());
         }
         Entry::Deleted { seq, expects } => {
+            encode_key(coll, key, out);
             out.push(DELETED);
             out.push(u8::from(*expects));
             out.extend(seq.to_le_bytes());
         }
-        Entry::Deltas(deltas) => {
-            out.push(DELTAS);
-            out.extend((deltas.len() as u64).to_le_bytes());
-            for delta in deltas {
-                out.extend(delta.seq.to_le_bytes());
-                out.push(u8::from(delta.described));
-                out.extend(delta.diff.as_bytes());
-            }
-        }
+        Entry::Deltas(deltas) => encode_deltas(coll, key, deltas.as_slice(), out),
+    }
+}
+
+fn encode_key(coll: u32, key: &[u8], out: &mut Vec<u8>) {
+    out.extend(coll.to_le_bytes());
+    out.extend((key.len() as u64).to_le_bytes());
+    out.extend(key);
+}
+
+fn encode_deltas(coll: u32, key: &[u8], deltas: &[Delta], out: &mut Vec<u8>) {
+    encode_key(coll, key, out);
+    out.push(DELTAS);
+    out.extend((deltas.len() as u64).to_le_bytes());
+    for delta in deltas {
+        out.extend(delta.seq.to_le_bytes());
+        out.push(u8::from(delta.described));
+        out.extend(delta.diff.as_bytes());
     }
 }
 
@@ -164,7 +193,7 @@ fn decode(from: &mut &[u8]) -> Option<Record> {
                 let (seq, described) = (number(take(from, 8)?)?, take(from, 1)?[0] == 1);
                 deltas.push(Delta { seq, described, diff: document(from)? });
             }
-            Entry::Deltas(deltas)
+            Entry::Deltas(deltas.into_iter().collect())
         }
         _ => return None,
     };
@@ -211,7 +240,7 @@ mod tests {
                 0 => Entry::Put(Put { doc: big.clone(), born: Some(u64::from(i)), seq: 9 }),
                 1 => Entry::Put(Put { doc: rawdoc! {}, born: None, seq: 3 }),
                 2 => Entry::Deleted { seq: 8, expects: i > 3 },
-                _ => Entry::Deltas(vec![Delta { seq: 1, described: i > 3, diff: rawdoc! {"d": {"x": false}} }; 3]),
+                _ => Entry::Deltas((0..3).map(|_| Delta { seq: 1, described: i > 3, diff: rawdoc! {"d": {"x": false}} }).collect()),
             };
             records.push(Record { coll: i, key: vec![0; i as usize].into(), entry });
         }
@@ -227,6 +256,24 @@ mod tests {
         }
         let mut reader = file.into_reader().unwrap();
         assert_eq!(reader.next().unwrap().as_ref(), Some(&records[0]));
+    }
+
+    #[test]
+    fn the_diffs_of_a_hot_document_become_records_of_a_bounded_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = SpillFile::create(dir.path()).unwrap();
+        let diff = rawdoc! {"u": {"v": "x".repeat(10_000)}};
+        let all: Vec<_> = (0..1_000).map(|seq| Delta { seq, described: false, diff: diff.clone() }).collect();
+        file.push(3, b"k", &Entry::Deltas(all.iter().cloned().collect())).unwrap();
+        let mut reader = file.read().unwrap();
+        let (mut back, mut records) = (Vec::new(), 0);
+        while let Some(record) = reader.next().unwrap() {
+            assert!(reader.chunk.len() < 2 * CHUNK, "a chunk of {} bytes", reader.chunk.len());
+            let Record { coll: 3, entry: Entry::Deltas(deltas), .. } = record else { panic!("{record:?}") };
+            back.extend_from_slice(deltas.as_slice());
+            records += 1;
+        }
+        assert_eq!((back, records), (all, 10));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(super) enum Entry {
         expects: bool,
     },
     /// Diffs on a state that is in a spill file.
-    Deltas(Vec<Delta>),
+    Deltas(Deltas),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,47 @@ pub(super) struct Delta {
     pub(super) seq: u64,
     pub(super) described: bool,
     pub(super) diff: RawDocumentBuf,
+}
+
+/// Diffs in order. Their bytes are kept beside them: a document that changes a million times must not be added up a million times.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Deltas {
+    list: Vec<Delta>,
+    bytes: u64,
+}
+
+impl Deltas {
+    pub(super) fn push(&mut self, delta: Delta) {
+        self.bytes += delta.cost();
+        self.list.push(delta);
+    }
+
+    pub(super) fn as_slice(&self) -> &[Delta] {
+        &self.list
+    }
+}
+
+impl FromIterator<Delta> for Deltas {
+    fn from_iter<T: IntoIterator<Item = Delta>>(deltas: T) -> Self {
+        let mut all = Self::default();
+        deltas.into_iter().for_each(|delta| all.push(delta));
+        all
+    }
+}
+
+impl Delta {
+    /// Bytes of memory: the diff and what holds it.
+    pub(super) fn cost(&self) -> u64 {
+        #[cfg(test)]
+        ADDED_UP.with(|count| count.set(count.get() + 1));
+        self.diff.as_bytes().len() as u64 + 48
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often the size of a diff was looked at: what shows that a fold is linear without a clock.
+    pub(super) static ADDED_UP: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// A change that does not fit the state: history is incomplete or damaged.
@@ -54,7 +95,7 @@ impl Entry {
         match self {
             Self::Put(put) => put.doc.as_bytes().len() as u64,
             Self::Deleted { .. } => 0,
-            Self::Deltas(deltas) => deltas.iter().map(|d| d.diff.as_bytes().len() as u64 + 48).sum(),
+            Self::Deltas(deltas) => deltas.bytes,
         }
     }
 }
@@ -82,7 +123,7 @@ pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, 
                     deltas.push(delta);
                     return Ok(());
                 }
-                _ => Some(Entry::Deltas(vec![delta])),
+                _ => Some(Entry::Deltas(Deltas::from_iter([delta]))),
             }
         }
         (Op::Update | Op::Described, _) => return misfit(seq, "updates a document that does not exist"),
@@ -119,7 +160,7 @@ pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn F
             }
         }
         Entry::Deltas(deltas) => {
-            for delta in deltas {
+            for delta in deltas.list {
                 let Some(put) = state else {
                     absent(&mut report, delta.seq, "updates")?;
                     continue;

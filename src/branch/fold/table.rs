@@ -5,7 +5,7 @@
 //! kept as it is and a delete leaves a mark; both meet their base when the file is replayed, in the order in which they were spilled.
 //! Before the first spill an absent key means that the document does not exist, and the change is refused at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -39,7 +39,6 @@ pub(super) struct Table {
     pub(super) partitions: Vec<Partition>,
     pub(super) dir: PathBuf,
     pub(super) budget: u64,
-    pub(super) dropped: HashSet<u32>,
     bytes: u64,
     /// How often memory was emptied into files.
     pub(super) spills: u64,
@@ -57,7 +56,7 @@ impl Table {
         // Twice, for keys and overhead.
         let count = (expected.saturating_mul(2) / budget + 1).clamp(1, MAX_PARTITIONS).next_power_of_two();
         let partitions = (0..count).map(|_| Partition::default()).collect();
-        Self { partitions, dir, budget, dropped: HashSet::new(), bytes: 0, spills: 0 }
+        Self { partitions, dir, budget, bytes: 0, spills: 0 }
     }
 
     /// Applies a change of a document; the inner error is one of history.
@@ -110,7 +109,12 @@ impl Table {
                 self.bytes = self.bytes.saturating_sub(part.bytes);
             }
         }
-        self.dropped.insert(coll);
+    }
+
+    /// Bytes charged against the budget.
+    #[cfg(test)]
+    pub(super) fn in_memory(&self) -> u64 {
+        self.bytes
     }
 
     fn spill(&mut self) -> Result<()> {

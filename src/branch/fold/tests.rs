@@ -245,3 +245,32 @@ fn dropped_collections_leave_nothing_even_after_a_spill() {
         assert_eq!((state.len(), catalogue.collections.len()), (1, 1));
     }
 }
+
+#[test]
+fn many_changes_of_one_document_are_linear_and_stay_within_the_budget() {
+    use super::state::ADDED_UP;
+    const CHANGES: u64 = 20_000;
+    let mut folder = Folder::new(Catalogue::default(), &options(100_000, ALL));
+    feed(&mut folder, 1, &Act::Create(0, false)).unwrap();
+    feed(&mut folder, 2, &Act::Insert(0, 1, 1)).unwrap();
+    // Fills the budget once, so that all of the changes are diffs on a document in a file.
+    for id in 0..2_000 {
+        feed(&mut folder, 3 + id, &Act::Insert(0, 2 + i32::try_from(id).unwrap(), 39)).unwrap();
+    }
+    ADDED_UP.with(|count| count.set(0));
+    let mut most = 0;
+    for n in 0..CHANGES {
+        feed(&mut folder, 3_000 + n, &Act::Set(0, 1, u16::try_from(n % 30_000).unwrap())).unwrap();
+        most = most.max(folder.table.in_memory());
+    }
+    assert!((50_000..=100_000).contains(&most), "{most}");
+    let looked = ADDED_UP.with(std::cell::Cell::get);
+    assert!(looked <= 2 * CHANGES, "{looked} diffs were added up for {CHANGES} changes");
+    let mut folded = folder.finish().unwrap();
+    assert!(folded.spills > 10, "{}", folded.spills);
+    let mut hot = None;
+    while let Some(documents) = folded.documents.next_batch().unwrap() {
+        hot = hot.or(documents.into_iter().find(|d| d.doc.get_i32("_id").ok() == Some(1)));
+    }
+    assert_eq!(hot.unwrap().doc.get_i32("v").unwrap(), i32::try_from(CHANGES - 1).unwrap());
+}

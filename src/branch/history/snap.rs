@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use super::{Consumer, History, Loaded, Progress, Range};
+use super::{Consumer, Gaps, History, Loaded, Progress, Range};
 use crate::branch::fold::Flow;
 use crate::branch::point::Bound;
 use crate::change::ClusterTime;
 use crate::fault::Result;
-use crate::ledger::Ends;
+use crate::ledger::{Ends, SegmentKind, SegmentRow};
 
 /// A boundary at or before what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) async fn snap(history: &History, want: u64) -> Result<Snapped> {
         from -= 1;
     }
     let closed_by_time = history.captured_until.is_some_and(|until| history.branch.head.time <= until);
-    let range = Range { from_seq: from.max(1), until: Bound::Seq(want.saturating_add(1)), across_gap: true };
+    let range = Range { from_seq: from.max(1), until: Bound::Seq(want.saturating_add(1)), gaps: Gaps::Cross };
     let scan = history.read(range, Scan::new(want), Arc::new(Progress::default())).await?;
     Ok(scan.finish(closed_by_time))
 }
@@ -48,13 +48,15 @@ struct Scan {
     /// Highest boundary at or before `want` that is known.
     boundary: Option<u64>,
     last: Option<(u64, Option<RawDocumentBuf>)>,
+    /// The segment that is read starts in the transaction that a gap before it has cut.
+    inside: bool,
     ends: Ends,
     next_time: Option<ClusterTime>,
 }
 
 impl Scan {
     fn new(want: u64) -> Self {
-        Self { want, boundary: None, last: None, ends: Ends::Unknown, next_time: None }
+        Self { want, boundary: None, last: None, inside: false, ends: Ends::Unknown, next_time: None }
     }
 
     /// One change: between two changes of different transactions, or beside one that is in none, there is a boundary.
@@ -63,7 +65,8 @@ impl Scan {
             (Some((_, Some(last))), Some(txn)) => last.as_bytes() == txn.as_bytes(),
             _ => false,
         };
-        if !goes_on {
+        let inside = std::mem::take(&mut self.inside);
+        if !goes_on && !inside {
             self.boundary = Some(seq - 1);
         }
         if seq > self.want {
@@ -82,22 +85,33 @@ impl Scan {
         let seq = if closed { last } else { self.boundary.unwrap_or(0) };
         Snapped { seq: seq.min(self.want), next_time: self.next_time }
     }
+
+    /// A gap has no rows to compare: its flags say where boundaries are.
+    fn gap(&mut self, row: &SegmentRow) -> Flow {
+        if !row.starts_inside {
+            self.boundary = Some(row.first_seq - 1);
+        }
+        if row.last_seq > self.want {
+            self.next_time = Some(row.first_time);
+            return Flow::Done;
+        }
+        if row.ends == Ends::Closed {
+            self.boundary = Some(row.last_seq);
+        }
+        // A lost transaction that may be open, as far as the end of history is concerned.
+        self.last = Some((row.last_seq, (row.ends != Ends::Closed).then(RawDocumentBuf::new)));
+        Flow::Continue
+    }
 }
 
 impl Consumer for Scan {
     fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
-        self.ends = loaded.row.ends;
-        if loaded.file.is_none() {
-            // A gap has no rows; what is after it starts anew.
-            let (first, last) = (loaded.row.first_seq, loaded.row.last_seq);
-            self.boundary = Some(if last <= self.want { last } else { first - 1 });
-            if last > self.want {
-                self.next_time = Some(loaded.row.first_time);
-                return Ok(Flow::Done);
-            }
-            self.last = Some((last, None));
-            return Ok(Flow::Continue);
+        let row = &loaded.row;
+        self.ends = row.ends;
+        if row.kind == SegmentKind::Gap {
+            return Ok(self.gap(row));
         }
+        self.inside = row.starts_inside;
         loaded.each(|seq, change| Ok(self.row(seq, change.txn, change.time)))
     }
 }
@@ -105,6 +119,7 @@ impl Consumer for Scan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::branch::testing::Bed;
     use bson::rawdoc;
 
     /// Transactions by letter, `.` for changes outside of one.
@@ -133,6 +148,46 @@ mod tests {
         ];
         for (history, want, expected) in cases {
             assert_eq!(snapped(history, want, Ends::Unknown, false), expected, "{history} at {want}");
+        }
+    }
+
+    #[tokio::test]
+    async fn rule_6_a_gap_is_no_boundary_where_it_cuts_a_transaction() {
+        // Segments by their transactions, kept or lost; `want` and what it snaps to.
+        type Segments = &'static [(&'static str, bool, Ends)];
+        let cases: [(Segments, &[(u64, u64)]); 5] = [
+            // The gap begins inside of a transaction.
+            (
+                &[(".aa", true, Ends::Open), ("aa", false, Ends::Closed), ("..", true, Ends::Closed)],
+                &[(1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 6)],
+            ),
+            // It ends inside of one, known and unknown.
+            (
+                &[("..", true, Ends::Closed), (".b", false, Ends::Open), ("b..", true, Ends::Closed)],
+                &[(2, 2), (3, 2), (4, 2), (5, 5), (6, 6)],
+            ),
+            (&[("..", true, Ends::Closed), (".b", false, Ends::Unknown), ("bb.", true, Ends::Closed)], &[(4, 2), (5, 2), (6, 6)]),
+            // Not known at first, but the next one begins anew; that one may be open at the end of history.
+            (&[("..", true, Ends::Closed), (".b", false, Ends::Unknown), ("c", true, Ends::Unknown)], &[(3, 2), (4, 4), (5, 4)]),
+            // Two gaps in a row, and nothing behind them.
+            (
+                &[("..", true, Ends::Closed), (".b", false, Ends::Open), ("b.c", false, Ends::Unknown)],
+                &[(2, 2), (4, 2), (5, 2), (6, 2), (7, 2)],
+            ),
+        ];
+        for (segments, wanted) in cases {
+            let mut bed = Bed::new().await;
+            for (history, kept, ends) in segments {
+                if *kept {
+                    bed.add(history, *ends).await;
+                } else {
+                    bed.lose(history, *ends).await;
+                }
+            }
+            let history = bed.history().await;
+            for (want, expected) in wanted {
+                assert_eq!(snap(&history, *want).await.unwrap().seq, *expected, "{segments:?} at {want}");
+            }
         }
     }
 

@@ -1,5 +1,5 @@
 //! Owns: comparing a branch with a live database at one cluster time: options, indexes, views, and documents by hash.
-//! Does not own: structure (`verify`), folding (`fold`).
+//! Does not own: structure (`verify`), folding (`fold`), the hashes (`hash`), comparing catalogues (`catalogues`).
 //!
 //! Each side adds up a 128-bit hash per document into hash buckets per collection, in any order; where a bucket differs a second pass over it
 //! names documents. Memory is a few KiB a collection, whatever its size.
@@ -10,26 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bson::raw::RawBsonRef;
-use bson::{Bson, Document, RawArray, RawDocument, RawDocumentBuf, rawdoc};
+use bson::{Bson, RawDocument, rawdoc};
 use mongodb::Database;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::VerifyReport;
-use crate::branch::catalogue::{Catalogue, Collection, Kind, Uuid, read_catalogue};
+use super::catalogues::{compare_catalogues, covered};
+use super::hash::{BUCKETS, Hashes, Sums, add, bucket, hash};
+use crate::branch::catalogue::{Catalogue, Uuid, read_catalogue};
 use crate::branch::fold::{FoldOptions, Folded};
 use crate::branch::history::{History, Progress};
 use crate::branch::point::{Bound, Point};
+use crate::branch::restore;
 use crate::branch::server::{self, SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE};
-use crate::branch::{layout, restore};
-use crate::change::{ClusterTime, write_canonical_id};
-use crate::fault::{Fault, Result};
+use crate::change::ClusterTime;
+use crate::fault::{self, Fault, Result};
 use crate::ledger::{Fidelity, Ledger, SharedLedger, same_source, server_facts};
 use crate::runtime::clock;
 use crate::store::Store;
 
-/// Buckets per collection: a differing one is re-read, so more of them make the second pass cheaper.
-const BUCKETS: usize = 256;
 /// Documents named per collection, and buckets looked into for them.
 const NAMED: usize = 10;
 /// Collections whose documents are named.
@@ -51,15 +49,14 @@ pub struct AgainstOptions {
     pub temp_dir: PathBuf,
 }
 
-/// One side's documents.
-type Hashes = BTreeMap<Uuid, Vec<(u64, u128)>>;
-
 /// The live side at its time.
 struct Live {
     catalogue: Catalogue,
     time: ClusterTime,
     hashes: Hashes,
-    notes: Vec<String>,
+    /// Collections that were read as they were at some moment between `time` and `until`.
+    later: BTreeSet<Uuid>,
+    until: ClusterTime,
 }
 
 /// Compares branch `name` with the live database: with its source at one cluster time, collections by UUID; with any other database, such as
@@ -75,29 +72,40 @@ pub async fn against(
     let sorted = history.branch.fidelity == Fidelity::OrderMayDiffer;
     let is_source = is_source(&*ledger, &history, &options.db).await?;
     let mut live = read_live(&options.db, sorted).await?;
-    let (history, until) = if is_source {
-        (wait_for(ledger, store, name, live.time, options.patience).await?, Bound::Time(live.time))
-    } else {
-        let head = history.resolve(Point::Head).await?;
-        (history, head)
-    };
+    let history = if is_source { wait_for(ledger.clone(), store.clone(), name, live.time, options.patience).await? } else { history };
     let mut report = VerifyReport::new(&history.branch.name);
     report.at = Some(if is_source { live.time.to_string() } else { Point::Head.to_string() });
-    report.notes.clone_from(&live.notes);
     if sorted {
         report.notes.push("compared without regard to field order, which this branch does not know".into());
     }
-    let folded = fold_at(&history, until, options, progress.clone()).await?;
     if !is_source {
         report.notes.push(format!("{} is not the database that was captured: collections are matched by name", options.db.name()));
-        live.take_uuids_by_name(&folded.catalogue);
     }
-    compare_catalogues(&live.catalogue, &folded.catalogue, &mut report);
-    let ours = hash_fold(folded, sorted, progress).await?;
-    report.documents = ours.values().flatten().map(|(count, _)| count).sum();
-    let suspects = compare_hashes(&live, &ours, &mut report);
-    if !suspects.is_empty() {
-        name_documents(&history, &live, until, suspects, sorted, options, &mut report).await?;
+    let compared = async {
+        let until = if is_source { Bound::Time(live.time) } else { history.resolve(Point::Head).await? };
+        let folded = fold_at(&history, until, options, progress.clone()).await?;
+        if !is_source {
+            live.take_uuids_by_name(&folded.catalogue);
+        }
+        compare_catalogues(&live.catalogue, &folded.catalogue, &mut report);
+        let ours = hash_fold(folded, sorted, progress).await?;
+        report.documents = ours.values().flatten().map(|(count, _)| count).sum();
+        let written = live.written_meanwhile(&ours);
+        if is_source && !written.is_empty() {
+            let history = wait_for(ledger, store, name, live.until, options.patience).await?;
+            let folded = fold_at(&history, Bound::Time(live.until), options, Arc::default()).await?;
+            live.judge_later(written, &ours, &hash_fold(folded, sorted, Arc::default()).await?, &mut report);
+        }
+        let suspects = compare_hashes(&live, &ours, &mut report);
+        if !suspects.is_empty() {
+            name_documents(&history, &live, until, suspects, sorted, options, &mut report).await?;
+        }
+        Ok::<(), Fault>(())
+    };
+    match compared.await {
+        // History that cannot be folded is what verification is there to find.
+        Err(fault) if fault.kind == fault::Kind::Corrupt => report.differs("history", fault.what),
+        outcome => outcome?,
     }
     Ok(report)
 }
@@ -110,12 +118,37 @@ async fn is_source(ledger: &dyn Ledger, history: &History, db: &Database) -> Res
 }
 
 impl Live {
+    /// Collections that could not be read at the time of the comparison and differ from history at that time.
+    fn written_meanwhile(&self, ours: &Hashes) -> Vec<Uuid> {
+        let differs = |uuid: &&Uuid| self.hashes.get(*uuid) != Some(ours.get(*uuid).unwrap_or(&nothing()));
+        self.later.iter().filter(differs).copied().collect()
+    }
+
+    /// Such a collection was read at a moment between `time` (of `ours`) and `until` (of `later`). It is equal at one of them, or history
+    /// stood still and it is different, or it was being written to and there is nothing to compare it with.
+    fn judge_later(&mut self, collections: Vec<Uuid>, ours: &Hashes, later: &Hashes, report: &mut VerifyReport) {
+        for uuid in collections {
+            let name = self.catalogue.collections.get(&uuid).map_or("?", |c| c.name.as_str());
+            if self.hashes.get(&uuid) == Some(later.get(&uuid).unwrap_or(&nothing())) {
+                report.notes.push(format!("{name} cannot be read at a time (capped): compared at {}", self.until));
+            } else if ours.get(&uuid) != later.get(&uuid) {
+                report.notes.push(format!("{name} is not comparable: it cannot be read at a time (capped) and was written to meanwhile"));
+            } else {
+                continue;
+            }
+            self.hashes.remove(&uuid);
+        }
+    }
+
     /// Collections of another database have other UUIDs: where history has one of the same name, its UUID counts.
     fn take_uuids_by_name(&mut self, ours: &Catalogue) {
         let by_name: HashMap<&str, Uuid> = ours.collections.values().map(|c| (c.name.as_str(), c.uuid)).collect();
         for (old, mut collection) in std::mem::take(&mut self.catalogue.collections) {
             let uuid = by_name.get(collection.name.as_str()).copied().unwrap_or(old);
             collection.uuid = uuid;
+            if self.later.remove(&old) {
+                self.later.insert(uuid);
+            }
             if let Some(hashes) = self.hashes.remove(&old) {
                 self.hashes.insert(uuid, hashes);
             }
@@ -158,26 +191,22 @@ async fn wait_for(ledger: SharedLedger, store: Store, name: &str, time: ClusterT
 async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
     for _ in 0..ATTEMPTS {
         let (catalogue, time) = read_catalogue(db).await?;
-        let (mut hashes, mut notes) = (Hashes::new(), Vec::new());
+        let (mut hashes, mut later) = (Hashes::new(), BTreeSet::new());
         for collection in catalogue.collections.values().filter(|c| covered(c)) {
-            let mut sums = vec![(0, 0); BUCKETS];
+            let mut sums = nothing();
             let mut key = Vec::new();
             let at_time = scan(db, &collection.name, time, |doc| add(&mut sums, doc, sorted, &mut key)).await?;
             if !at_time {
-                notes.push(format!("{} cannot be read at a time (capped): compared as it was a moment later", collection.name));
+                later.insert(collection.uuid);
             }
             hashes.insert(collection.uuid, sums);
         }
-        let (again, _) = read_catalogue(db).await?;
+        let (again, until) = read_catalogue(db).await?;
         if again.collections == catalogue.collections && again.views == catalogue.views {
-            return Ok(Live { catalogue, time, hashes, notes });
+            return Ok(Live { catalogue, time, hashes, later, until });
         }
     }
     Err(Fault::transient(format!("collections of {:?} kept changing while they were read: compare again later", db.name())))
-}
-
-fn covered(collection: &Collection) -> bool {
-    collection.kind == Kind::Collection && collection.name != restore::MARKER
 }
 
 /// Reads a collection as of `time`; false when the server cannot do that for it and the present was read.
@@ -207,47 +236,9 @@ async fn scan(db: &Database, name: &str, time: ClusterTime, mut each: impl FnMut
     Ok(is_at_time)
 }
 
-/// Adds a document to its bucket; buckets go by canonical key, so that both sides agree on them.
-fn add(sums: &mut [(u64, u128)], doc: &RawDocument, sorted: bool, key: &mut Vec<u8>) {
-    let (count, sum) = &mut sums[bucket(doc, key)];
-    *count += 1;
-    *sum = sum.wrapping_add(hash(doc, sorted));
-}
-
-fn bucket(doc: &RawDocument, key: &mut Vec<u8>) -> usize {
-    key.clear();
-    write_canonical_id(doc, key);
-    #[allow(clippy::cast_possible_truncation)] // only the low bits are wanted
-    let low = xxh3_64(key) as usize;
-    low % BUCKETS
-}
-
-fn hash(doc: &RawDocument, sorted: bool) -> u128 {
-    if sorted { xxh3_128(&sort_fields(doc)) } else { xxh3_128(doc.as_bytes()) }
-}
-
-/// A form of a document that does not depend on the order of its fields: a hash over sorted hashes, recursively.
-fn sort_fields(doc: &RawDocument) -> Vec<u8> {
-    let fields: BTreeSet<Vec<u8>> =
-        doc.iter().flatten().map(|(name, value)| [name.as_str().as_bytes(), &[0], &sort_value(value)].concat()).collect();
-    fields.into_iter().flat_map(|field| xxh3_128(&field).to_le_bytes()).collect()
-}
-
-fn sort_value(value: RawBsonRef<'_>) -> Vec<u8> {
-    match value {
-        RawBsonRef::Document(inner) => [vec![3], sort_fields(inner)].concat(),
-        RawBsonRef::Array(items) => sort_array(items),
-        other => {
-            let mut holder = RawDocumentBuf::new();
-            holder.append(bson::raw::cstr!("v"), other);
-            holder.into_bytes()
-        }
-    }
-}
-
-fn sort_array(items: &RawArray) -> Vec<u8> {
-    let items = items.into_iter().flatten().flat_map(|item| xxh3_128(&sort_value(item)).to_le_bytes());
-    [4].into_iter().chain(items).collect()
+/// A collection without documents.
+fn nothing() -> Sums {
+    vec![(0, 0); BUCKETS]
 }
 
 async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
@@ -256,7 +247,7 @@ async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) ->
         while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
-                add(hashes.entry(*uuid).or_insert_with(|| vec![(0, 0); BUCKETS]), &document.doc, sorted, &mut key);
+                add(hashes.entry(*uuid).or_insert_with(nothing), &document.doc, sorted, &mut key);
                 progress.documents.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -269,78 +260,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}")))?
 }
 
-/// Options, indexes and views; collections by UUID, so that one recreated under its name does not pass for the old one.
-fn compare_catalogues(live: &Catalogue, ours: &Catalogue, report: &mut VerifyReport) {
-    let uuids: BTreeSet<&Uuid> = live.collections.keys().chain(ours.collections.keys()).collect();
-    for uuid in uuids {
-        let (a, b) = (live.collections.get(uuid).filter(|c| covered(c)), ours.collections.get(uuid).filter(|c| covered(c)));
-        let (a, b) = match (a, b) {
-            (Some(a), Some(b)) => (a, b),
-            (Some(a), None) => {
-                report.differs(&a.name, format!("is in the database, not in history (uuid {})", layout::hex(uuid)));
-                continue;
-            }
-            (None, Some(b)) => {
-                report.differs(&b.name, format!("is in history, not in the database (uuid {})", layout::hex(uuid)));
-                continue;
-            }
-            (None, None) => continue,
-        };
-        if a.name != b.name {
-            report.differs(&a.name, format!("is called {:?} in history", b.name));
-        }
-        if !same_fields(&a.options, &b.options) {
-            report.differs(&a.name, format!("options {} in the database, {} in history", a.options, b.options));
-        }
-        let same_indexes = a.indexes.len() == b.indexes.len() && a.indexes.iter().zip(&b.indexes).all(|(a, b)| same_fields(a, b));
-        if !same_indexes {
-            report.differs(&a.name, format!("indexes {:?} in the database, {:?} in history", shown(&a.indexes), shown(&b.indexes)));
-        }
-    }
-    let names: BTreeSet<&String> = live.views.keys().chain(ours.views.keys()).collect();
-    for name in names {
-        match (live.views.get(name), ours.views.get(name)) {
-            (Some(a), _) if a.kind == Kind::Timeseries => report.notes.push(format!("time-series collection {name} is not covered")),
-            (Some(a), Some(b)) if same_fields(&a.options, &b.options) => {}
-            (a, b) => {
-                let shown =
-                    |view: Option<&crate::branch::catalogue::View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());
-                report.differs(name, format!("view {} in the database, {} in history", shown(a), shown(b)));
-            }
-        }
-    }
-}
-
-fn shown(specs: &[Document]) -> Vec<String> {
-    specs.iter().map(ToString::to_string).collect()
-}
-
-/// Equal up to the order of the top-level fields and the type of numbers there: a listing prints both as it likes. Values are compared by bytes.
-fn same_fields(a: &Document, b: &Document) -> bool {
-    let number = |value: &Bson| match value {
-        Bson::Int32(n) => Some(f64::from(*n)),
-        #[allow(clippy::cast_precision_loss)] // sizes and seconds
-        Bson::Int64(n) => Some(*n as f64),
-        Bson::Double(n) => Some(*n),
-        _ => None,
-    };
-    let bytes = |value: &Bson| bson::doc! {"v": value.clone()}.to_vec().ok();
-    a.len() == b.len()
-        && a.iter().all(|(name, x)| {
-            b.get(name).is_some_and(|y| match (number(x), number(y)) {
-                (Some(x), Some(y)) => x.total_cmp(&y).is_eq(),
-                _ => bytes(x) == bytes(y),
-            })
-        })
-}
-
 /// Differing buckets per collection.
 type Buckets = BTreeMap<Uuid, BTreeSet<usize>>;
 
 /// Reports collections whose documents differ; returns differing buckets of the first few.
 fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> Buckets {
     let mut suspects = BTreeMap::new();
-    let none = vec![(0, 0); BUCKETS];
+    let none = nothing();
     for (uuid, theirs) in &live.hashes {
         let mine = ours.get(uuid).unwrap_or(&none);
         let differing: BTreeSet<usize> = (0..BUCKETS).filter(|i| theirs[*i] != mine[*i]).take(NAMED).collect();
@@ -417,41 +343,30 @@ async fn name_documents(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::doc;
 
     #[test]
-    fn order_of_fields_counts_only_where_history_knows_it() {
-        let (a, b) =
-            (rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1, "s": 2}]}}, rawdoc! {"x": {"q": [1, {"s": 2, "r": 1}], "p": 1}, "_id": 1});
-        assert_eq!(hash(&a, true), hash(&b, true));
-        assert_ne!(hash(&a, false), hash(&b, false));
-        for other in [
-            rawdoc! {"_id": 1, "x": {"p": 1, "q": [{"r": 1, "s": 2}, 1]}},
-            rawdoc! {"_id": 1, "x": {"p": 1_i64, "q": [1, {"r": 1, "s": 2}]}},
-            rawdoc! {"_id": 1, "x": {"p": 1, "q": [1, {"r": 1}]}},
-        ] {
-            assert_ne!(hash(&a, true), hash(&other, true), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn sums_do_not_depend_on_the_order_of_documents_and_see_swapped_values() {
-        let docs = [rawdoc! {"_id": 1, "v": 1}, rawdoc! {"_id": 2, "v": 2}, rawdoc! {"_id": 3, "v": 1}];
-        let sum = |docs: &[RawDocumentBuf]| {
-            let (mut sums, mut key) = (vec![(0, 0); BUCKETS], Vec::new());
-            docs.iter().for_each(|doc| add(&mut sums, doc, false, &mut key));
-            sums
+    fn a_collection_read_at_no_time_is_different_only_if_history_stood_still() {
+        let sums = |n: u64| vec![(n, u128::from(n)); BUCKETS];
+        let live = |n| Live {
+            catalogue: Catalogue::default(),
+            time: ClusterTime { t: 1, i: 1 },
+            hashes: [([1; 16], sums(n))].into(),
+            later: [[1; 16]].into(),
+            until: ClusterTime { t: 2, i: 1 },
         };
-        let mut turned = docs.clone();
-        turned.reverse();
-        assert_eq!(sum(&docs), sum(&turned));
-        assert_ne!(sum(&docs), sum(&[rawdoc! {"_id": 1, "v": 2}, rawdoc! {"_id": 2, "v": 1}, rawdoc! {"_id": 3, "v": 1}]));
-    }
-
-    #[test]
-    fn options_are_compared_by_value_and_nested_order() {
-        assert!(same_fields(&doc! {"a": 1, "b": {"x": 1, "y": 1}}, &doc! {"b": {"x": 1, "y": 1}, "a": 1_i64}));
-        assert!(!same_fields(&doc! {"key": {"x": 1, "y": 1}}, &doc! {"key": {"y": 1, "x": 1}}));
-        assert!(!same_fields(&doc! {"a": 1}, &doc! {}));
+        // In the database, in history before and after it was read; whether it is compared further, and what is said.
+        for (seen, before, after, compared, said) in
+            [(5, 4, 5, false, "compared at ts:2.1"), (5, 4, 7, false, "not comparable"), (5, 4, 4, true, ""), (5, 5, 5, true, "")]
+        {
+            let (mut live, mut report) = (live(seen), VerifyReport::new("b"));
+            let (ours, later) = ([([1; 16], sums(before))].into(), [([1; 16], sums(after))].into());
+            let written = live.written_meanwhile(&ours);
+            live.judge_later(written, &ours, &later, &mut report);
+            assert_eq!(live.hashes.contains_key(&[1; 16]), compared, "{seen} {before} {after}");
+            assert!(report.identical && report.notes.len() == usize::from(!compared), "{report:?}");
+            assert!(report.notes.iter().all(|note| note.contains(said)), "{report:?}");
+            let suspects = compare_hashes(&live, &ours, &mut report);
+            assert_eq!(suspects.is_empty(), !compared || seen == before);
+        }
     }
 }

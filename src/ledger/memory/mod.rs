@@ -169,6 +169,10 @@ impl Ledger for MemoryLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         Ok(self.run(|s, _| s.segments_from(branch, from_seq, max)))
     }
+    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
+        let lost = |s: &&SegmentRow| s.branch == branch && s.holes > 0;
+        Ok(self.run(|s, _| s.segments.values().filter(lost).min_by_key(|s| s.first_seq).cloned()))
+    }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         Ok(self.run(|s, _| s.captures.get(capture).map(|c| (c.position.token.clone(), c.position.next_seq))))
     }

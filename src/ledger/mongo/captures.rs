@@ -90,6 +90,11 @@ impl Inner {
         rows.sort_by_key(|s| (s.first_seq, s.last_seq));
         Ok(rows)
     }
+
+    pub(super) async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
+        let lost = doc! { "branch": branch, "holes": { "$gt": 0 } };
+        self.segments_coll().find_one(lost).sort(doc! { "first_seq": 1 }).await.map_err(fault_of)
+    }
 }
 
 struct CreateTxn<'a> {

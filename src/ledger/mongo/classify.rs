@@ -57,7 +57,7 @@ pub(super) fn standalone(address: Option<&str>) -> Fault {
 }
 
 /// The server's code of an error, of whatever shape.
-pub(super) fn code(error: &Error) -> Option<i32> {
+pub(crate) fn code(error: &Error) -> Option<i32> {
     match &*error.kind {
         ErrorKind::Command(e) => Some(e.code),
         ErrorKind::Write(WriteFailure::WriteError(e)) => Some(e.code),

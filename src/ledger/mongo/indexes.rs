@@ -50,11 +50,18 @@ fn indexes() -> Vec<Index> {
         index("captures", "owner", doc! { "owner": 1 }, None),
         // The walk of the head, reading from a seq, and the promise that no range is in a level of an epoch twice.
         unique("segments", "range", doc! { "branch": 1, "last_seq": 1, "level": 1, "epoch": 1 }),
+        index("segments", "losses", doc! { "branch": 1, "first_seq": 1 }, Some(doc! { "holes": { "$gt": 0 } })),
         index("segments", "gaps", doc! { "kind": 1, "branch": 1, "first_seq": 1 }, Some(doc! { "kind": "gap" })),
     ]
 }
 
 impl Inner {
+    /// The names alone, which every role that may read the database may list.
+    pub(super) async fn is_prepared(&self) -> Result<bool> {
+        let names = self.db.list_collection_names().await.map_err(fault_of)?;
+        Ok(names.iter().any(|name| name == "branches"))
+    }
+
     pub(super) async fn prepare(&self) -> Result<()> {
         // Created by hand: a transaction should not have to.
         for name in COLLECTIONS {

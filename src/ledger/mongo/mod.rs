@@ -26,6 +26,7 @@ use bson::{RawDocumentBuf, doc};
 use bytes::Bytes;
 use mongodb::{Client, Collection, Database};
 
+pub(crate) use self::classify::code;
 pub(crate) use self::classify::scrub;
 pub use self::classify::{Phase, classify};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
@@ -82,10 +83,24 @@ fn millis(d: Duration) -> i64 {
     i64::try_from(d.as_millis()).unwrap_or(TEN_YEARS).min(TEN_YEARS)
 }
 
+/// One call of [`Inner`] through [`MongoLedger::within`], with owned arguments.
+macro_rules! call {
+    ($self:ident, $what:literal, |$inner:ident| $work:expr $(; $arg:ident = $owned:expr)*) => {{
+        let $inner = Arc::clone(&$self.inner);
+        $(let $arg = $owned;)*
+        $self.within($what, async move { $work.await }).await
+    }};
+}
+
 impl MongoLedger {
     /// The client, for those who read the same cluster.
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    /// Whether [`Ledger::prepare`] has ever been here; asks without writing.
+    pub async fn is_prepared(&self) -> Result<bool> {
+        call!(self, "look for the metadata database", |i| i.is_prepared())
     }
 
     /// Runs a call in a task of its own, with a limit.
@@ -103,15 +118,6 @@ impl MongoLedger {
             Err(_) => Err(Fault::unknown(format!("{what}: MongoDB has not answered within {:?}", self.deadline))),
         }
     }
-}
-
-/// One call of [`Inner`] through [`MongoLedger::within`], with owned arguments.
-macro_rules! call {
-    ($self:ident, $what:literal, |$inner:ident| $work:expr $(; $arg:ident = $owned:expr)*) => {{
-        let $inner = Arc::clone(&$self.inner);
-        $(let $arg = $owned;)*
-        $self.within($what, async move { $work.await }).await
-    }};
 }
 
 #[async_trait]
@@ -204,6 +210,9 @@ impl Ledger for MongoLedger {
     }
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         call!(self, "list segments", |i| i.segments(&branch, from_seq, max); branch = branch.to_owned())
+    }
+    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
+        call!(self, "read the first gap", |i| i.first_loss(&branch); branch = branch.to_owned())
     }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         let found = call!(self, "read the position", |i| i.capture(&id); id = capture.to_owned())?;

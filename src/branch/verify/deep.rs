@@ -1,0 +1,155 @@
+//! Owns: reading all of history once: checksums, the chain of tokens, every change decoded, and all of them folded without writing anything.
+//! Does not own: rows and object sizes (`verify`), what folding is (`fold`).
+
+use std::sync::Arc;
+
+use bson::RawDocumentBuf;
+
+use super::{DeepOptions, VerifyReport};
+use crate::branch::documents::BaseManifest;
+use crate::branch::fold::{Flow, FoldOptions, Folder};
+use crate::branch::history::{Consumer, Gaps, History, Loaded, Progress, Range};
+use crate::branch::point::Bound;
+use crate::change::ChangeRef;
+use crate::fault::{Fault, Kind, Result};
+use crate::ledger::SegmentKind;
+
+/// Reads everything. It stops at the first object that is damaged: what is behind it is then unknown anyway.
+pub(super) async fn check(
+    history: &History,
+    base: Option<BaseManifest>,
+    options: &DeepOptions,
+    report: &mut VerifyReport,
+    progress: Arc<Progress>,
+) -> Result<()> {
+    let until = Bound::Seq(history.branch.head.seq);
+    let fold = FoldOptions {
+        budget: options.budget,
+        dir: options.temp_dir.clone(),
+        expected: history.branch.totals.raw_bytes,
+        until,
+        tolerant: false,
+    };
+    let token = base.as_ref().map(|base| base.token.clone());
+    let folding = base.map_or(Folding::Given, |base| Folding::On(Box::new(Folder::new(base.catalogue, &fold))));
+    let deep = Deep { token, folding, changes: 0, wrong: Vec::new() };
+    let deep = match history.read(Range { from_seq: 1, until, gaps: Gaps::Check }, deep, progress).await {
+        Ok(deep) => deep,
+        Err(fault) if fault.kind == Kind::Corrupt => {
+            report.differs("history", fault.what);
+            return Ok(());
+        }
+        Err(fault) => return Err(fault),
+    };
+    for (place, what) in deep.wrong {
+        report.differs(place, what);
+    }
+    if deep.changes != report.changes {
+        report.differs("changes", format!("{} were decoded, rows say {}", deep.changes, report.changes));
+    }
+    match deep.folding {
+        Folding::On(folder) => finish(*folder, report).await,
+        Folding::Upto(folder, what) => {
+            report.notes.push(format!("folded up to {what}: what is behind it cannot be checked this way"));
+            finish(*folder, report).await
+        }
+        Folding::Given => Ok(()),
+    }
+}
+
+/// What was spilled meets its document only here.
+async fn finish(folder: Folder, report: &mut VerifyReport) -> Result<()> {
+    let folded = tokio::task::spawn_blocking(move || {
+        let mut folded = folder.finish()?;
+        while folded.documents.next_batch()?.is_some() {}
+        Ok::<(), Fault>(())
+    });
+    match folded.await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}")))? {
+        Err(fault) if fault.kind == Kind::Corrupt => {
+            report.differs("history", fault.what);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Where the fold is.
+enum Folding {
+    On(Box<Folder>),
+    /// At a gap or hole, of which the text tells.
+    Upto(Box<Folder>, String),
+    /// Never begun, or up: the reason is in the report.
+    Given,
+}
+
+struct Deep {
+    /// Of the base: where the first segment starts.
+    token: Option<RawDocumentBuf>,
+    folding: Folding,
+    changes: u64,
+    wrong: Vec<(String, String)>,
+}
+
+impl Consumer for Deep {
+    fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
+        let row = &loaded.row;
+        let (mut raw, mut count, mut next) = (0, 0, row.first_seq);
+        if row.kind == SegmentKind::Gap || row.holes > 0 {
+            self.stop_folding(loaded);
+        }
+        loaded.each(|seq, change| {
+            if seq != next {
+                return Err(Fault::corrupt(format!("row seq:{seq} where seq:{next} was expected")));
+            }
+            if change.time < row.first_time || change.time > row.last_time {
+                return Err(Fault::corrupt(format!("row seq:{seq} is of {}, outside of its segment's times", change.time)));
+            }
+            next += 1;
+            count += 1;
+            raw += change.raw_bytes();
+            self.fold(&row.key, seq, change)?;
+            Ok(Flow::Continue)
+        })?;
+        self.changes += count;
+        let Some(file) = &loaded.file else { return Ok(Flow::Continue) };
+        if row.first_seq == 1 && self.token.as_ref().is_some_and(|token| *token != file.start_token) {
+            self.wrong.push((row.key.clone(), "its start token is not the token of the base".into()));
+        }
+        // All of a gap is one hole; its object has no rows to count.
+        let holes = if row.kind == SegmentKind::Gap { 0 } else { row.holes };
+        let said = (count, raw, row.raw_bytes, holes, row.has_ddl);
+        let summary = file.summary;
+        if said != (summary.changes, summary.raw_bytes, summary.raw_bytes, summary.holes, summary.has_ddl) {
+            let what = format!(
+                "{count} changes and {raw} bytes, its footer says {summary:?}, its row {} bytes, {holes} holes, DDL {}",
+                row.raw_bytes, row.has_ddl
+            );
+            self.wrong.push((row.key.clone(), what));
+        }
+        Ok(Flow::Continue)
+    }
+}
+
+impl Deep {
+    fn stop_folding(&mut self, at: &Loaded) {
+        let what = if at.row.kind == SegmentKind::Gap { "the gap" } else { "the holes" };
+        self.folding = match std::mem::replace(&mut self.folding, Folding::Given) {
+            Folding::On(folder) => Folding::Upto(folder, format!("{what} at seq:{}..{}", at.row.first_seq, at.row.last_seq)),
+            other => other,
+        };
+    }
+
+    /// A change that does not fit ends the fold, not the reading.
+    fn fold(&mut self, key: &str, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
+        let Folding::On(folder) = &mut self.folding else { return Ok(()) };
+        match folder.apply(seq, change) {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.kind == Kind::Corrupt => {
+                self.wrong.push((key.to_owned(), fault.what));
+                self.folding = Folding::Given;
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+}
