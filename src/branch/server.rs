@@ -7,6 +7,8 @@ use crate::fault::{Fault, Kind};
 
 /// NamespaceNotFound: dropped in between.
 pub(super) const NAMESPACE_NOT_FOUND: i32 = 26;
+/// CollectionUUIDMismatch: dropped or renamed in between.
+pub(super) const COLLECTION_UUID_MISMATCH: i32 = 361;
 /// SnapshotTooOld.
 pub(super) const SNAPSHOT_TOO_OLD: i32 = 239;
 /// SnapshotUnavailable: the collection changed since, or cannot be read at a time (capped).
@@ -26,8 +28,8 @@ pub(super) fn code(error: &Error) -> Option<i32> {
 pub(super) fn fault(doing: &str, error: &Error) -> Fault {
     let what = format!("{doing}: {error}");
     let kind = match (error.kind.as_ref(), code(error)) {
-        // Not primary, shutdown, stepdown, network inside the cluster, write conflict.
-        (_, Some(6 | 7 | 89 | 91 | 112 | 189 | 262 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436)) => Kind::Unknown,
+        // Time limit, not primary, shutdown, stepdown, network inside the cluster, write conflict.
+        (_, Some(6 | 7 | 50 | 89 | 91 | 112 | 189 | 262 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436)) => Kind::Unknown,
         (_, Some(_)) => Kind::Rejected,
         (ErrorKind::Authentication { .. } | ErrorKind::InvalidTlsConfig { .. }, None) => Kind::Rejected,
         (ErrorKind::InvalidArgument { .. }, None) => Kind::Config,

@@ -3,22 +3,20 @@
 //! Owns: that order, and what is refused. Does not own: following the stream (`run`), the listing itself (`branch::catalogue`).
 //!
 //! SUBTLE: the token comes first. Whatever is written after it is in the stream, so nothing written while `start` runs is lost: a
-//! collection that is in the listing already is folded tolerantly, documents found by the emptiness check are refused.
+//! collection that is in the listing already, or a document that came and went, is folded tolerantly; documents that are found are refused.
 
-use bson::{RawDocumentBuf, doc};
-use mongodb::Database;
-use mongodb::options::ReadConcern;
+use bson::RawDocumentBuf;
 use sha2::{Digest, Sha256};
 
-use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_catalogue};
+use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_catalogue};
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
+use crate::change::token_time;
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{
     Branch, BranchStatus, Capture, CaptureState, Fidelity, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
-    classify_mongo_error, server_facts,
+    same_source, server_facts,
 };
-use crate::ledger::{MongoPhase, same_source};
 use crate::runtime::random;
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
@@ -75,8 +73,8 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
     let fidelity = cursor.fidelity();
     drop(cursor);
     let db = client.database(&request.db);
-    let (catalogue, base_time) = read_catalogue(&db).await.map_err(|f| f.at("listing collections"))?;
-    refuse_documents(&db, &catalogue).await?;
+    // Base copies come later: until then a database with documents would be restored without them.
+    let (catalogue, base_time) = read_empty_catalogue(&db, token_time(&token)?).await?;
 
     let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
     let new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
@@ -114,27 +112,6 @@ async fn resume(ledger: &SharedLedger, branch: Branch, request: &StartRequest, f
     }
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
     Ok(Started { capture, branch, resumed: true, uncovered: Vec::new() })
-}
-
-/// Base copies come later: until then a database with documents would be restored without them.
-async fn refuse_documents(db: &Database, catalogue: &Catalogue) -> Result<()> {
-    for collection in catalogue.collections.values() {
-        let found = db
-            .collection::<RawDocumentBuf>(&collection.name)
-            .find_one(doc! {})
-            .projection(doc! { "_id": 1 })
-            .read_concern(ReadConcern::majority())
-            .await
-            .map_err(|e| classify_mongo_error(&e, MongoPhase::Run))?;
-        if found.is_some() {
-            return Err(Fault::rejected(format!(
-                "the database {} holds documents already (collection {}): this version captures a database from empty on; start the capture first, then load the data (mongorestore)",
-                db.name(),
-                collection.name
-            )));
-        }
-    }
-    Ok(())
 }
 
 fn rows(
