@@ -59,14 +59,18 @@ impl World {
     }
 
     async fn start(&self) -> Started {
+        self.start_over(None).await.unwrap()
+    }
+
+    async fn start_over(&self, source_uri: Option<String>) -> argon::fault::Result<Started> {
         let request = StartRequest {
             branch: BRANCH.into(),
             db: "shop".into(),
-            source_uri: None,
+            source_uri,
             metadata_uri: self.mongod.uri(),
             metadata_db: "argon".into(),
         };
-        start(&self.ledger, &self.store, &server_facts(&self.client).await.unwrap(), &request).await.unwrap()
+        start(&self.ledger, &self.store, &server_facts(&self.client).await.unwrap(), &request).await
     }
 
     fn engine(&self) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
@@ -215,6 +219,32 @@ async fn rule_19_the_bucket_says_what_the_branch_is_before_the_first_change() {
     assert_eq!(manifest.token, started.capture.position.token);
     let key = layout::epoch("test", &started.branch.id, 1);
     assert_eq!(documents::read_epoch(&key, &world.store.get(&key, None).await.unwrap()).unwrap().starts_at, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_is_started_again_goes_on_through_the_uri_that_is_given_now() {
+    let world = World::new().await;
+    let first = world.start().await;
+    let path = world.dir.path().join("uri");
+    std::fs::write(&path, world.mongod.uri()).unwrap();
+    let reference = format!("file:{}", path.display());
+    world.ledger.set_capture_state(&first.capture.id, CaptureState::Stopped, None).await.unwrap();
+    let again = world.start_over(Some(reference.clone())).await.unwrap();
+    assert!(again.resumed && again.notes.concat().contains(&reference), "{again:?}");
+    let stored = world.ledger.capture(&first.capture.id).await.unwrap().unwrap();
+    assert_eq!((stored.state, stored.source.uri), (CaptureState::Running, Some(reference.clone())));
+    assert_eq!((stored.source.identity, stored.position), (first.capture.source.identity, first.capture.position));
+    let same = world.start_over(Some(reference)).await.unwrap();
+    assert_eq!(same.notes, Vec::<String>::new(), "nothing has changed");
+    world.source().collection("orders").insert_one(doc! { "_id": 1 }).await.unwrap();
+    world.capture_all().await;
+    assert_eq!(world.restored().await, Vec::<String>::new());
+    wait_for("the bucket says it", async || {
+        let key = layout::branch_json("test", &first.branch.id);
+        let stored = documents::read_branch(&key, &world.store.get(&key, None).await.unwrap()).unwrap();
+        stored.source.uri.is_some() && stored.version == 2
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

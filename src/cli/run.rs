@@ -9,7 +9,7 @@ use crate::config::EngineSettings;
 use crate::engine::{Engine, EngineEnd};
 use crate::fault::{Fault, Result};
 use crate::runtime::shutdown::Shutdown;
-use crate::store;
+use crate::store::{self, Store};
 
 use super::{Context, Exit};
 
@@ -32,8 +32,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
     let (ledger, _) = context.ledger().await?;
-    let probed = store::probe(&*store, &crate::runtime::random::id()).await?;
-    if !probed.conditional_put && others_live(&ledger).await? {
+    if !conditional_put(&store).await? && others_live(&ledger).await? {
         return Err(Fault::rejected(format!(
             "{} ignores If-None-Match, so only one engine may use it, and another engine is running",
             store.describe()
@@ -63,6 +62,18 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     })
 }
 
+/// Whether the store honours If-None-Match. A store that is away only now is no reason to refuse: the queue bridges it.
+async fn conditional_put(store: &Store) -> Result<bool> {
+    match store::probe(&**store, &crate::runtime::random::id()).await {
+        Ok(probed) => Ok(probed.conditional_put),
+        Err(fault) if fault.may_heal() => {
+            tracing::warn!(error = %fault, store = %store.describe(), "store unavailable, capturing into the queue until it is back");
+            Ok(true)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
 async fn others_live(ledger: &crate::ledger::SharedLedger) -> Result<bool> {
     let me = crate::runtime::identity::this_process();
     Ok(ledger.engines().await?.iter().any(|e| !crate::runtime::identity::is_known_dead(&me, e)))
@@ -81,4 +92,19 @@ fn watch_signals(asked: Shutdown) -> Result<impl Future<Output = ()>> {
             if level == 0 { asked.drain() } else { asked.abort() }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Kind;
+    use crate::store::{FaultPlan, FaultyStore, MemoryStore};
+
+    #[tokio::test]
+    async fn an_engine_starts_while_the_store_is_away() {
+        let away = FaultPlan { fail_before: 1.0, ..FaultPlan::default() };
+        let store: Store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new()), away));
+        assert!(store::probe(&*store, "x").await.is_err_and(|f| f.may_heal() && f.kind != Kind::Rejected));
+        assert!(conditional_put(&store).await.unwrap());
+    }
 }
