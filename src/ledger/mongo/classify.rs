@@ -235,6 +235,21 @@ mod tests {
             assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
             assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");
         }
+        for phase in [Phase::Open, Phase::Read, Phase::Run] {
+            let kind = |code| by_code(code, "x", phase).map(|f| f.kind);
+            for code in [286, 280, 464, 136] {
+                assert_eq!(kind(code), Some(Kind::HistoryLost), "{code} in {phase:?}");
+            }
+            for code in [13, 18] {
+                assert_eq!(kind(code), Some(Kind::Rejected), "{code} in {phase:?}: an operator can put it right");
+            }
+            for code in [6, 7, 89, 91, 189, 211, 11600, 11602, 43, 237, 50] {
+                assert!(kind(code).is_none_or(|kind| kind == Kind::Transient), "{code} in {phase:?} is reopened after");
+            }
+        }
+        for phase in [Phase::Read, Phase::Run] {
+            assert_eq!([260, 50811].map(|code| by_code(code, "x", phase).is_none()), [true, true]);
+        }
         assert_eq!(run(10107, "not primary"), Some(Kind::Transient));
         for interrupted in [189, 11600, 11602, 91] {
             assert_eq!(run(interrupted, "stepping down"), None, "{interrupted} may have been done in part");
