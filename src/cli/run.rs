@@ -1,6 +1,7 @@
 //! `argon run`: the engine, until SIGTERM or SIGINT.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -8,10 +9,14 @@ use crate::capture::source::MongoSources;
 use crate::config::EngineSettings;
 use crate::engine::{Engine, EngineEnd};
 use crate::fault::{Fault, Result};
+use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::{self, Store};
 
 use super::{Context, Exit};
+
+/// Pause between looks at a store that was away at the start.
+const CHECK_AGAIN: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Example:
   export ARGON_MONGODB_URI='mongodb://127.0.0.1:27017/?replicaSet=rs0' ARGON_STORE_URL=file:///var/lib/argon
@@ -32,13 +37,9 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
     let (ledger, _) = context.ledger().await?;
-    if !conditional_put(&store).await? && others_live(&ledger).await? {
-        return Err(Fault::rejected(format!(
-            "{} ignores If-None-Match, so only one engine may use it, and another engine is running",
-            store.describe()
-        )));
-    }
+    let checked = check_store(&store, &ledger).await?;
     let asked = Shutdown::new();
+    let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
     let signals = tokio::spawn(watch_signals(asked.clone())?);
     let end = loop {
         // An engine whose lease was lost is over; this process goes on as a new one, with a new identity.
@@ -56,25 +57,57 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
         }
     };
     signals.abort();
+    // Only a look that has ended counts: one that hangs must not hold up the exit.
+    if let Some(later) = later
+        && later.is_finished()
+        && let Ok(Some(fault)) = later.await
+    {
+        return Err(fault);
+    }
     Ok(match end {
         EngineEnd::Drained | EngineEnd::LeaseLost => Exit::Done,
         EngineEnd::DeadlinePassed => Exit::DeadlinePassed,
     })
 }
 
-/// Whether the store honours If-None-Match. A store that is away only now is no reason to refuse: the queue bridges it.
-async fn conditional_put(store: &Store) -> Result<bool> {
+/// Refuses a store that ignores If-None-Match while another engine runs. False when it is away: the queue bridges that, so it is no reason to
+/// refuse, but it must be asked again.
+async fn check_store(store: &Store, ledger: &SharedLedger) -> Result<bool> {
     match store::probe(&**store, &crate::runtime::random::id()).await {
-        Ok(probed) => Ok(probed.conditional_put),
+        Ok(probed) if !probed.conditional_put && others_live(ledger).await? => Err(Fault::rejected(format!(
+            "{} ignores If-None-Match, so only one engine may use it, and another engine is running",
+            store.describe()
+        ))),
+        Ok(_) => Ok(true),
         Err(fault) if fault.may_heal() => {
             tracing::warn!(error = %fault, store = %store.describe(), "store unavailable, capturing into the queue until it is back");
-            Ok(true)
+            Ok(false)
         }
         Err(fault) => Err(fault),
     }
 }
 
-async fn others_live(ledger: &crate::ledger::SharedLedger) -> Result<bool> {
+/// Asks a store that was away again, until it answers; what would have refused the start drains the engine.
+async fn check_store_later(store: Store, ledger: SharedLedger, asked: Shutdown) -> Option<Fault> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(crate::runtime::random::jitter(CHECK_AGAIN)) => {}
+            () = asked.draining() => return None,
+        }
+        match check_store(&store, &ledger).await {
+            Ok(true) => return None,
+            Ok(false) => {}
+            Err(fault) if fault.may_heal() => {}
+            Err(fault) => {
+                tracing::error!(error = %fault, "the store cannot be used: stopping");
+                asked.drain();
+                return Some(fault);
+            }
+        }
+    }
+}
+
+async fn others_live(ledger: &SharedLedger) -> Result<bool> {
     let me = crate::runtime::identity::this_process();
     Ok(ledger.engines().await?.iter().any(|e| !crate::runtime::identity::is_known_dead(&me, e)))
 }
@@ -97,14 +130,19 @@ fn watch_signals(asked: Shutdown) -> Result<impl Future<Output = ()>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::Kind;
+    use crate::ledger::MemoryLedger;
     use crate::store::{FaultPlan, FaultyStore, MemoryStore};
 
     #[tokio::test]
-    async fn an_engine_starts_while_the_store_is_away() {
+    async fn a_store_that_is_away_is_asked_again_and_refuses_no_start() {
+        let ledger: SharedLedger = Arc::new(MemoryLedger::live());
+        let memory: Store = Arc::new(MemoryStore::new());
         let away = FaultPlan { fail_before: 1.0, ..FaultPlan::default() };
-        let store: Store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new()), away));
-        assert!(store::probe(&*store, "x").await.is_err_and(|f| f.may_heal() && f.kind != Kind::Rejected));
-        assert!(conditional_put(&store).await.unwrap());
+        let faulty: Store = Arc::new(FaultyStore::new(memory.clone(), away));
+        assert!(!check_store(&faulty, &ledger).await.unwrap());
+        assert!(check_store(&memory, &ledger).await.unwrap());
+        let asked = Shutdown::new();
+        asked.drain();
+        assert!(check_store_later(faulty, ledger, asked).await.is_none(), "a drain ends the asking");
     }
 }
