@@ -10,7 +10,9 @@
 //! Stopping: *draining* stops the captures and the claimer; workers end when the claimer's link is empty, the committer when the last
 //! worker is gone. At the deadline *aborting* gives leases back without counting the attempt.
 
+mod attempt;
 mod captures;
+mod mirror;
 mod upkeep;
 
 use std::sync::Arc;

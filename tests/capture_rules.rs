@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use argon::branch::catalogue::read_empty_catalogue;
 use argon::branch::history::{History, Progress};
 use argon::branch::point::Point;
 use argon::branch::restore::{RestoreOptions, restore};
@@ -14,12 +15,17 @@ use argon::config::EngineSettings;
 use argon::devkit::audit::{Subject, audit};
 use argon::devkit::{Mongod, MongodOptions, oracle};
 use argon::engine::{Engine, EngineEnd};
+use argon::fault::Kind;
 use argon::ledger::{CaptureState, ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
 use argon::runtime::shutdown::Shutdown;
 use argon::store::{self, PutTag, Store, StoreOptions};
 use bson::{Document, doc};
 use clap::Parser;
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
+use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
+use parking_lot::Mutex;
 
 #[derive(Parser)]
 struct Defaults {
@@ -53,14 +59,18 @@ impl World {
     }
 
     async fn start(&self) -> Started {
+        self.start_over(None).await.unwrap()
+    }
+
+    async fn start_over(&self, source_uri: Option<String>) -> argon::fault::Result<Started> {
         let request = StartRequest {
             branch: BRANCH.into(),
             db: "shop".into(),
-            source_uri: None,
+            source_uri,
             metadata_uri: self.mongod.uri(),
             metadata_db: "argon".into(),
         };
-        start(&self.ledger, &self.store, &server_facts(&self.client).await.unwrap(), &request).await.unwrap()
+        start(&self.ledger, &self.store, &server_facts(&self.client).await.unwrap(), &request).await
     }
 
     fn engine(&self) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
@@ -147,6 +157,52 @@ async fn rules_2_and_10_what_the_stream_hides_and_what_was_there_before_come_bac
     assert!(audit.changes > 450, "{audit:?}");
 }
 
+/// A client that prefers secondaries, and every command that it sends.
+async fn watched(uri: &str) -> (Client, Arc<Mutex<Vec<Document>>>) {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let mut options = ClientOptions::parse(format!("{uri}&readPreference=secondaryPreferred")).await.unwrap();
+    let seen = sent.clone();
+    options.command_event_handler = Some(EventHandler::callback(move |event| {
+        if let CommandEvent::Started(started) = event {
+            seen.lock().push(started.command);
+        }
+    }));
+    (Client::with_options(options).unwrap(), sent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_10_the_emptiness_check_reads_on_the_primary_causally_after_the_token() {
+    let world = World::new().await;
+    run(&world.source(), doc! { "profile": 2 }).await;
+    for n in 0..3 {
+        run(&world.source(), doc! { "create": format!("empty{n}") }).await;
+    }
+    let (client, sent) = watched(&world.mongod.uri()).await;
+    let now = client.database("admin").run_command(doc! { "hello": 1 }).await.unwrap();
+    let now: argon::change::ClusterTime = now.get_timestamp("operationTime").unwrap().into();
+    sent.lock().clear();
+    let (catalogue, time) = read_empty_catalogue(&client.database("shop"), now).await.unwrap();
+    assert_eq!(catalogue.collections.len(), 3, "what the profiler writes is the server's own: {catalogue:?}");
+    assert!(time >= now && catalogue.listed_at == time);
+    let commands = std::mem::take(&mut *sent.lock());
+    let finds: Vec<_> = commands.iter().filter(|c| c.contains_key("find")).collect();
+    assert_eq!(finds.len(), 3);
+    for find in finds {
+        let concern = find.get_document("readConcern").unwrap();
+        assert_eq!(concern.get_str("level").unwrap(), "majority");
+        assert_eq!(concern.get_timestamp("afterClusterTime").unwrap(), now.before().into());
+    }
+    for command in &commands {
+        let preference = command.get_document("$readPreference").ok();
+        assert!(preference.is_none_or(|p| p.get_str("mode").is_ok_and(|mode| mode == "primary")), "{command}");
+    }
+    assert!(commands.last().unwrap().contains_key("ping"), "the time of the base is that of the end, whatever was dropped on the way");
+
+    world.source().collection("empty1").insert_one(doc! { "_id": 1 }).await.unwrap();
+    let fault = read_empty_catalogue(&client.database("shop"), now).await.unwrap_err();
+    assert!(fault.kind == Kind::Rejected && fault.what.contains("collection empty1"), "{fault}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_19_the_bucket_says_what_the_branch_is_before_the_first_change() {
     let world = World::new().await;
@@ -163,6 +219,32 @@ async fn rule_19_the_bucket_says_what_the_branch_is_before_the_first_change() {
     assert_eq!(manifest.token, started.capture.position.token);
     let key = layout::epoch("test", &started.branch.id, 1);
     assert_eq!(documents::read_epoch(&key, &world.store.get(&key, None).await.unwrap()).unwrap().starts_at, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_is_started_again_goes_on_through_the_uri_that_is_given_now() {
+    let world = World::new().await;
+    let first = world.start().await;
+    let path = world.dir.path().join("uri");
+    std::fs::write(&path, world.mongod.uri()).unwrap();
+    let reference = format!("file:{}", path.display());
+    world.ledger.set_capture_state(&first.capture.id, CaptureState::Stopped, None).await.unwrap();
+    let again = world.start_over(Some(reference.clone())).await.unwrap();
+    assert!(again.resumed && again.notes.concat().contains(&reference), "{again:?}");
+    let stored = world.ledger.capture(&first.capture.id).await.unwrap().unwrap();
+    assert_eq!((stored.state, stored.source.uri), (CaptureState::Running, Some(reference.clone())));
+    assert_eq!((stored.source.identity, stored.position), (first.capture.source.identity, first.capture.position));
+    let same = world.start_over(Some(reference)).await.unwrap();
+    assert_eq!(same.notes, Vec::<String>::new(), "nothing has changed");
+    world.source().collection("orders").insert_one(doc! { "_id": 1 }).await.unwrap();
+    world.capture_all().await;
+    assert_eq!(world.restored().await, Vec::<String>::new());
+    wait_for("the bucket says it", async || {
+        let key = layout::branch_json("test", &first.branch.id);
+        let stored = documents::read_branch(&key, &world.store.get(&key, None).await.unwrap()).unwrap();
+        stored.source.uri.is_some() && stored.version == 2
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

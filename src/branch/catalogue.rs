@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use bson::{Document, RawBsonRef, RawDocument};
 use serde::{Deserialize, Serialize};
 
-pub use read::read_catalogue;
+pub use read::{read_catalogue, read_empty_catalogue};
 
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};

@@ -15,7 +15,7 @@ use super::catalogue::{Catalogue, Collection, Kind, Uuid, View};
 use super::layout::{hex, unhex};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, Capture, CaptureState, Fidelity, Source};
+use crate::ledger::{Branch, BranchStatus, Capture, CaptureState, Fidelity, Source};
 
 /// The number in `format`: readers refuse others.
 pub const FORMAT: u32 = 1;
@@ -40,9 +40,14 @@ pub struct BranchDocument {
     pub source: Source,
     pub capture: String,
     pub capture_state: CaptureState,
+    #[serde(default = "active")]
+    pub status: BranchStatus,
     /// First seq that is still in the bucket.
     pub retained_from: u64,
     pub fidelity: Fidelity,
+    /// What history does not hold, each with the reason (correctness.md 2).
+    #[serde(default)]
+    pub uncovered: Vec<String>,
     pub epoch: u64,
     /// Id and seq of the base that history starts from.
     pub base: String,
@@ -73,8 +78,10 @@ impl BranchDocument {
             source: capture.source.clone(),
             capture: capture.id.clone(),
             capture_state: capture.state,
+            status: branch.status,
             retained_from: 1,
             fidelity: branch.fidelity,
+            uncovered: branch.uncovered.clone(),
             epoch: branch.epoch,
             base: branch.base.clone(),
             base_seq: 0,
@@ -83,6 +90,26 @@ impl BranchDocument {
             created_ms: branch.created_ms,
         }
     }
+}
+
+impl BranchDocument {
+    /// As it follows on what is stored: what only the bucket says stays, and the version is the stored one until something is changed.
+    #[must_use]
+    pub fn after(self, stored: Option<&Self>) -> Self {
+        let Some(stored) = stored else { return self };
+        Self {
+            version: stored.version,
+            parent: stored.parent.clone(),
+            retained_from: stored.retained_from,
+            base_seq: stored.base_seq,
+            created_ms: stored.created_ms,
+            ..self
+        }
+    }
+}
+
+fn active() -> BranchStatus {
+    BranchStatus::Active
 }
 
 /// Who numbers a branch from which seq on (correctness.md 20).
@@ -385,8 +412,10 @@ mod tests {
             source: Source { uri: Some("env:X".into()), db: "d".into(), identity: "r".into() },
             capture: "c".into(),
             capture_state: CaptureState::Running,
+            status: BranchStatus::Active,
             retained_from: 1,
             fidelity: Fidelity::Exact,
+            uncovered: vec!["x: why".into()],
             epoch: 1,
             base: "b".into(),
             base_seq: 0,

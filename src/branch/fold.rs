@@ -46,6 +46,9 @@ pub struct FoldOptions {
 pub(in crate::branch) struct Tolerance {
     allowed: bool,
     left_out: u64,
+    /// Last seq up to which the base may already hold what a change did (correctness.md 10): documents that came and went while the
+    /// capture was started were never seen, so changes of them fit nothing and mean nothing.
+    during_base: u64,
 }
 
 /// Whether to go on reading.
@@ -108,7 +111,7 @@ impl Folder {
             uuids: Vec::new(),
             until: options.until,
             last: 0,
-            tolerance: Tolerance { allowed: options.tolerant, left_out: 0 },
+            tolerance: Tolerance { allowed: options.tolerant, ..Tolerance::default() },
             notes: Vec::new(),
             key: Vec::new(),
         }
@@ -122,6 +125,9 @@ impl Folder {
         };
         if past {
             return Ok(Flow::Done);
+        }
+        if change.time <= self.catalogue.listed_at {
+            self.tolerance.during_base = seq;
         }
         if change.op == Op::Event {
             let body = change.body.ok_or_else(|| Fault::corrupt(format!("change seq:{seq} is an event without a body")))?;

@@ -1,6 +1,6 @@
 //! A branch and the way back from the bucket.
 //!
-//! Owns: object keys (`layout`), the JSON objects of a branch (`documents`), the catalogue of a database and its folding (`catalogue`),
+//! Owns: object keys (`layout`), the JSON objects of a branch (`documents`) and their changes (`mirror`), the catalogue of a database and its folding (`catalogue`),
 //! points in history (`point`), reading history (`history`), folding it into documents (`fold`), restore, verification, and how a branch is shown (`view`).
 //! Does not own: how changes get into the bucket (`capture`, `sync`), the file format (`segment`), rows (`ledger`).
 
@@ -9,6 +9,7 @@ pub mod documents;
 pub mod fold;
 pub mod history;
 pub mod layout;
+pub mod mirror;
 pub mod point;
 pub mod restore;
 mod server;

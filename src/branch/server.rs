@@ -8,6 +8,8 @@ use crate::ledger::{MongoPhase, classify_mongo_error};
 
 /// NamespaceNotFound: dropped in between.
 pub(super) const NAMESPACE_NOT_FOUND: i32 = 26;
+/// CollectionUUIDMismatch: dropped or renamed in between.
+pub(super) const COLLECTION_UUID_MISMATCH: i32 = 361;
 /// SnapshotTooOld.
 pub(super) const SNAPSHOT_TOO_OLD: i32 = 239;
 /// SnapshotUnavailable: the collection changed since, or cannot be read at a time (capped).

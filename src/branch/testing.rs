@@ -92,6 +92,7 @@ impl Bed {
             source_db: "d".into(),
             status: BranchStatus::Active,
             reason: None,
+            uncovered: Vec::new(),
             fidelity: Fidelity::Exact,
             epoch: 1,
             head: Head::default(),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::point::{captured_until, rfc3339};
 use crate::change::{ClusterTime, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, SegmentKind, SegmentRow, Totals};
+use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, SegmentKind, SegmentRow, Totals, is_experimental};
 
 /// The JSON object of a branch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -20,6 +20,12 @@ pub struct BranchView {
     /// `project/branch@seq:N` of a fork; none so far.
     pub parent: Option<String>,
     pub fidelity: Fidelity,
+    /// What history does not hold, each with the reason (correctness.md 2); absent when it holds everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uncovered: Vec<String>,
+    /// The source is a sharded cluster: the promises are for replica sets (correctness.md 8). Absent when it is not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub experimental: bool,
     pub head: HeadView,
     /// Every change up to this time is committed.
     pub captured_until: Option<ClusterTime>,
@@ -75,6 +81,8 @@ impl BranchView {
             reason,
             parent: None,
             fidelity: branch.fidelity,
+            uncovered: branch.uncovered.clone(),
+            experimental: false,
             head: HeadView { seq: head.seq, cluster_time: head.time, time },
             captured_until: until,
             restorable: Restorable { from, to: format!("seq:{boundary}") },
@@ -89,11 +97,12 @@ impl BranchView {
             Some(branch) => branch.id,
             None => ledger.branch(name).await?.ok_or_else(missing)?.id,
         };
-        let mut position = None;
-        if let Some(capture) = ledger.captures().await?.into_iter().find(|c| c.branch == id)
-            && let Some((token, next_seq)) = ledger.position(&capture.id).await?
-        {
-            position = Some((token_time(&token)?, next_seq));
+        let (mut position, mut experimental) = (None, false);
+        if let Some(capture) = ledger.captures().await?.into_iter().find(|c| c.branch == id) {
+            experimental = is_experimental(&capture.source.identity);
+            if let Some((token, next_seq)) = ledger.position(&capture.id).await? {
+                position = Some((token_time(&token)?, next_seq));
+            }
         }
         let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
         let loss = ledger.first_loss(&id).await?.filter(|row| row.first_seq <= branch.head.seq);
@@ -105,7 +114,7 @@ impl BranchView {
                 boundary(ledger, &id, branch.head.seq, closed).await?
             }
         };
-        Ok(Self::new(&branch, position, boundary, loss.as_ref()))
+        Ok(Self { experimental, ..Self::new(&branch, position, boundary, loss.as_ref()) })
     }
 }
 
@@ -167,6 +176,7 @@ mod tests {
             status: BranchStatus::Active,
             reason: None,
             fidelity: Fidelity::Exact,
+            uncovered: Vec::new(),
             epoch: 1,
             head: Head { seq: 81_234, time: ClusterTime { t: 1_795_467_772, i: 11 }, wall_ms: Some(1_795_467_772_123) },
             totals: Totals { changes: 81_234, raw_bytes: 51_234_567, stored_bytes: 2_345_678, segments: 97 },
@@ -183,5 +193,8 @@ mod tests {
             "restorable": {"from": "seq:1", "to": "seq:81234"},
             "totals": {"changes": 81_234, "raw_bytes": 51_234_567, "stored_bytes": 2_345_678, "segments": 97}});
         assert_eq!(serde_json::to_value(&view).unwrap(), expected);
+        let marked = BranchView { uncovered: vec!["x: why".into()], experimental: true, ..view };
+        let marked = serde_json::to_value(&marked).unwrap();
+        assert_eq!((&marked["uncovered"], &marked["experimental"]), (&json!(["x: why"]), &json!(true)));
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::feed::{ChangeFeed, FeedCursor, Reply, SharedFeed};
 use crate::fault::{Fault, Result};
-use crate::ledger::Fidelity;
+use crate::ledger::Coverage;
 
 /// Rates of faults in `0.0..=1.0`; what is not named does not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -46,6 +46,8 @@ struct State {
     rng: SmallRng,
     /// The next opens are refused.
     refuse: u32,
+    /// All opens are refused in this way.
+    refuse_with: Option<Fault>,
     /// Replies until the next scripted break.
     break_after: Option<u64>,
     injected: u64,
@@ -54,7 +56,8 @@ struct State {
 impl FaultyFeed {
     /// Wraps `inner`.
     pub fn new(inner: SharedFeed, faults: FeedFaults) -> Self {
-        let state = State { faults, rng: SmallRng::seed_from_u64(faults.seed), refuse: 0, break_after: None, injected: 0 };
+        let state =
+            State { faults, rng: SmallRng::seed_from_u64(faults.seed), refuse: 0, refuse_with: None, break_after: None, injected: 0 };
         Self { inner, plan: Arc::new(Plan { state: Mutex::new(state), hanging: watch::Sender::new(false) }) }
     }
 
@@ -66,6 +69,11 @@ impl FaultyFeed {
     /// The next `opens` opens are refused.
     pub fn refuse(&self, opens: u32) {
         self.plan.state.lock().refuse = opens;
+    }
+
+    /// Every open is refused in this way, until it is given `None`.
+    pub fn refuse_with(&self, fault: Option<Fault>) {
+        self.plan.state.lock().refuse_with = fault;
     }
 
     /// After this many more replies the stream breaks, once.
@@ -110,6 +118,10 @@ impl Plan {
         if scripted || dice < state.faults.refused {
             state.injected += 1;
             return Err(Fault::transient("injected: the source does not answer"));
+        }
+        if let Some(fault) = state.refuse_with.clone() {
+            state.injected += 1;
+            return Err(fault);
         }
         Ok(())
     }
@@ -172,7 +184,7 @@ impl FeedCursor for FaultyCursor {
         }
     }
 
-    fn fidelity(&self) -> Fidelity {
-        self.inner.fidelity()
+    fn coverage(&self) -> Coverage {
+        self.inner.coverage()
     }
 }

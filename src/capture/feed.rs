@@ -9,7 +9,7 @@ use bson::{RawDocument, RawDocumentBuf};
 use mongodb::raw_batch_cursor::RawBatch;
 
 use crate::fault::{Fault, Result};
-use crate::ledger::Fidelity;
+use crate::ledger::Coverage;
 
 /// A feed shared by tasks.
 pub type SharedFeed = Arc<dyn ChangeFeed>;
@@ -29,7 +29,7 @@ pub trait FeedCursor: Send {
     /// The next reply; on a quiet source an empty one with a fresh token, about every second.
     async fn next(&mut self) -> Result<Reply>;
     /// What the server agreed to send.
-    fn fidelity(&self) -> Fidelity;
+    fn coverage(&self) -> Coverage;
 }
 
 /// One reply of the server: consecutive events and the token after them.

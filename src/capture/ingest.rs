@@ -8,8 +8,9 @@ use std::time::Duration;
 use bson::RawDocumentBuf;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Fidelity, same_source};
+use crate::ledger::{Coverage, same_source};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
@@ -19,14 +20,19 @@ use super::feed::{FeedCursor, Reply, SharedFeed};
 /// Pauses between reopenings: quick after a stepdown, never at full speed.
 const REOPEN: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(10) };
 
+/// A stream that has lived this long is healthy although nothing happens in it.
+const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+
 /// What ingest tells the rest of the capture.
 #[derive(Debug)]
 pub(crate) enum Ingested {
     /// Consecutive events.
     Reply(Reply),
     /// The stream is open (again): what the server agreed to send.
-    Opened(Fidelity),
-    /// It is not, for this reason; ingest goes on trying.
+    Opened(Coverage),
+    /// It gives events, or has been quiet for long enough: nothing is waited for any more.
+    Healthy,
+    /// It is not open, for this reason; ingest goes on trying.
     Waiting(String),
 }
 
@@ -39,11 +45,13 @@ pub(crate) struct Ingest {
     resume: RawDocumentBuf,
     out: LinkTx<Ingested>,
     stop: Shutdown,
+    /// Streams in a row that broke before they were healthy.
+    failures: u32,
 }
 
 impl Ingest {
     pub(crate) fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
-        Self { feed, identity, resume, out, stop }
+        Self { feed, identity, resume, out, stop, failures: 0 }
     }
 
     /// Ends with `Ok` when stopped, else with the fatal fault.
@@ -51,14 +59,13 @@ impl Ingest {
     /// SUBTLE: a driver future is never dropped half way (that can leave the driver inconsistent); the stop is looked at between
     /// replies, and a quiet stream answers every second.
     pub(crate) async fn run(mut self) -> Result<()> {
-        let mut failures = 0u32;
         while !self.stop.is_draining() {
-            match self.follow(&mut failures).await {
+            match self.follow().await {
                 Ok(()) => return Ok(()),
                 Err(fault) if is_fatal(&fault) => return Err(fault),
                 Err(fault) => {
-                    let pause = REOPEN.delay(failures, random::unit());
-                    failures = failures.saturating_add(1);
+                    self.failures = self.failures.saturating_add(1);
+                    let pause = REOPEN.delay(self.failures, random::unit());
                     tracing::warn!(error = %fault, pause = %humantime::format_duration(pause), "change stream interrupted, reopening");
                     if self.out.send(Ingested::Waiting(fault.what)).await.is_err() {
                         return Ok(());
@@ -74,21 +81,24 @@ impl Ingest {
     }
 
     /// One open stream, until it breaks (`Err`) or the work is over (`Ok`).
-    async fn follow(&mut self, failures: &mut u32) -> Result<()> {
+    async fn follow(&mut self) -> Result<()> {
         let identity = self.feed.identity().await?;
-        if !same_source(&self.identity, &identity) {
-            return Err(Fault::history_lost(format!(
-                "the source is another deployment now ({identity}, the capture was started on {}): its history cannot continue here; start a new capture",
-                self.identity
-            )));
-        }
+        check_identity(&self.identity, &identity)?;
         let mut cursor: Box<dyn FeedCursor> = self.feed.open(Some(&self.resume)).await?;
-        if self.out.send(Ingested::Opened(cursor.fidelity())).await.is_err() {
+        if self.out.send(Ingested::Opened(cursor.coverage())).await.is_err() {
             return Ok(());
         }
+        let (opened, mut healthy) = (clock::now(), false);
         while !self.stop.is_draining() {
             let reply = cursor.next().await?;
-            *failures = 0;
+            // The first reply comes with the opening and says nothing: a stream that breaks at its first read answers it too.
+            if !healthy && (!reply.is_empty() || opened.elapsed() >= HEALTHY_AFTER) {
+                healthy = true;
+                self.failures = 0;
+                if self.out.send(Ingested::Healthy).await.is_err() {
+                    return Ok(());
+                }
+            }
             let token = reply.token()?.to_owned();
             if self.out.send(Ingested::Reply(reply)).await.is_err() {
                 return Ok(());
@@ -99,7 +109,77 @@ impl Ingest {
     }
 }
 
-/// Reopening cannot help: the capture stops in a visible state.
+/// Refuses a deployment other than the one that the capture was started on.
+pub(super) fn check_identity(stored: &str, seen: &str) -> Result<()> {
+    if same_source(stored, seen) {
+        return Ok(());
+    }
+    Err(Fault::history_lost(format!(
+        "the source is another deployment now ({seen}, the capture was started on {stored}): its history cannot continue here; start a new capture"
+    )))
+}
+
+/// Reopening cannot help: the capture stops in a visible state. What an operator can put right (credentials, rights, settings of this
+/// engine) is waited for instead, visibly: the position may still be there when they have.
 fn is_fatal(fault: &Fault) -> bool {
-    matches!(fault.kind, Kind::HistoryLost | Kind::Rejected | Kind::Corrupt | Kind::Config)
+    matches!(fault.kind, Kind::HistoryLost | Kind::Corrupt)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bson::doc;
+
+    use super::super::{FaultyFeed, FeedFaults, MemoryFeed};
+    use super::*;
+    use crate::runtime::link::{LinkRx, link};
+
+    const SOURCE: &str = "rs:set-1:1";
+
+    fn ingest(feed: &MemoryFeed) -> (Ingest, Arc<FaultyFeed>, LinkRx<Ingested>) {
+        let faulty = Arc::new(FaultyFeed::new(Arc::new(feed.clone()), FeedFaults::default()));
+        let (out, replies) = link("replies", 16);
+        (Ingest::new(faulty.clone(), SOURCE.into(), feed.present(), out, Shutdown::new()), faulty, replies)
+    }
+
+    fn told(replies: &mut LinkRx<Ingested>) -> Vec<&'static str> {
+        let word = |item| match item {
+            Ingested::Opened(_) => "opened",
+            Ingested::Healthy => "healthy",
+            Ingested::Waiting(_) => "waiting",
+            Ingested::Reply(reply) if reply.is_empty() => "nothing",
+            Ingested::Reply(_) => "events",
+        };
+        std::iter::from_fn(|| replies.try_recv()).map(word).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_at_its_first_read_every_time_is_never_taken_for_healthy() {
+        let feed = MemoryFeed::new("shop", SOURCE);
+        let (mut ingest, faulty, mut replies) = ingest(&feed);
+        ingest.failures = 7;
+        for _ in 0..5 {
+            faulty.break_after(1);
+            assert!(ingest.follow().await.unwrap_err().may_heal());
+            assert_eq!(told(&mut replies), ["opened", "nothing"]);
+            assert_eq!(ingest.failures, 7, "the pauses go on growing");
+        }
+        feed.insert("orders", &doc! { "_id": 1 }).unwrap();
+        faulty.break_after(1);
+        assert!(ingest.follow().await.unwrap_err().may_heal());
+        assert_eq!(told(&mut replies), ["opened", "healthy", "events"]);
+        assert_eq!(ingest.failures, 0);
+    }
+
+    #[test]
+    fn only_what_no_operator_can_put_right_is_fatal() {
+        for fault in [Fault::history_lost("x"), Fault::corrupt("x")] {
+            assert!(is_fatal(&fault), "{:?}", fault.kind);
+        }
+        for fault in [Fault::rejected("x"), Fault::config("x"), Fault::transient("x"), Fault::unknown("x"), Fault::missing("x")] {
+            assert!(!is_fatal(&fault), "{:?}", fault.kind);
+        }
+        assert_eq!(check_identity("rs:a:1", "rs:a:2").unwrap_err().kind, Kind::HistoryLost);
+    }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
-use crate::ledger::Fidelity;
+use crate::ledger::Coverage;
 
 use super::feed::{ChangeFeed, FeedCursor, Reply};
 
@@ -44,7 +44,7 @@ struct Shared {
 #[derive(Debug)]
 struct Log {
     identity: String,
-    fidelity: Fidelity,
+    coverage: Coverage,
     events: Vec<Event>,
     /// The source's clock: every new event is at this time or later, and later than the event before.
     now: ClusterTime,
@@ -68,7 +68,7 @@ impl MemoryFeed {
     pub fn new(db: &str, identity: &str) -> Self {
         let log = Log {
             identity: identity.to_owned(),
-            fidelity: Fidelity::Exact,
+            coverage: Coverage::full(),
             events: Vec::new(),
             now: START,
             lost: high_water(START.before()),
@@ -95,8 +95,8 @@ impl MemoryFeed {
     }
 
     /// What the source agrees to send, for streams opened from now on.
-    pub fn set_fidelity(&self, fidelity: Fidelity) {
-        self.shared.log.lock().fidelity = fidelity;
+    pub fn set_coverage(&self, coverage: Coverage) {
+        self.shared.log.lock().coverage = coverage;
     }
 
     /// Writes one document; returns the event's token.
@@ -240,13 +240,13 @@ impl ChangeFeed for MemoryFeed {
             Some(token) => token.get_str("_data").map_err(|_| Fault::history_lost("this is no resume token"))?.to_owned(),
         };
         log.check_position(&after)?;
-        Ok(Box::new(MemoryCursor { shared: self.shared.clone(), fidelity: log.fidelity, after, first: true, closed: false }))
+        Ok(Box::new(MemoryCursor { shared: self.shared.clone(), coverage: log.coverage.clone(), after, first: true, closed: false }))
     }
 }
 
 struct MemoryCursor {
     shared: Arc<Shared>,
-    fidelity: Fidelity,
+    coverage: Coverage,
     /// Key of the position.
     after: String,
     /// The answer to opening comes at once, like the server's.
@@ -298,8 +298,8 @@ impl FeedCursor for MemoryCursor {
         reply(events.iter().map(|e| &*e.raw), &token(&self.after))
     }
 
-    fn fidelity(&self) -> Fidelity {
-        self.fidelity
+    fn coverage(&self) -> Coverage {
+        self.coverage.clone()
     }
 }
 

@@ -10,7 +10,7 @@ use mongodb::options::{ReadConcern, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Fidelity, MongoPhase, classify_mongo_error, server_facts};
+use crate::ledger::{Coverage, Fidelity, MongoPhase, classify_mongo_error, server_facts};
 
 use super::feed::{ChangeFeed, FeedCursor, Reply};
 
@@ -22,15 +22,50 @@ const MAX_AWAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// A server that says nothing for this long is taken for gone; it answers every second, but may be busy electing.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// What we ask of the stream, from the most to the least; the server refuses options it does not know.
+/// What we ask of the stream; the server refuses options it does not know, or that the user may not use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    /// Raw diffs, and what the stream hides otherwise.
-    Everything,
-    /// Raw diffs only.
-    RawDiffs,
-    /// Documented options only.
-    Documented,
+struct Ask {
+    /// `showRawUpdateDescription`: the server's own diffs (correctness.md 1).
+    raw_diffs: bool,
+    /// `showMigrationEvents`, `showSystemEvents`: what the stream hides otherwise (correctness.md 2).
+    hidden: bool,
+}
+
+/// From the most to the least: exact diffs matter to every document, what is hidden to a few.
+const ASKS: [Ask; 4] = [
+    Ask { raw_diffs: true, hidden: true },
+    Ask { raw_diffs: true, hidden: false },
+    Ask { raw_diffs: false, hidden: true },
+    Ask { raw_diffs: false, hidden: false },
+];
+
+/// Told of a branch of which a stretch was read without what the stream hides.
+const HIDDEN: &str = "collections filled by cloneCollectionAsCapped or convertToCapped, time-series collections, system.js: the source refuses showMigrationEvents and showSystemEvents";
+
+impl Ask {
+    fn coverage(self) -> Coverage {
+        Coverage {
+            fidelity: if self.raw_diffs { Fidelity::Exact } else { Fidelity::OrderMayDiffer },
+            uncovered: if self.hidden { Vec::new() } else { vec![HIDDEN.to_owned()] },
+        }
+    }
+}
+
+/// Opens with the most that the server agrees to, and says what that is.
+async fn open_with_most<C, F>(mut open: impl FnMut(Ask) -> F) -> Result<(C, Coverage)>
+where
+    F: Future<Output = Result<C>>,
+{
+    let mut refused = None;
+    for ask in ASKS {
+        match open(ask).await {
+            Ok(cursor) => return Ok((cursor, ask.coverage())),
+            Err(fault) if refuses_option(&fault) => refused = refused.or(Some(fault)),
+            Err(fault) => return Err(fault),
+        }
+    }
+    // The first refusal is the informative one: without the right to open a stream all are alike.
+    Err(refused.unwrap_or_else(|| Fault::unknown("the change stream did not open")))
 }
 
 /// A followed database.
@@ -48,10 +83,10 @@ impl MongoFeed {
 
     async fn aggregate(&self, after: Option<&RawDocument>, ask: Ask) -> Result<RawBatchCursor> {
         let mut stage = doc! { "showExpandedEvents": true };
-        if ask != Ask::Documented {
+        if ask.raw_diffs {
             stage.insert("showRawUpdateDescription", true);
         }
-        if ask == Ask::Everything {
+        if ask.hidden {
             stage.insert("showMigrationEvents", true);
             stage.insert("showSystemEvents", true);
         }
@@ -84,26 +119,15 @@ impl ChangeFeed for MongoFeed {
     }
 
     async fn open(&self, after: Option<&RawDocument>) -> Result<Box<dyn FeedCursor>> {
-        let mut refused = None;
-        for ask in [Ask::Everything, Ask::RawDiffs, Ask::Documented] {
-            match self.aggregate(after, ask).await {
-                Ok(cursor) => {
-                    let fidelity = if ask == Ask::Documented { Fidelity::OrderMayDiffer } else { Fidelity::Exact };
-                    return Ok(Box::new(MongoCursor { cursor: Some(cursor), fidelity }));
-                }
-                Err(fault) if refuses_option(&fault) => refused = refused.or(Some(fault)),
-                Err(fault) => return Err(fault),
-            }
-        }
-        // The first refusal is the informative one: without the right to open a stream all three are alike.
-        Err(refused.unwrap_or_else(|| Fault::unknown("the change stream did not open")))
+        let (cursor, coverage) = open_with_most(|ask| self.aggregate(after, ask)).await?;
+        Ok(Box::new(MongoCursor { cursor: Some(cursor), coverage }))
     }
 }
 
 struct MongoCursor {
     /// Absent while a read is under way, and for good after one was abandoned.
     cursor: Option<RawBatchCursor>,
-    fidelity: Fidelity,
+    coverage: Coverage,
 }
 
 #[async_trait]
@@ -126,12 +150,53 @@ impl FeedCursor for MongoCursor {
                 self.cursor = Some(cursor);
                 Ok(Reply::from(batch))
             }
-            Some(Err(e)) => Err(classify_mongo_error(&e, MongoPhase::Run)),
+            Some(Err(e)) => Err(classify_mongo_error(&e, MongoPhase::Read)),
             None => Err(Fault::transient("the server closed the change stream")),
         }
     }
 
-    fn fidelity(&self) -> Fidelity {
-        self.fidelity
+    fn coverage(&self) -> Coverage {
+        self.coverage.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unknown_option() -> Fault {
+        Fault::rejected("MongoDB: BSON field '$changeStream.showX' is an unknown field (code 40415)")
+    }
+
+    #[tokio::test]
+    async fn rules_1_and_2_what_the_server_refuses_is_marked() {
+        for (raw_diffs, hidden, asked) in [(true, true, 1), (true, false, 2), (false, true, 3), (false, false, 4)] {
+            let mut asks = 0;
+            let opened = open_with_most(|ask| {
+                asks += 1;
+                let takes = (raw_diffs || !ask.raw_diffs) && (hidden || !ask.hidden);
+                async move { if takes { Ok(ask) } else { Err(unknown_option()) } }
+            });
+            let (ask, coverage) = opened.await.unwrap();
+            assert_eq!((ask, asks), (Ask { raw_diffs, hidden }, asked));
+            assert_eq!(coverage.fidelity == Fidelity::Exact, raw_diffs);
+            assert_eq!(coverage.uncovered.is_empty(), hidden);
+            assert_eq!(coverage == Coverage::full(), raw_diffs && hidden);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_all_is_told_by_the_first_and_an_outage_is_no_refusal() {
+        let mut asks = 0;
+        let mut open = |fault: fn(i32) -> Fault| {
+            asks += 1;
+            let fault = fault(asks);
+            async move { Err::<(), _>(fault) }
+        };
+        let all = open_with_most(|_| open(|n| Fault::rejected(format!("no right, {n}")))).await.unwrap_err();
+        assert_eq!(all.what, "no right, 1");
+        let outage = open_with_most(|_| open(|n| Fault::transient(format!("no primary, {n}")))).await.unwrap_err();
+        assert_eq!((outage.what.as_str(), outage.kind), ("no primary, 5", Kind::Transient));
+        assert_eq!(asks, 5);
     }
 }

@@ -11,10 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::fault::{Fault, Result};
-use crate::ledger::{Capture, Fidelity, SharedLedger};
+use crate::ledger::{Capture, Coverage, SharedLedger};
 use crate::runtime::clock;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 
 use super::assemble::{AssemblePolicy, Assembler, Due};
@@ -83,7 +84,7 @@ impl CaptureRun {
             assembler: Some(assembler),
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
-            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, waiting: false },
+            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, waiting: None, stop: reading.clone() },
         };
         let ingest: JoinHandle<Result<()>> = tokio::spawn(ingest.run());
         let store: JoinHandle<Result<StoreEnd>> = tokio::spawn(store.run(batches_rx));
@@ -118,7 +119,10 @@ impl AssembleStage {
                 // While a full batch waits for its slot no reply is taken: this is the backpressure to the stream.
                 item = replies.recv(), if !matches!(wait, Wait::Slot(_)) => match item {
                     Some(Ingested::Reply(reply)) => self.take(reply).await?,
-                    Some(Ingested::Opened(fidelity)) => self.notes.opened(fidelity).await,
+                    Some(Ingested::Opened(coverage)) => if !self.notes.opened(&coverage).await {
+                        return Ok(());
+                    },
+                    Some(Ingested::Healthy) => self.notes.healthy().await,
                     Some(Ingested::Waiting(reason)) => self.notes.waiting(&reason).await,
                     None => open = false,
                 },
@@ -220,32 +224,53 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
+/// Pause before what must be told is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+/// How long telling may take: it is worth little, and replies wait behind it.
+const TELLING: Duration = Duration::from_secs(10);
+
 /// Tells the metadata why a running capture waits; failures to tell are not failures of the capture.
 struct Notes {
     ledger: SharedLedger,
     capture: String,
     fence: u64,
-    waiting: bool,
+    /// What has been told last.
+    waiting: Option<String>,
+    stop: Shutdown,
 }
 
 impl Notes {
-    async fn opened(&mut self, fidelity: Fidelity) {
-        self.waiting = false;
-        self.note(None, Some(fidelity)).await;
+    /// Until it is told: what is read with less than everything must not be stored unmarked. False when it is time to stop.
+    async fn opened(&self, coverage: &Coverage) -> bool {
+        while *coverage != Coverage::full() && !self.tell(self.ledger.note_coverage(&self.capture, self.fence, coverage)).await {
+            tokio::select! {
+                () = tokio::time::sleep(random::jitter(TELL_AGAIN)) => {}
+                () = self.stop.draining() => return false,
+            }
+        }
+        true
+    }
+
+    async fn healthy(&mut self) {
+        self.waiting = None;
+        self.tell(self.ledger.note_capture(&self.capture, self.fence, None)).await;
     }
 
     async fn waiting(&mut self, reason: &str) {
-        if !self.waiting {
-            self.waiting = true;
-            self.note(Some(reason), None).await;
+        if self.waiting.as_deref() != Some(reason) {
+            self.waiting = Some(reason.to_owned());
+            self.tell(self.ledger.note_capture(&self.capture, self.fence, Some(reason))).await;
         }
     }
 
-    async fn note(&self, reason: Option<&str>, fidelity: Option<Fidelity>) {
-        let told =
-            tokio::time::timeout(Duration::from_secs(10), self.ledger.note_capture(&self.capture, self.fence, reason, fidelity)).await;
-        if let Ok(Err(fault)) = told {
-            tracing::debug!(error = %fault, "could not note the state of the capture");
+    async fn tell(&self, note: impl Future<Output = Result<()>>) -> bool {
+        match tokio::time::timeout(TELLING, note).await {
+            Ok(Ok(())) => true,
+            Ok(Err(fault)) => {
+                tracing::debug!(error = %fault, "could not note the state of the capture");
+                false
+            }
+            Err(_) => false,
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Owns: where a source's URI comes from. A URI with a password is never stored: only `env:NAME`, `file:PATH`, or a URI without one.
+//! Owns: where a source's URI comes from. A URI with a password or another secret is never stored: only
+//! `env:NAME`, `file:PATH`, or a URI without one.
 //! Does not own: connecting (`ledger::connect_client`).
 
 use mongodb::Client;
 
 use crate::engine::SourceOpener;
 use crate::fault::{Fault, Result};
-use crate::ledger::{ConnectOptions, Source, connect_client};
+use crate::ledger::{ConnectOptions, Source, connect_client, secret_option};
 
 use super::feed::SharedFeed;
 use super::mongo::MongoFeed;
@@ -23,6 +24,11 @@ pub fn check_reference(reference: &str) -> Result<()> {
         return Err(Fault::config(
             "a source URI with a password is not stored: put it into a variable or file of the engine and pass --source-uri env:NAME or file:PATH",
         ));
+    }
+    if let Some(option) = secret_option(reference) {
+        return Err(Fault::config(format!(
+            "a source URI with {option} is not stored, since that option holds a secret: put the URI into a variable or file of the engine and pass --source-uri env:NAME or file:PATH"
+        )));
     }
     if reference.contains("://") {
         Ok(())
@@ -84,6 +90,14 @@ mod tests {
         for bad in ["mongodb://u:p@h/", "mongodb+srv://u:p@cluster.example/", "h:27017"] {
             let fault = check_reference(bad).unwrap_err();
             assert!(!fault.what.contains("u:p"), "{fault}");
+        }
+        for (option, bad) in [
+            ("proxyPassword", "mongodb://h/?proxyHost=p&proxyPassword=s3cret"),
+            ("tlsCertificateKeyFilePassword", "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=s3cret"),
+            ("authMechanismProperties", "mongodb://k@h/?authMechanism=MONGODB-AWS&authMechanismProperties=AWS_SESSION_TOKEN:s3cret"),
+        ] {
+            let fault = check_reference(bad).unwrap_err();
+            assert!(fault.what.contains(option) && fault.what.contains("env:NAME") && !fault.what.contains("s3cret"), "{fault}");
         }
     }
 

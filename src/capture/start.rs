@@ -3,22 +3,20 @@
 //! Owns: that order, and what is refused. Does not own: following the stream (`run`), the listing itself (`branch::catalogue`).
 //!
 //! SUBTLE: the token comes first. Whatever is written after it is in the stream, so nothing written while `start` runs is lost: a
-//! collection that is in the listing already is folded tolerantly, documents found by the emptiness check are refused.
+//! collection that is in the listing already, or a document that came and went, is folded tolerantly; documents that are found are refused.
 
-use bson::{RawDocumentBuf, doc};
-use mongodb::Database;
-use mongodb::options::ReadConcern;
+use bson::RawDocumentBuf;
 use sha2::{Digest, Sha256};
 
-use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_catalogue};
+use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_catalogue};
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
+use crate::change::token_time;
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{
-    Branch, BranchStatus, Capture, CaptureState, Fidelity, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
-    classify_mongo_error, server_facts,
+    Branch, BranchStatus, Capture, CaptureState, Coverage, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
+    same_source, server_facts,
 };
-use crate::ledger::{MongoPhase, same_source};
 use crate::runtime::random;
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
@@ -48,8 +46,8 @@ pub struct Started {
     pub branch: Branch,
     /// An existing, stopped capture goes on at its checkpoint.
     pub resumed: bool,
-    /// Collections that history does not cover, each with the reason.
-    pub uncovered: Vec<String>,
+    /// What the operator should know.
+    pub notes: Vec<String>,
 }
 
 /// Starts a capture, or resumes a stopped one of the same branch and source. When it returns, every later write is captured.
@@ -67,26 +65,27 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
         )));
     }
     if let Some(branch) = ledger.branch_named(name.as_str()).await? {
-        return resume(ledger, branch, request, &facts).await;
+        return resume(ledger, branch, request, &facts, &MongoFeed::new(client, &request.db)).await;
     }
     let feed = MongoFeed::new(client.clone(), &request.db);
     let mut cursor = feed.open(None).await.map_err(|f| f.at("opening the change stream"))?;
     let token = cursor.next().await?.token()?.to_owned();
-    let fidelity = cursor.fidelity();
+    let mut coverage = cursor.coverage();
     drop(cursor);
     let db = client.database(&request.db);
-    let (catalogue, base_time) = read_catalogue(&db).await.map_err(|f| f.at("listing collections"))?;
-    refuse_documents(&db, &catalogue).await?;
+    // Base copies come later: until then a database with documents would be restored without them.
+    let (catalogue, base_time) = read_empty_catalogue(&db, token_time(&token)?).await?;
 
     let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
-    let mut new = rows(name.as_str(), source, token.clone(), fidelity, base_time, ledger.now_ms().await?);
+    coverage.uncovered.extend(uncovered(&catalogue));
+    let mut new = rows(name.as_str(), source, token.clone(), coverage, base_time, ledger.now_ms().await?);
     let manifest =
         BaseManifest { id: new.branch.base.clone(), seq: 0, time: base_time, db: request.db.clone(), token, catalogue: catalogue.clone() };
     let manifest = manifest.to_json()?;
     new.branch.base_sha256 = layout::hex(&Sha256::digest(&manifest));
     write_bucket(store, &new, manifest).await?;
     create(ledger, &new).await?;
-    Ok(Started { uncovered: uncovered(&catalogue), capture: new.capture, branch: new.branch, resumed: false })
+    Ok(Started { capture: new.capture, branch: new.branch, resumed: false, notes: notes(&facts) })
 }
 
 /// A lost answer of the creation is told apart from a taken name by our own id.
@@ -101,7 +100,14 @@ async fn create(ledger: &SharedLedger, new: &NewCapture) -> Result<()> {
     }
 }
 
-async fn resume(ledger: &SharedLedger, branch: Branch, request: &StartRequest, facts: &ServerFacts) -> Result<Started> {
+/// Goes on at the checkpoint, after a look whether the source still serves it.
+async fn resume(
+    ledger: &SharedLedger,
+    branch: Branch,
+    request: &StartRequest,
+    facts: &ServerFacts,
+    feed: &dyn ChangeFeed,
+) -> Result<Started> {
     let all = ledger.captures().await?;
     let capture = all.into_iter().find(|c| c.branch == branch.id);
     let capture = capture.ok_or_else(|| Fault::rejected(format!("the branch {} exists and has no capture to resume", branch.name)))?;
@@ -111,39 +117,54 @@ async fn resume(ledger: &SharedLedger, branch: Branch, request: &StartRequest, f
             branch.name, capture.source.db, capture.source.identity
         )));
     }
+    check_position(feed, &capture.position).await?;
+    let mut notes = notes(facts);
+    let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: known(&capture.source.identity, facts) };
+    if source.uri != capture.source.uri {
+        let name = |uri: &Option<String>| uri.clone().unwrap_or_else(|| "ARGON_MONGODB_URI of the engine".to_string());
+        notes.push(format!("the source is read through {} from now on (it was {})", name(&source.uri), name(&capture.source.uri)));
+    }
+    if source != capture.source {
+        ledger.set_capture_source(&capture.id, &source).await?;
+        // An engine that follows it has connected already: it must stop here, and whoever takes it next uses the new reference.
+        if capture.state == CaptureState::Running && source.uri != capture.source.uri {
+            notes.push("engines that follow it use that at their next start or after argon capture stop".to_string());
+        }
+    }
     if capture.state != CaptureState::Running {
         ledger.set_capture_state(&capture.id, CaptureState::Running, None).await?;
     }
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
-    Ok(Started { capture, branch, resumed: true, uncovered: Vec::new() })
+    Ok(Started { capture, branch, resumed: true, notes })
 }
 
-/// Base copies come later: until then a database with documents would be restored without them.
-async fn refuse_documents(db: &Database, catalogue: &Catalogue) -> Result<()> {
-    for collection in catalogue.collections.values() {
-        let found = db
-            .collection::<RawDocumentBuf>(&collection.name)
-            .find_one(doc! {})
-            .projection(doc! { "_id": 1 })
-            .read_concern(ReadConcern::majority())
-            .await
-            .map_err(|e| classify_mongo_error(&e, MongoPhase::Run))?;
-        if found.is_some() {
-            return Err(Fault::rejected(format!(
-                "the database {} holds documents already (collection {}): this version captures a database from empty on; start the capture first, then load the data (mongorestore)",
-                db.name(),
-                collection.name
-            )));
-        }
-    }
+/// A position that is gone is told now and not by an engine later: "every write is captured" must be true.
+async fn check_position(feed: &dyn ChangeFeed, position: &Position) -> Result<()> {
+    let mut cursor = feed.open(Some(&position.token)).await.map_err(|f| f.at("the capture cannot go on at its checkpoint"))?;
+    cursor.next().await.map_err(|f| f.at("the capture cannot go on at its checkpoint"))?;
     Ok(())
+}
+
+/// The stored identity, or the seen one once it has an id (correctness.md 7).
+fn known(stored: &str, facts: &ServerFacts) -> String {
+    if facts.identity_exact { facts.identity.clone() } else { stored.to_owned() }
+}
+
+fn notes(facts: &ServerFacts) -> Vec<String> {
+    if facts.identity_exact {
+        return Vec::new();
+    }
+    vec![format!(
+        "the source shows no id to this user ({}), so another deployment of the same name would not be noticed: grant clusterMonitor on admin, or read on local, and run this command again",
+        facts.identity
+    )]
 }
 
 fn rows(
     name: &str,
     source: Source,
     token: RawDocumentBuf,
-    fidelity: Fidelity,
+    coverage: Coverage,
     base_time: crate::change::ClusterTime,
     now_ms: i64,
 ) -> NewCapture {
@@ -169,7 +190,8 @@ fn rows(
             source_db: source.db,
             status: BranchStatus::Active,
             reason: None,
-            fidelity,
+            fidelity: coverage.fidelity,
+            uncovered: coverage.uncovered,
             epoch: FIRST_EPOCH,
             head: Head::default(),
             totals: Totals::default(),
@@ -210,4 +232,44 @@ fn uncovered(catalogue: &Catalogue) -> Vec<String> {
     let series = |name: &str| format!("{name}: time-series, recorded but not restored by this version");
     let views = catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| series(&v.name));
     views.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::super::MemoryFeed;
+    use super::*;
+    use crate::ledger::Topology;
+
+    #[tokio::test]
+    async fn a_checkpoint_that_the_source_no_longer_serves_is_refused() {
+        let feed = MemoryFeed::new("shop", "rs:set-1:1");
+        let token = feed.present();
+        let position = Position { chain: token.clone(), token, next_seq: 1, last_txn: None };
+        feed.insert("orders", &doc! { "_id": 1 }).unwrap();
+        feed.insert("orders", &doc! { "_id": 2 }).unwrap();
+        check_position(&feed, &position).await.unwrap();
+        feed.trim(1);
+        let fault = check_position(&feed, &position).await.unwrap_err();
+        assert!(fault.kind == Kind::HistoryLost && fault.what.contains("cannot go on at its checkpoint"), "{fault}");
+    }
+
+    #[test]
+    fn rule_7_a_source_without_an_id_is_accepted_and_said() {
+        let facts = |identity: &str, identity_exact| ServerFacts {
+            version: "6.0.5".into(),
+            topology: Topology::ReplicaSet { name: "rs0".into() },
+            identity: identity.into(),
+            identity_exact,
+            now_ms: 0,
+            hosts: Vec::new(),
+            oplog: None,
+            max_bson_bytes: 16 << 20,
+        };
+        let (nameless, exact) = (facts("rs:rs0", false), facts("rs:rs0:aa", true));
+        assert!(notes(&nameless).concat().contains("clusterMonitor"));
+        assert_eq!(notes(&exact), Vec::<String>::new());
+        assert_eq!([known("rs:rs0", &exact), known("rs:rs0:aa", &nameless)], ["rs:rs0:aa", "rs:rs0:aa"]);
+    }
 }

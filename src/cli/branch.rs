@@ -9,7 +9,7 @@ use crate::fault::Result;
 use crate::ledger::{BranchStatus, Fidelity};
 
 use super::context::branch_named;
-use super::output::table;
+use super::output::{EXPERIMENTAL, table};
 use super::{Context, Exit, Output};
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +67,10 @@ fn show(v: &BranchView) -> String {
         format!("status         {}{}", status_name(v.status), v.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default()),
         format!("fidelity       {}", fidelity_name(v.fidelity)),
     ];
+    if v.experimental {
+        lines.push(format!("source         {EXPERIMENTAL}"));
+    }
+    lines.extend(v.uncovered.iter().map(|what| format!("not covered    {what}")));
     lines.push(match &v.head.time {
         Some(time) => format!("head           seq:{} at {} ({time})", v.head.seq, v.head.cluster_time),
         None => "head           nothing committed yet".into(),
@@ -87,7 +91,7 @@ fn show(v: &BranchView) -> String {
 fn fidelity_name(fidelity: Fidelity) -> &'static str {
     match fidelity {
         Fidelity::Exact => "exact",
-        Fidelity::OrderMayDiffer => "order may differ: the server refuses showRawUpdateDescription",
+        Fidelity::OrderMayDiffer => "order may differ: the server refuses showRawUpdateDescription, or did for a stretch of history",
     }
 }
 

@@ -3,13 +3,15 @@
 use clap::Subcommand;
 use serde_json::json;
 
+use crate::branch::mirror::publish;
 use crate::capture::{StartRequest, start};
 use crate::config::database_name;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Capture, CaptureState};
+use crate::ledger::{Capture, CaptureState, SharedLedger, is_experimental};
+use crate::store::Store;
 
 use super::context::{branch_named, capture_of};
-use super::output::table;
+use super::output::{EXPERIMENTAL, table};
 use super::{Context, Exit, Output};
 
 #[derive(Debug, Subcommand)]
@@ -19,14 +21,15 @@ pub(crate) enum Command {
   argon capture start shop/main --source-db shop
   argon capture start shop/main --source-db shop --source-uri env:SHOP_URI
 
-A stopped capture of the same branch and source goes on where it stopped. The source needs a replica set of MongoDB 6.0 or newer.")]
+A stopped capture of the same branch and source goes on where it stopped, if the source still serves that place, and is read through the
+--source-uri given now. The source needs a replica set of MongoDB 6.0 or newer.")]
     Start {
         /// project/branch
         branch: String,
         /// Database to capture.
         #[arg(long, value_name = "DB", value_parser = database_name)]
         source_db: String,
-        /// Where the source is, if not ARGON_MONGODB_URI: env:NAME, file:PATH, or a URI without password.
+        /// Where the source is, if not ARGON_MONGODB_URI: env:NAME, file:PATH, or a URI without password or other secrets.
         #[arg(long, value_name = "REF")]
         source_uri: Option<String>,
     },
@@ -64,11 +67,16 @@ async fn begin(request: &StartRequest, context: &Context, output: Output) -> Res
     let (ledger, facts) = context.prepared_ledger().await?;
     crate::store::probe(&*store, &crate::runtime::random::id()).await?;
     let started = start(&ledger, &store, &facts, request).await?;
+    if started.resumed {
+        mirror(&ledger, Ok(store), &started.branch.id).await;
+    }
     let engines = ledger.engines().await?.len();
     let view = json!({
         "capture": capture_view(&started.capture),
         "resumed": started.resumed,
-        "uncovered": started.uncovered,
+        "notes": started.notes,
+        "uncovered": started.branch.uncovered,
+        "experimental": is_experimental(&started.capture.source.identity),
         "engines": engines,
     });
     output.print(&view, || {
@@ -78,7 +86,13 @@ async fn begin(request: &StartRequest, context: &Context, output: Output) -> Res
             started.capture.branch_name,
             started.capture.source.db
         );
-        for name in &started.uncovered {
+        for note in &started.notes {
+            text += &format!("\n  {note}");
+        }
+        if is_experimental(&started.capture.source.identity) {
+            text += &format!("\n  {EXPERIMENTAL}");
+        }
+        for name in &started.branch.uncovered {
             text += &format!("\n  not covered: {name}");
         }
         if engines == 0 {
@@ -94,10 +108,22 @@ async fn stop(name: &str, context: &Context, output: Output) -> Result<()> {
     let capture = capture_of(&ledger, &branch).await?;
     let capture = capture.ok_or_else(|| Fault::missing(format!("{name} has no capture")))?;
     ledger.set_capture_state(&capture.id, CaptureState::Stopped, Some("stopped by the operator")).await?;
+    mirror(&ledger, context.store().await, &branch.id).await;
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
     output.print(&capture_view(&capture), || {
         format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db)
     })
+}
+
+/// The bucket is told too. What the metadata says counts, and an engine repeats this, so a store that is away fails no command.
+async fn mirror(ledger: &SharedLedger, store: Result<Store>, branch: &str) {
+    let told = match store {
+        Ok(store) => publish(ledger, &store, branch).await,
+        Err(fault) => Err(fault),
+    };
+    if let Err(fault) = told {
+        tracing::warn!(error = %fault, "branch.json is not in step with the metadata yet; the next engine writes it");
+    }
 }
 
 async fn list(context: &Context, output: Output) -> Result<()> {

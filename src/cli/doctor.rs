@@ -175,7 +175,7 @@ async fn check_source(args: &Args, context: &Context, found: &mut Findings) {
         describe_server(&facts, found);
     }
     let opened = match MongoFeed::new(client, db).open(None).await {
-        Ok(mut cursor) => cursor.next().await.map(|_| cursor.fidelity()),
+        Ok(mut cursor) => cursor.next().await.map(|_| cursor.coverage().fidelity),
         Err(fault) => {
             Err(Fault { what: format!("{} (the user needs the role read on {db}, or changeStream and find)", fault.what), ..fault })
         }

@@ -8,6 +8,9 @@ use serde::Serialize;
 
 use crate::fault::{Fault, Result};
 
+/// Said wherever a capture of a sharded cluster is shown (correctness.md 8).
+pub(crate) const EXPERIMENTAL: &str = "experimental: the source is a sharded cluster, and what Argon promises it promises for replica sets";
+
 /// How this invocation prints.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {

@@ -1,6 +1,7 @@
 //! `argon run`: the engine, until SIGTERM or SIGINT.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -8,10 +9,14 @@ use crate::capture::source::MongoSources;
 use crate::config::EngineSettings;
 use crate::engine::{Engine, EngineEnd};
 use crate::fault::{Fault, Result};
+use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
-use crate::store;
+use crate::store::{self, Store};
 
 use super::{Context, Exit};
+
+/// Pause between looks at a store that was away at the start.
+const CHECK_AGAIN: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Example:
   export ARGON_MONGODB_URI='mongodb://127.0.0.1:27017/?replicaSet=rs0' ARGON_STORE_URL=file:///var/lib/argon
@@ -32,14 +37,9 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
     let (ledger, _) = context.prepared_ledger().await?;
-    let probed = store::probe(&*store, &crate::runtime::random::id()).await?;
-    if !probed.conditional_put && others_live(&ledger).await? {
-        return Err(Fault::rejected(format!(
-            "{} ignores If-None-Match, so only one engine may use it, and another engine is running",
-            store.describe()
-        )));
-    }
+    let checked = check_store(&store, &ledger).await?;
     let asked = Shutdown::new();
+    let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
     let signals = tokio::spawn(watch_signals(asked.clone())?);
     let end = loop {
         // An engine whose lease was lost is over; this process goes on as a new one, with a new identity.
@@ -57,13 +57,57 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
         }
     };
     signals.abort();
+    // Only a look that has ended counts: one that hangs must not hold up the exit.
+    if let Some(later) = later
+        && later.is_finished()
+        && let Ok(Some(fault)) = later.await
+    {
+        return Err(fault);
+    }
     Ok(match end {
         EngineEnd::Drained | EngineEnd::LeaseLost => Exit::Done,
         EngineEnd::DeadlinePassed => Exit::DeadlinePassed,
     })
 }
 
-async fn others_live(ledger: &crate::ledger::SharedLedger) -> Result<bool> {
+/// Refuses a store that ignores If-None-Match while another engine runs. False when it is away: the queue bridges that, so it is no reason to
+/// refuse, but it must be asked again.
+async fn check_store(store: &Store, ledger: &SharedLedger) -> Result<bool> {
+    match store::probe(&**store, &crate::runtime::random::id()).await {
+        Ok(probed) if !probed.conditional_put && others_live(ledger).await? => Err(Fault::rejected(format!(
+            "{} ignores If-None-Match, so only one engine may use it, and another engine is running",
+            store.describe()
+        ))),
+        Ok(_) => Ok(true),
+        Err(fault) if fault.may_heal() => {
+            tracing::warn!(error = %fault, store = %store.describe(), "store unavailable, capturing into the queue until it is back");
+            Ok(false)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Asks a store that was away again, until it answers; what would have refused the start drains the engine.
+async fn check_store_later(store: Store, ledger: SharedLedger, asked: Shutdown) -> Option<Fault> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(crate::runtime::random::jitter(CHECK_AGAIN)) => {}
+            () = asked.draining() => return None,
+        }
+        match check_store(&store, &ledger).await {
+            Ok(true) => return None,
+            Ok(false) => {}
+            Err(fault) if fault.may_heal() => {}
+            Err(fault) => {
+                tracing::error!(error = %fault, "the store cannot be used: stopping");
+                asked.drain();
+                return Some(fault);
+            }
+        }
+    }
+}
+
+async fn others_live(ledger: &SharedLedger) -> Result<bool> {
     let me = crate::runtime::identity::this_process();
     Ok(ledger.engines().await?.iter().any(|e| !crate::runtime::identity::is_known_dead(&me, e)))
 }
@@ -81,4 +125,24 @@ fn watch_signals(asked: Shutdown) -> Result<impl Future<Output = ()>> {
             if level == 0 { asked.drain() } else { asked.abort() }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::MemoryLedger;
+    use crate::store::{FaultPlan, FaultyStore, MemoryStore};
+
+    #[tokio::test]
+    async fn a_store_that_is_away_is_asked_again_and_refuses_no_start() {
+        let ledger: SharedLedger = Arc::new(MemoryLedger::live());
+        let memory: Store = Arc::new(MemoryStore::new());
+        let away = FaultPlan { fail_before: 1.0, ..FaultPlan::default() };
+        let faulty: Store = Arc::new(FaultyStore::new(memory.clone(), away));
+        assert!(!check_store(&faulty, &ledger).await.unwrap());
+        assert!(check_store(&memory, &ledger).await.unwrap());
+        let asked = Shutdown::new();
+        asked.drain();
+        assert!(check_store_later(faulty, ledger, asked).await.is_none(), "a drain ends the asking");
+    }
 }

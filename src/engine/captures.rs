@@ -1,20 +1,24 @@
 //! The captures of one engine: takes those that have no owner, runs them, puts their end on record.
 //!
-//! Owns: which captures run here. Does not own: how one runs (`capture`), when an owner counts as dead (`ledger::rescue`).
+//! Owns: which captures run here, each in a task of its own from the taking to the release, with its own pauses: a source or store that does
+//! not answer holds up no other capture. Does not own: how one runs (`capture`), when an owner counts as dead (`ledger::rescue`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 
-use crate::branch::{documents, layout};
+use super::attempt::Attempt;
+use super::mirror::Mirror;
+use crate::capture::CaptureSettings;
 use crate::capture::feed::SharedFeed;
-use crate::capture::{CaptureEnd, CaptureRun, CaptureSettings};
-use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Branch, Capture, CaptureState, EngineId, SharedLedger, Source};
+use crate::fault::Result;
+use crate::ledger::{Capture, CaptureState, EngineId, SharedLedger, Source};
+use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
@@ -22,6 +26,10 @@ use crate::store::Store;
 
 /// How often captures without an owner are looked for: a new capture starts within this time.
 const LOOK: Duration = Duration::from_secs(1);
+/// Pauses between attempts at one capture that cannot start or breaks off.
+const AGAIN: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(10) };
+/// How long the last writing of `branch.json` may hold up the end of the process; the next engine writes what is missing.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Opens the feed of a source; the real one connects to MongoDB.
 #[async_trait]
@@ -30,6 +38,7 @@ pub trait SourceOpener: Send + Sync {
 }
 
 /// The manager.
+#[derive(Clone)]
 pub(crate) struct Captures {
     pub ledger: SharedLedger,
     pub store: Store,
@@ -41,149 +50,115 @@ pub(crate) struct Captures {
     pub stop: Shutdown,
 }
 
-struct Running {
+/// How an attempt at a capture ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nothing is wrong with it, or nothing more can be done.
+    Settled,
+    /// It could not start, or broke off: again after a pause.
+    Again,
+}
+
+/// The captures that have a task here.
+#[derive(Default)]
+struct Here {
+    tasks: JoinSet<Ended>,
+    by_task: HashMap<Id, Task>,
+    /// Attempts in a row that ended in [`Ended::Again`].
+    failures: HashMap<String, u32>,
+}
+
+struct Task {
     capture: String,
-    fence: u64,
     stop: Shutdown,
+    /// 0 until it is ours.
+    fence: Arc<AtomicU64>,
 }
 
 impl Captures {
     /// Runs until the engine drains and every capture has stored what it had read.
     pub(crate) async fn run(self) {
-        let mut tasks: JoinSet<CaptureEnd> = JoinSet::new();
-        let mut running: HashMap<Id, Running> = HashMap::new();
+        let mut mirror = Mirror::new(self.ledger.clone(), self.store.clone());
+        let mirroring = {
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                mirror.run(&stop).await;
+                mirror
+            })
+        };
+        let mut here = Here::default();
         while !self.stop.is_draining() {
-            self.look(&mut tasks, &mut running).await;
+            tokio::select! {
+                found = self.ledger.captures() => match found {
+                    Ok(captures) => captures.into_iter().for_each(|capture| self.look_at(capture, &mut here)),
+                    Err(fault) => tracing::warn!(error = %fault, "could not look for captures"),
+                },
+                () = self.stop.draining() => break,
+            }
             tokio::select! {
                 () = tokio::time::sleep(random::jitter(LOOK)) => {}
                 () = self.stop.draining() => {}
-                Some(ended) = tasks.join_next_with_id() => self.ended(ended, &mut running).await,
+                Some(ended) = here.tasks.join_next_with_id() => self.ended(ended, &mut here),
             }
         }
-        while let Some(ended) = tasks.join_next_with_id().await {
-            self.ended(ended, &mut running).await;
+        while let Some(ended) = here.tasks.join_next_with_id().await {
+            self.ended(ended, &mut here);
+        }
+        if let Ok(mut mirror) = mirroring.await
+            && tokio::time::timeout(LAST_WORDS, mirror.step()).await.is_err()
+        {
+            tracing::warn!("branch.json may be behind the metadata until an engine runs again");
         }
     }
 
-    async fn look(&self, tasks: &mut JoinSet<CaptureEnd>, running: &mut HashMap<Id, Running>) {
-        let captures = match self.ledger.captures().await {
-            Ok(captures) => captures,
-            Err(fault) => {
-                tracing::warn!(error = %fault, "could not look for captures");
-                return;
-            }
+    fn look_at(&self, capture: Capture, here: &mut Here) {
+        let task = here.by_task.values().find(|task| task.capture == capture.id);
+        match (task, capture.state) {
+            // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
+            (Some(task), CaptureState::Stopped | CaptureState::Failed) => task.stop.drain(),
+            (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
+            // Ours although it does not run here: the answer of a take, or of a release, was lost.
+            (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => self.begin(capture, here),
+            (None, CaptureState::Running) => {}
+        }
+    }
+
+    fn begin(&self, capture: Capture, here: &mut Here) {
+        let task = Task { capture: capture.id.clone(), stop: self.stop.child(), fence: Arc::default() };
+        let pause = match here.failures.get(&capture.id) {
+            Some(failures) => AGAIN.delay(*failures, random::unit()),
+            None => Duration::ZERO,
         };
-        for capture in captures {
-            let here = running.values().find(|r| r.capture == capture.id);
-            match (here, capture.state) {
-                // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
-                (Some(here), CaptureState::Stopped | CaptureState::Failed) => here.stop.drain(),
-                (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
-                // Ours although it does not run here: the answer of a take, or of a release, was lost.
-                (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => {
-                    self.take(&capture, tasks, running).await;
-                }
-                (None, CaptureState::Running) => {}
-            }
-        }
+        let attempt =
+            Attempt { of: self.clone(), id: capture.id, branch: capture.branch_name, stop: task.stop.clone(), fence: task.fence.clone() };
+        let handle = here.tasks.spawn(attempt.run(pause));
+        here.by_task.insert(handle.id(), task);
     }
 
-    async fn take(&self, capture: &Capture, tasks: &mut JoinSet<CaptureEnd>, running: &mut HashMap<Id, Running>) {
-        let owned = match self.ledger.own_capture(&capture.id, &self.engine).await {
-            Ok(Some(owned)) => owned,
-            Ok(None) => return,
-            Err(fault) => {
-                tracing::warn!(branch = %capture.branch_name, error = %fault, "could not take the capture");
-                return;
-            }
+    fn ended(&self, ended: Result<(Id, Ended), JoinError>, here: &mut Here) {
+        let (id, end) = match &ended {
+            Ok((id, end)) => (*id, *end),
+            Err(panic) => (panic.id(), Ended::Again),
         };
-        let stop = self.stop.child();
-        let entry = Running { capture: owned.id.clone(), fence: owned.fence, stop: stop.clone() };
-        match self.prepare(owned, stop).await {
-            Ok(run) => {
-                tracing::info!(branch = %run.capture.branch_name, db = %run.capture.source.db, fence = run.capture.fence, next_seq = run.capture.position.next_seq, "capture started here");
-                let handle = tasks.spawn(run.run());
-                running.insert(handle.id(), entry);
-            }
-            Err(fault) => {
-                tracing::warn!(branch = %capture.branch_name, error = %fault, "the capture cannot start");
-                if matches!(fault.kind, Kind::Fenced | Kind::Config | Kind::Corrupt | Kind::HistoryLost) {
-                    self.record(&entry, CaptureState::Failed, Some(&fault.what)).await;
-                } else if let Err(fault) = self.ledger.note_capture(&entry.capture, entry.fence, Some(&fault.what), None).await {
-                    tracing::debug!(error = %fault, "could not note why the capture waits");
-                }
-                self.release(&entry).await;
-            }
-        }
-    }
-
-    async fn prepare(&self, capture: Capture, stop: Shutdown) -> Result<CaptureRun> {
-        let branch = self.ledger.branch(&capture.branch).await?;
-        let branch = branch.ok_or_else(|| Fault::corrupt(format!("the branch of capture {} does not exist", capture.id)))?;
-        self.check_epoch(&branch).await?;
-        let feed = self.sources.open(&capture.source).await?;
-        Ok(CaptureRun {
-            ledger: self.ledger.clone(),
-            feed,
-            cpu: self.cpu.clone(),
-            capture,
-            epoch: branch.epoch,
-            settings: self.settings,
-            bell: self.bell.clone(),
-            stop,
-        })
-    }
-
-    /// Whoever took the bucket over has the next epoch (correctness.md 20): this metadata must not number its segments any more.
-    async fn check_epoch(&self, branch: &Branch) -> Result<()> {
-        let project = layout::project_of(&branch.name);
-        let mine = layout::epoch(project, &branch.id, branch.epoch);
-        let bytes = self.store.get(&mine, None).await.map_err(|f| f.at("reading the branch's epoch"))?;
-        documents::read_epoch(&mine, &bytes)?;
-        if self.store.head(&layout::epoch(project, &branch.id, branch.epoch + 1)).await?.is_some() {
-            return Err(Fault::fenced(format!(
-                "the bucket's history of {} is numbered by other metadata since epoch {}: this metadata database is out of date",
-                branch.name,
-                branch.epoch + 1
-            )));
-        }
-        Ok(())
-    }
-
-    async fn ended(&self, ended: Result<(Id, CaptureEnd), tokio::task::JoinError>, running: &mut HashMap<Id, Running>) {
-        let (id, end) = match ended {
-            Ok((id, end)) => (id, end),
-            Err(panic) => (panic.id(), CaptureEnd::Failed(Fault::unknown(format!("the capture panicked: {panic}")))),
-        };
-        let Some(entry) = running.remove(&id) else { return };
+        let Some(task) = here.by_task.remove(&id) else { return };
         match end {
-            CaptureEnd::Drained => tracing::info!(capture = %entry.capture, "capture drained"),
-            CaptureEnd::SteppedDown => tracing::warn!(capture = %entry.capture, "stepped down: the capture is another's or was stopped"),
-            CaptureEnd::Failed(fault) if fault.may_heal() || fault.kind == Kind::Cancelled => {
-                tracing::warn!(capture = %entry.capture, error = %fault, "capture interrupted, will be taken again");
+            Ended::Settled => {
+                here.failures.remove(&task.capture);
             }
-            CaptureEnd::Failed(fault) => {
-                tracing::error!(capture = %entry.capture, error = %fault, "capture failed");
-                self.record(&entry, CaptureState::Failed, Some(&fault.what)).await;
+            Ended::Again => {
+                let failures = here.failures.entry(task.capture.clone()).or_default();
+                *failures = failures.saturating_add(1);
             }
         }
-        self.release(&entry).await;
-    }
-
-    /// Repeats until it is on record or the engine aborts: a failed capture must be visible.
-    async fn record(&self, entry: &Running, state: CaptureState, reason: Option<&str>) {
-        while let Err(fault) = self.ledger.set_capture_state(&entry.capture, state, reason).await {
-            if !fault.may_heal() || self.stop.is_aborting() {
-                tracing::error!(error = %fault, "could not record that the capture failed");
-                return;
-            }
-            tokio::time::sleep(random::jitter(LOOK)).await;
-        }
-    }
-
-    async fn release(&self, entry: &Running) {
-        if let Err(fault) = self.ledger.release_capture(&entry.capture, entry.fence).await {
-            tracing::warn!(error = %fault, "could not release the capture; it is free when this process ends");
+        if let Err(panic) = ended {
+            tracing::error!(capture = %task.capture, error = %panic, "the capture panicked, will be taken again");
+            let (ledger, fence) = (self.ledger.clone(), task.fence.load(Ordering::Relaxed));
+            here.tasks.spawn(async move {
+                if let Err(fault) = ledger.release_capture(&task.capture, fence).await {
+                    tracing::warn!(error = %fault, "could not release the capture; it is free when this process ends");
+                }
+                Ended::Settled
+            });
         }
     }
 }

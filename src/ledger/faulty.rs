@@ -51,6 +51,7 @@ pub enum LedgerCall {
     OwnCapture,
     ReleaseCapture,
     SetCaptureState,
+    FailCapture,
     NoteCapture,
     Checkpoint,
     Promote,
@@ -168,8 +169,17 @@ impl Ledger for FaultyLedger {
     async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
         self.through(C::SetCaptureState, self.inner.set_capture_state(id, state, reason)).await
     }
-    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
-        self.through(C::NoteCapture, self.inner.note_capture(id, fence, reason, fidelity)).await
+    async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
+        self.through(C::SetCaptureState, self.inner.set_capture_source(id, source)).await
+    }
+    async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
+        self.through(C::FailCapture, self.inner.fail_capture(id, engine, fence, reason)).await
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>) -> Result<()> {
+        self.through(C::NoteCapture, self.inner.note_capture(id, fence, reason)).await
+    }
+    async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()> {
+        self.through(C::NoteCapture, self.inner.note_coverage(id, fence, coverage)).await
     }
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
         self.through(C::Checkpoint, self.inner.checkpoint(write)).await

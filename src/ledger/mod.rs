@@ -17,8 +17,8 @@ pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
 pub use memory::MemoryLedger;
 pub use model::*;
 pub use mongo::{
-    ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, same_source,
-    server_facts,
+    ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, has_id,
+    is_experimental, same_source, secret_option, server_facts,
 };
 pub(crate) use mongo::{code as mongo_error_code, scrub};
 
@@ -151,10 +151,17 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>>;
     /// Gives up ownership if the fence is still ours.
     async fn release_capture(&self, id: &str, fence: u64) -> Result<()>;
-    /// Moves the state, with a reason for people. `failed` sets the branch's status too, `running` clears it (unless it is stalled or has a gap).
+    /// The operator's change of state, with a reason for people. `failed` sets the branch's status too, `running` clears it (unless it is stalled or has a gap).
     async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()>;
-    /// Notes why a running capture waits (or that it no longer does), while the fence is ours. `fidelity` updates the branch.
-    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()>;
+    /// Where a capture reads from now on: another way to the same source, or an identity that has become exact.
+    async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()>;
+    /// The engine's `failed`: only while the capture runs and is this engine's by this fence. False when it is not, and then nothing has changed.
+    async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool>;
+    /// Notes why a running capture waits (or that it no longer does), while the fence is ours.
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>) -> Result<()>;
+    /// Notes on the branch of a running capture what its source sends, while the fence is ours. A branch only ever gets worse: what was read
+    /// with less stays in history.
+    async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()>;
     /// One majority transaction: job + payload + position, conditional on running state, fence and next seq.
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed>;
 

@@ -38,6 +38,21 @@ pub enum Fidelity {
     OrderMayDiffer,
 }
 
+/// What a source agreed to send over one open stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    pub fidelity: Fidelity,
+    /// What the stream hides, each with the reason (correctness.md 2).
+    pub uncovered: Vec<String>,
+}
+
+impl Coverage {
+    /// Everything that a stream can show.
+    pub fn full() -> Self {
+        Self { fidelity: Fidelity::Exact, uncovered: Vec::new() }
+    }
+}
+
 /// Where a capture reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
@@ -132,7 +147,11 @@ pub struct Branch {
     pub source_db: String,
     pub status: BranchStatus,
     pub reason: Option<String>,
+    /// The least exact that any stretch of history was read with.
     pub fidelity: Fidelity,
+    /// What some stretch of history does not hold, each with the reason (correctness.md 2).
+    #[serde(default)]
+    pub uncovered: Vec<String>,
     /// Numbering epoch in the bucket (correctness.md 20).
     pub epoch: u64,
     pub head: Head,

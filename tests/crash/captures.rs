@@ -93,6 +93,10 @@ async fn oplog_rolled_over_is_a_visible_failure() {
     let reason = failed_visibly(&world, &mut engine, "rolled_by").await;
     assert!(reason.contains("oplog") && reason.contains("start a new capture"), "{reason}");
     drain(&mut engine).await;
+    // What cannot go on is not said to go on.
+    let again = world.argon(&["capture", "start", BRANCH, "--source-db", "rolled", "--source-uri", &other.uri()]).await;
+    assert!(again.code == 1 && again.stderr.contains("cannot go on at its checkpoint"), "{again:?}");
+    assert_eq!(world.capture().await.state, CaptureState::Failed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -156,6 +156,7 @@ pub(crate) fn new_capture(capture: &str, branch: &str, name: &str) -> NewCapture
             status: BranchStatus::Active,
             reason: None,
             fidelity: Fidelity::Exact,
+            uncovered: Vec::new(),
             epoch: 1,
             head: Head::default(),
             totals: Totals::default(),

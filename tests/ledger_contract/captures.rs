@@ -157,13 +157,11 @@ pub(crate) async fn a_stopped_capture_takes_no_checkpoint(b: Bench) {
 pub(crate) async fn states_and_notes_reach_the_branch(b: Bench) {
     let line = b.line("e1").await;
     let capture = || async { b.ledger.capture(&line.capture).await.unwrap().unwrap() };
-    b.ledger.note_capture(&line.capture, line.fence, Some("store_unavailable"), Some(Fidelity::OrderMayDiffer)).await.unwrap();
+    b.ledger.note_capture(&line.capture, line.fence, Some("store_unavailable")).await.unwrap();
     assert_eq!(capture().await.reason.as_deref(), Some("store_unavailable"));
-    assert_eq!(b.branch(&line.branch).await.fidelity, Fidelity::OrderMayDiffer);
-    b.ledger.note_capture(&line.capture, line.fence + 1, None, Some(Fidelity::Exact)).await.unwrap(); // not ours
+    b.ledger.note_capture(&line.capture, line.fence + 1, None).await.unwrap(); // not ours
     assert_eq!(capture().await.reason.as_deref(), Some("store_unavailable"));
-    assert_eq!(b.branch(&line.branch).await.fidelity, Fidelity::OrderMayDiffer);
-    b.ledger.note_capture(&line.capture, line.fence, None, None).await.unwrap();
+    b.ledger.note_capture(&line.capture, line.fence, None).await.unwrap();
     assert_eq!(capture().await.reason, None);
 
     b.ledger.set_capture_state(&line.capture, CaptureState::Failed, Some("the oplog has rolled over")).await.unwrap();
@@ -174,4 +172,64 @@ pub(crate) async fn states_and_notes_reach_the_branch(b: Bench) {
     let branch = b.branch(&line.branch).await;
     assert_eq!((branch.status, branch.reason), (BranchStatus::Active, None));
     assert_eq!(b.ledger.set_capture_state("none", CaptureState::Stopped, None).await.unwrap_err().kind, Kind::Missing);
+}
+
+pub(crate) async fn rules_1_and_2_a_branch_stays_as_inexact_as_its_worst_stretch(b: Bench) {
+    let line = b.line("e1").await;
+    let marks = || async {
+        let branch = b.branch(&line.branch).await;
+        (branch.fidelity, branch.uncovered)
+    };
+    let of = |fidelity, uncovered: &[&str]| Coverage { fidelity, uncovered: uncovered.iter().map(|&u| u.to_owned()).collect() };
+    let none = Vec::<String>::new();
+    let worst = of(Fidelity::OrderMayDiffer, &["a", "b"]);
+    b.ledger.note_coverage(&line.capture, line.fence + 1, &worst).await.unwrap(); // not ours
+    b.ledger.note_coverage("none", 1, &worst).await.unwrap();
+    assert_eq!(marks().await, (Fidelity::Exact, none.clone()));
+    b.ledger.note_coverage(&line.capture, line.fence, &of(Fidelity::OrderMayDiffer, &[])).await.unwrap();
+    assert_eq!(marks().await, (Fidelity::OrderMayDiffer, none));
+    b.ledger.note_coverage(&line.capture, line.fence, &of(Fidelity::Exact, &["a"])).await.unwrap();
+    assert_eq!(marks().await, (Fidelity::OrderMayDiffer, vec!["a".to_owned()]));
+    for coverage in [worst, Coverage::full()] {
+        for _ in 0..2 {
+            b.ledger.note_coverage(&line.capture, line.fence, &coverage).await.unwrap();
+            assert_eq!(marks().await, (Fidelity::OrderMayDiffer, vec!["a".to_owned(), "b".to_owned()]));
+        }
+    }
+    b.ledger.set_capture_state(&line.capture, CaptureState::Stopped, None).await.unwrap();
+    b.ledger.note_coverage(&line.capture, line.fence, &of(Fidelity::Exact, &["c"])).await.unwrap();
+    assert_eq!(marks().await.1.len(), 2, "it is stopped: nobody reads");
+}
+
+pub(crate) async fn only_the_owner_can_fail_a_capture(b: Bench) {
+    let line = b.line("e1").await;
+    let state = || async { b.ledger.capture(&line.capture).await.unwrap().unwrap().state };
+    b.ledger.release_capture(&line.capture, line.fence).await.unwrap();
+    let fence = b.ledger.own_capture(&line.capture, "e2").await.unwrap().unwrap().fence;
+    for (engine, stale) in [("e1", line.fence), ("e1", fence), ("e2", line.fence)] {
+        assert!(!b.ledger.fail_capture(&line.capture, engine, stale, "the oplog has rolled over").await.unwrap());
+        assert_eq!(state().await, CaptureState::Running, "{engine} {stale}");
+    }
+    assert!(!b.ledger.fail_capture("none", "e2", fence, "x").await.unwrap());
+    assert_eq!(b.branch(&line.branch).await.status, BranchStatus::Active);
+    b.faulty.script(LedgerCall::FailCapture, Mishap::AnswerLost);
+    assert_eq!(b.faulty.fail_capture(&line.capture, "e2", fence, "rolled over").await.unwrap_err().kind, Kind::Unknown);
+    assert!(b.faulty.fail_capture(&line.capture, "e2", fence, "rolled over").await.unwrap(), "a repeat after a lost answer");
+    assert_eq!(state().await, CaptureState::Failed);
+    let branch = b.branch(&line.branch).await;
+    assert_eq!(branch.status, BranchStatus::Failed);
+    assert!(branch.reason.unwrap().contains("rolled over"));
+    // What the operator has decided stands.
+    b.ledger.set_capture_state(&line.capture, CaptureState::Stopped, None).await.unwrap();
+    assert!(!b.ledger.fail_capture(&line.capture, "e2", fence, "x").await.unwrap());
+    assert_eq!(state().await, CaptureState::Stopped);
+}
+
+pub(crate) async fn a_source_may_be_reached_in_another_way(b: Bench) {
+    let line = b.line("e1").await;
+    let before = b.ledger.capture(&line.capture).await.unwrap().unwrap();
+    let source = Source { uri: Some("env:OTHER".into()), identity: "rs:rs0:aa".into(), ..before.source.clone() };
+    b.ledger.set_capture_source(&line.capture, &source).await.unwrap();
+    assert_eq!(b.ledger.capture(&line.capture).await.unwrap().unwrap(), Capture { source: source.clone(), ..before });
+    assert_eq!(b.ledger.set_capture_source("none", &source).await.unwrap_err().kind, Kind::Missing);
 }

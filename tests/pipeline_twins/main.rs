@@ -2,6 +2,7 @@
 //! every change is in exactly one committed segment, in order, whatever happened.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)] // helpers of tests are tests
 
+mod captures;
 mod check;
 mod crashes;
 mod rules;

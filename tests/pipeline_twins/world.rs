@@ -156,6 +156,7 @@ impl World {
             status: BranchStatus::Active,
             reason: None,
             fidelity: Fidelity::Exact,
+            uncovered: Vec::new(),
             epoch: 1,
             head: Head::default(),
             totals: Totals::default(),
@@ -165,7 +166,10 @@ impl World {
             settled_bytes: 0,
             created_ms: 0,
         };
+        let object = documents::to_json(&documents::BranchDocument::new(&branch, &capture)).unwrap();
         self.ledger.create_capture(&NewCapture { capture, branch }).await.unwrap();
+        let tag = PutTag { sha256: Sha256::digest(&object).into(), put_id: "start".into() };
+        self.store.put_new(&layout::branch_json(PROJECT, BRANCH), object.into(), &tag).await.unwrap();
         let epoch = documents::EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1 };
         let body = documents::to_json(&epoch).unwrap();
         let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: "start".into() };
@@ -177,6 +181,18 @@ impl World {
     }
 
     pub(crate) fn spawn_with(&self, name: &str, mix: Mix, settings: EngineSettings, store: Store) -> Process {
+        self.spawn_over(name, mix, settings, store, |feed| Arc::new(Opener(feed)))
+    }
+
+    /// With its own way to open sources.
+    pub(crate) fn spawn_over(
+        &self,
+        name: &str,
+        mix: Mix,
+        settings: EngineSettings,
+        store: Store,
+        sources: impl FnOnce(Arc<FaultyFeed>) -> Arc<dyn SourceOpener>,
+    ) -> Process {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let feed = Arc::new(FaultyFeed::new(Arc::new(self.feed.clone()), mix.feed));
         let store = Arc::new(FaultyStore::new(store, mix.store));
@@ -186,8 +202,7 @@ impl World {
             LedgerFaults { seed: mix.ledger.map_or(0, |f| f.seed), ..LedgerFaults::none() },
         ));
         let stop = Shutdown::new();
-        let engine =
-            Engine { ledger: ledger.clone(), store: store.clone(), sources: Arc::new(Opener(feed.clone())), settings, stop: stop.clone() };
+        let engine = Engine { ledger: ledger.clone(), store: store.clone(), sources: sources(feed.clone()), settings, stop: stop.clone() };
         // Hosts of their own: on one host a second engine with this pid would prove the first one dead.
         let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0 };
         let engine = runtime.spawn(engine.run_as(me));
@@ -226,6 +241,12 @@ impl World {
     pub(crate) fn settle(&self) {
         let all = self.feed.len() as u64;
         self.wait("everything is committed", || self.branch().head.seq == all);
+    }
+
+    /// What the bucket says of the branch.
+    pub(crate) fn branch_json(&self) -> documents::BranchDocument {
+        let key = layout::branch_json(PROJECT, BRANCH);
+        documents::read_branch(&key, &self.runtime.block_on(self.store.get(&key, None)).unwrap()).unwrap()
     }
 
     fn describe(&self) -> String {

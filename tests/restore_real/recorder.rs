@@ -77,6 +77,7 @@ impl Recorder {
             status: BranchStatus::Active,
             reason: None,
             fidelity: Fidelity::Exact,
+            uncovered: Vec::new(),
             epoch: 1,
             head: Head::default(),
             totals: Totals::default(),

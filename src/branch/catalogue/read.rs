@@ -1,11 +1,12 @@
-//! Owns: listing a live database into a [`Catalogue`].
+//! Owns: listing a live database into a [`Catalogue`], and the proof that it was empty.
 //! Does not own: what changes it later (`apply`).
 
 use bson::{Bson, Document, doc};
+use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::{ClientSession, Database};
 
 use super::{Catalogue, Collection, Kind, Uuid, View, index_name, kind_of_name, uuid_of_bson};
-use crate::branch::server::{self, NAMESPACE_NOT_FOUND};
+use crate::branch::server::{self, COLLECTION_UUID_MISMATCH, NAMESPACE_NOT_FOUND};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
 
@@ -14,29 +15,39 @@ const PAGE: i32 = 1_000;
 /// More collections than a mongod can serve.
 const MAX_ENTRIES: usize = 1_000_000;
 
-/// Lists collections, options, indexes and views. The time is the server's after the last listing: everything that happened later
+/// How long a read waits for a majority of members.
+const MAJORITY_WAIT_MS: i32 = 30_000;
+/// Listings of a database that is being changed under the reader; more mean that the collections never rest.
+const MAX_LISTINGS: u32 = 20;
+
+/// Lists collections, options, indexes and views. The time is the server's after the last read: everything that happened later
 /// is in the stream after it, and what happened before may be in the listing or not, so folding is tolerant up to it (correctness.md 10).
 pub async fn read_catalogue(db: &Database) -> Result<(Catalogue, ClusterTime)> {
     let mut lister = Lister::new(db).await?;
-    let entries = lister.all(doc! {"listCollections": 1, "cursor": {"batchSize": PAGE}}).await?.unwrap_or_default();
-    let mut catalogue = Catalogue::default();
-    for entry in entries {
-        let listed = Listed::parse(entry)?;
-        match (listed.kind, listed.uuid) {
-            // Where the server keeps the definitions of views.
-            _ if listed.name == "system.views" => {}
-            (Kind::Collection, Some(uuid)) => {
-                let Some(indexes) = lister.indexes(&listed.name, uuid).await? else { continue };
-                let kind = kind_of_name(&listed.name);
-                catalogue.collections.insert(uuid, Collection { name: listed.name, uuid, kind, options: listed.options, indexes });
-            }
-            (kind, _) => {
-                catalogue.views.insert(listed.name.clone(), View { name: listed.name, kind, options: listed.options });
-            }
+    let catalogue = lister.catalogue().await?;
+    lister.finish(catalogue).await
+}
+
+/// As [`read_catalogue`], of a database that has no documents: `Rejected` with the collection when it has some. `token_time` is that of the
+/// resume token that history starts at.
+///
+/// SUBTLE: a document is either in the stream after the token or seen here, else it is in neither and lost without a word. So the check reads
+/// on the primary, a majority of members, causally after everything that the token leaves out: a secondary may lag, and a stream opens
+/// behind writes that no majority has yet.
+pub async fn read_empty_catalogue(db: &Database, token_time: ClusterTime) -> Result<(Catalogue, ClusterTime)> {
+    let mut lister = Lister::new(db).await?;
+    for _ in 0..MAX_LISTINGS {
+        let catalogue = lister.catalogue().await?;
+        if lister.refuse_documents(&catalogue, token_time).await? {
+            return lister.finish(catalogue).await;
         }
     }
-    catalogue.listed_at = lister.time;
-    Ok((catalogue, lister.time))
+    Err(Fault::transient(format!("collections of {} are dropped or renamed all the time: start again when they rest", db.name())))
+}
+
+/// Whether a collection belongs to the database and not to the server: of `system.*` only what is replicated and holds documents of users.
+fn is_listed(name: &str) -> bool {
+    !name.starts_with("system.") || name == "system.js" || name.starts_with("system.buckets.")
 }
 
 /// One entry of `listCollections`.
@@ -81,8 +92,64 @@ impl<'a> Lister<'a> {
         Ok(Self { db, session, time: ClusterTime::default() })
     }
 
+    async fn catalogue(&mut self) -> Result<Catalogue> {
+        let entries = self.all(doc! {"listCollections": 1, "cursor": {"batchSize": PAGE}}).await?.unwrap_or_default();
+        let mut catalogue = Catalogue::default();
+        for entry in entries {
+            let listed = Listed::parse(entry)?;
+            match (listed.kind, listed.uuid) {
+                // Where the server keeps the definitions of views, or what it has profiled.
+                _ if !is_listed(&listed.name) => {}
+                (Kind::Collection, Some(uuid)) => {
+                    let Some(indexes) = self.indexes(&listed.name, uuid).await? else { continue };
+                    let kind = kind_of_name(&listed.name);
+                    catalogue.collections.insert(uuid, Collection { name: listed.name, uuid, kind, options: listed.options, indexes });
+                }
+                (kind, _) => {
+                    catalogue.views.insert(listed.name.clone(), View { name: listed.name, kind, options: listed.options });
+                }
+            }
+        }
+        Ok(catalogue)
+    }
+
+    /// Asks for the time once more, at the very end: a collection that was gone when its turn came answered without one.
+    async fn finish(mut self, mut catalogue: Catalogue) -> Result<(Catalogue, ClusterTime)> {
+        self.run(doc! {"ping": 1}).await.map_err(|e| server::fault("ping", &e))?;
+        catalogue.listed_at = self.time;
+        Ok((catalogue, self.time))
+    }
+
+    /// False when a collection has been dropped or renamed since it was listed.
+    async fn refuse_documents(&mut self, catalogue: &Catalogue, token_time: ClusterTime) -> Result<bool> {
+        // Exclusive: the token leaves out what is before its time.
+        let concern = doc! {"level": "majority", "afterClusterTime": bson::Timestamp::from(token_time.before())};
+        for collection in catalogue.collections.values() {
+            let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: collection.uuid.to_vec() };
+            let find = doc! {
+                "find": &collection.name, "projection": {"_id": 1}, "limit": 1, "singleBatch": true, "collectionUUID": uuid, "readConcern": concern.clone(),
+                "maxTimeMS": MAJORITY_WAIT_MS,
+            };
+            let reply = match self.run(find).await {
+                Ok(reply) => reply,
+                Err(e) if server::code(&e) == Some(COLLECTION_UUID_MISMATCH) => return Ok(false),
+                Err(e) => return Err(server::fault(&format!("reading collection {:?}", collection.name), &e)),
+            };
+            if reply.get_document("cursor").and_then(|c| c.get_array("firstBatch")).is_ok_and(|batch| !batch.is_empty()) {
+                return Err(Fault::rejected(format!(
+                    "the database {} holds documents already (collection {}): this version captures a database from empty on; start the capture first, then load the data (mongorestore)",
+                    self.db.name(),
+                    collection.name
+                )));
+            }
+        }
+        Ok(true)
+    }
+
+    /// On the primary, whatever the URI prefers: a secondary may lag behind the token.
     async fn run(&mut self, command: Document) -> Result<Document, mongodb::error::Error> {
-        let reply = self.db.run_command(command).session(&mut self.session).await?;
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let reply = self.db.run_command(command).selection_criteria(primary).session(&mut self.session).await?;
         if let Ok(time) = reply.get_timestamp("operationTime") {
             self.time = self.time.max(time.into());
         }
@@ -132,5 +199,20 @@ impl<'a> Lister<'a> {
             !spec.contains_key("buildUUID") && index_name(spec) != "_id_" && !spec.get_bool("clustered").unwrap_or(false)
         };
         Ok(Some(specs.into_iter().filter(wanted).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_keeps_for_itself_is_not_listed() {
+        for (name, listed) in [("orders", true), ("system.js", true), ("system.buckets.t", true), ("systematic", true)] {
+            assert_eq!(is_listed(name), listed, "{name}");
+        }
+        for name in ["system.profile", "system.views"] {
+            assert!(!is_listed(name), "{name}");
+        }
     }
 }

@@ -180,8 +180,11 @@ fn append(file: &mut SpillFile, colls: HashMap<u32, CollectionPart>) -> Result<(
 }
 
 impl Tolerance {
-    /// Refuses the change, or counts it and goes on.
+    /// Refuses the change, or counts it and goes on; one of the time of the base is left out without a word.
     pub(super) fn misfit(&mut self, misfit: &Misfit) -> Result<()> {
+        if misfit.seq <= self.during_base {
+            return Ok(());
+        }
         if !self.allowed {
             return Err(Fault::corrupt(format!("change seq:{} {}", misfit.seq, misfit.why)));
         }

@@ -274,3 +274,27 @@ fn many_changes_of_one_document_are_linear_and_stay_within_the_budget() {
     }
     assert_eq!(hot.unwrap().doc.get_i32("v").unwrap(), i32::try_from(CHANGES - 1).unwrap());
 }
+
+#[test]
+fn rule_10_what_came_and_went_while_the_capture_was_started_fits_nothing_and_is_left_out() {
+    let early = [Act::Set(0, 9, 1), Act::Replace(0, 9, 1), Act::Describe(0, 9, 1), Act::Delete(0, 9)];
+    for listed in [5, 4] {
+        for budget in [1, u64::MAX] {
+            let base = Catalogue { listed_at: time(listed), ..Catalogue::default() };
+            let mut folder = Folder::new(base, &options(budget, ALL));
+            let acts = [&[Act::Create(0, false)], &early[..], &[Act::Insert(0, 1, 1)]].concat();
+            let applied = acts.iter().zip(1..).try_for_each(|(act, seq)| feed(&mut folder, seq, act).map(|_| ()));
+            let all = applied.and_then(|()| folder.finish()).and_then(|mut folded| {
+                let mut count = 0;
+                while let Some(batch) = folded.documents.next_batch()? {
+                    count += batch.len();
+                }
+                Ok((count, folded.documents.left_out()))
+            });
+            match all {
+                Ok(all) => assert_eq!((listed, all), (5, (1, 0))),
+                Err(fault) => assert!(listed == 4 && fault.what.contains("seq:5"), "{listed}: {}", fault.what),
+            }
+        }
+    }
+}

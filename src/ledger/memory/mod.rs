@@ -103,8 +103,18 @@ impl Ledger for MemoryLedger {
     async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
         self.run(|s, _| s.set_capture_state(id, state, reason))
     }
-    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
-        self.run(|s, _| s.note_capture(id, fence, reason, fidelity));
+    async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
+        self.run(|s, _| s.set_capture_source(id, source))
+    }
+    async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
+        Ok(self.run(|s, _| s.fail_capture(id, engine, fence, reason)))
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>) -> Result<()> {
+        self.run(|s, _| s.note_capture(id, fence, reason));
+        Ok(())
+    }
+    async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()> {
+        self.run(|s, _| s.note_coverage(id, fence, coverage));
         Ok(())
     }
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {

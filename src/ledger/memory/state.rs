@@ -73,11 +73,41 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn note_capture(&mut self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) {
-        let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.state == CaptureState::Running) else { return };
-        capture.reason = reason.map(str::to_owned);
-        if let (Some(f), Some(branch)) = (fidelity, self.branches.get_mut(&capture.branch)) {
-            branch.fidelity = f;
+    pub(super) fn set_capture_source(&mut self, id: &str, source: &Source) -> Result<()> {
+        self.captures.get_mut(id).ok_or_else(|| no_capture(id))?.source = source.clone();
+        Ok(())
+    }
+
+    pub(super) fn fail_capture(&mut self, id: &str, engine: &str, fence: u64, reason: &str) -> bool {
+        let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.owner.as_deref() == Some(engine)) else {
+            return false;
+        };
+        if capture.state == CaptureState::Running {
+            capture.state = CaptureState::Failed;
+            capture.reason = Some(reason.to_owned());
+            let branch = capture.branch.clone();
+            self.settle_status(&branch);
+            return true;
+        }
+        capture.state == CaptureState::Failed // our own earlier call
+    }
+
+    pub(super) fn note_capture(&mut self, id: &str, fence: u64, reason: Option<&str>) {
+        if let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.state == CaptureState::Running) {
+            capture.reason = reason.map(str::to_owned);
+        }
+    }
+
+    pub(super) fn note_coverage(&mut self, id: &str, fence: u64, coverage: &Coverage) {
+        let Some(capture) = self.captures.get(id).filter(|c| c.fence == fence && c.state == CaptureState::Running) else { return };
+        let Some(branch) = self.branches.get_mut(&capture.branch) else { return };
+        if coverage.fidelity == Fidelity::OrderMayDiffer {
+            branch.fidelity = Fidelity::OrderMayDiffer;
+        }
+        for what in &coverage.uncovered {
+            if !branch.uncovered.contains(what) {
+                branch.uncovered.push(what.clone());
+            }
         }
     }
 

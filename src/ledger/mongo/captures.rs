@@ -1,15 +1,15 @@
 //! Owns: captures and branches as documents. Does not own: checkpoints (`checkpoint`), heads and totals (`commit`).
 
 use async_trait::async_trait;
-use bson::{Bson, doc};
+use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{ReturnDocument, UpdateModifications};
 
-use super::super::{Branch, Capture, CaptureState, Fidelity, NewCapture, SegmentRow};
+use super::super::{Branch, Capture, CaptureState, Coverage, Fidelity, NewCapture, SegmentRow, Source};
 use super::Inner;
 use super::classify::{fault_of, is_duplicate};
-use super::rows::{int, literal, now, word};
+use super::rows::{document, int, literal, now, word, words};
 use super::txn::{Body, Halt, Then};
 use crate::fault::{Fault, Result};
 
@@ -47,21 +47,51 @@ impl Inner {
     }
 
     pub(super) async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()> {
-        let mut body = StateTxn { inner: self, id, state, reason };
+        let mut body = StateTxn { inner: self, which: doc! { "_id": id }, state, reason };
         if self.transact(&mut body).await? { Ok(()) } else { Err(Fault::missing(format!("capture {id} does not exist"))) }
     }
 
-    pub(super) async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
+    pub(super) async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
+        let set = doc! { "$set": { "source": document(source)? } };
+        let done = self.captures_coll().update_one(doc! { "_id": id }, set).await.map_err(fault_of)?;
+        if done.matched_count > 0 { Ok(()) } else { Err(Fault::missing(format!("capture {id} does not exist"))) }
+    }
+
+    /// Also from `failed` to `failed`: a repeat of our own call whose answer was lost.
+    pub(super) async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
+        let states = words(&[CaptureState::Running, CaptureState::Failed]);
+        let ours = doc! { "_id": id, "owner": engine, "fence": int(fence), "state": { "$in": states } };
+        let mut body = StateTxn { inner: self, which: ours, state: CaptureState::Failed, reason: Some(reason) };
+        self.transact(&mut body).await
+    }
+
+    pub(super) async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>) -> Result<()> {
         let ours = doc! { "_id": id, "fence": int(fence), "state": word(CaptureState::Running) };
         let Some(capture) = self.captures_coll().find_one(ours.clone()).await.map_err(fault_of)? else { return Ok(()) };
         // Nothing is written that is there already: each write moves the stream when the metadata lives on the same cluster.
         if capture.reason.as_deref() != reason {
             self.captures_coll().update_one(ours, doc! { "$set": { "reason": reason } }).await.map_err(fault_of)?;
         }
-        if let Some(fidelity) = fidelity {
-            let other = doc! { "_id": &capture.branch, "fidelity": { "$ne": word(fidelity) } };
-            self.branches_coll().update_one(other, doc! { "$set": { "fidelity": word(fidelity) } }).await.map_err(fault_of)?;
+        Ok(())
+    }
+
+    pub(super) async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()> {
+        if *coverage == Coverage::full() {
+            return Ok(()); // nothing gets better by it
         }
+        let ours = doc! { "_id": id, "fence": int(fence), "state": word(CaptureState::Running) };
+        let Some(capture) = self.captures_coll().find_one(ours).await.map_err(fault_of)? else { return Ok(()) };
+        let mut worse = doc! { "$addToSet": { "uncovered": { "$each": &coverage.uncovered } } };
+        let mut known = doc! { "uncovered": { "$all": &coverage.uncovered } };
+        if coverage.uncovered.is_empty() {
+            (worse, known) = (doc! {}, doc! {});
+        }
+        if coverage.fidelity == Fidelity::OrderMayDiffer {
+            worse.insert("$set", doc! { "fidelity": word(coverage.fidelity) });
+            known.insert("fidelity", word(coverage.fidelity));
+        }
+        let other = doc! { "_id": &capture.branch, "$nor": [known] };
+        self.branches_coll().update_one(other, worse).await.map_err(fault_of)?;
         Ok(())
     }
 
@@ -132,7 +162,7 @@ impl Body for CreateTxn<'_> {
 
 struct StateTxn<'a> {
     inner: &'a Inner,
-    id: &'a str,
+    which: Document,
     state: CaptureState,
     reason: Option<&'a str>,
 }
@@ -143,8 +173,7 @@ impl Body for StateTxn<'_> {
 
     async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
         let set = doc! { "$set": { "state": word(self.state), "reason": self.reason } };
-        let found: Option<Capture> =
-            self.inner.captures_coll().find_one_and_update(doc! { "_id": self.id }, set).session(&mut *session).await?;
+        let found: Option<Capture> = self.inner.captures_coll().find_one_and_update(self.which.clone(), set).session(&mut *session).await?;
         let Some(capture) = found else { return Ok(Then::Abort(false)) };
         self.inner.settle_status(session, &capture.branch).await?;
         Ok(Then::Commit(true))

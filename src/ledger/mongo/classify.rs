@@ -5,6 +5,7 @@ use std::io;
 
 use mongodb::error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure};
 
+use super::secrets::mask;
 use crate::fault::{Fault, Kind};
 
 /// Longest message of a driver error that is passed on.
@@ -15,6 +16,8 @@ const MAX_MESSAGE: usize = 400;
 pub enum Phase {
     /// Opening a change stream: errors about the resume token mean that the position is lost.
     Open,
+    /// Reading an open change stream.
+    Read,
     /// Anything else.
     Run,
 }
@@ -75,6 +78,7 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
     let kind = match code {
         286 | 280 | 464 | 136 => return Some(history_lost(code, message)),
         260 | 50811 if phase == Phase::Open => return Some(history_lost(code, message)),
+        10334 if phase != Phase::Run => return Some(too_large(code, message)),
         13 => return Some(unauthorized(message)),
         18 => return Some(refused_login(message)),
         8000 if message.to_ascii_lowercase().contains("auth") => return Some(refused_login(message)),
@@ -85,8 +89,8 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
         10107 | 13435 | 13436 | 10058 => Kind::Transient,
         // Write conflict, lock timeout, no primary found, out of disk: nothing was written.
         112 | 24 | 133 | 14031 => Kind::Transient,
-        // Duplicate key; bad or unknown commands, options and values; too large.
-        11000 | 2 | 9 | 59 | 72 | 40415 | 40324 | 10334 | 17280 | 85 | 86 => Kind::Rejected,
+        // Duplicate key; bad or unknown commands, options (31123: not through mongos) and values; too large.
+        11000 | 2 | 9 | 59 | 72 | 40415 | 40324 | 31123 | 10334 | 17280 | 85 | 86 => Kind::Rejected,
         _ => return None,
     };
     Some(fault(kind, format!("MongoDB: {message} (code {code})")))
@@ -96,6 +100,13 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
 fn history_lost(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
         "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more: start a new capture into another branch (a larger oplog bridges longer stops)"
+    ))
+}
+
+/// Reading again meets the same event for ever, so the stream ends here as if its history were lost.
+fn too_large(code: i32, message: &str) -> Fault {
+    Fault::history_lost(format!(
+        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it: keep documents and updates below about 8 MB and start a new capture into another branch"
     ))
 }
 
@@ -185,10 +196,11 @@ fn message(error: &Error) -> String {
     scrub(&text)
 }
 
-/// One line of bounded length, with the user part of every URI blanked out.
+/// One line of bounded length, with the user part and the secret options of every URI blanked out.
 pub(crate) fn scrub(text: &str) -> String {
+    let text = mask(text);
     let mut out = String::new();
-    let mut rest = text;
+    let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once("://") {
         out.push_str(before);
         out.push_str("://");
@@ -223,11 +235,35 @@ mod tests {
             assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
             assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");
         }
+        for phase in [Phase::Open, Phase::Read, Phase::Run] {
+            let kind = |code| by_code(code, "x", phase).map(|f| f.kind);
+            for code in [286, 280, 464, 136] {
+                assert_eq!(kind(code), Some(Kind::HistoryLost), "{code} in {phase:?}");
+            }
+            for code in [13, 18] {
+                assert_eq!(kind(code), Some(Kind::Rejected), "{code} in {phase:?}: an operator can put it right");
+            }
+            for code in [6, 7, 89, 91, 189, 211, 11600, 11602, 43, 237, 50] {
+                assert!(kind(code).is_none_or(|kind| kind == Kind::Transient), "{code} in {phase:?} is reopened after");
+            }
+        }
+        for phase in [Phase::Read, Phase::Run] {
+            assert_eq!([260, 50811].map(|code| by_code(code, "x", phase).is_none()), [true, true]);
+        }
         assert_eq!(run(10107, "not primary"), Some(Kind::Transient));
         for interrupted in [189, 11600, 11602, 91] {
             assert_eq!(run(interrupted, "stepping down"), None, "{interrupted} may have been done in part");
         }
         assert_eq!(run(11000, "E11000"), Some(Kind::Rejected));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_sent_ends_the_stream_and_says_what_to_do() {
+        for phase in [Phase::Open, Phase::Read] {
+            let fault = by_code(10334, "BSONObjectTooLarge", phase).unwrap();
+            assert!(fault.kind == Kind::HistoryLost && fault.what.contains("16 MB") && fault.what.contains("another branch"), "{fault}");
+        }
+        assert_eq!(by_code(10334, "BSONObjectTooLarge", Phase::Run).map(|f| f.kind), Some(Kind::Rejected), "a write that is too large");
     }
 
     #[test]
@@ -243,6 +279,7 @@ mod tests {
             ("bad mongodb://u:p@ss/w@h:1/db here", "bad mongodb://***@h:1/db here"),
             ("a\nmongodb+srv://u:secret@h \"mongodb://x:secret@y\"", "a mongodb+srv://***@h \"mongodb://***@y\""),
             ("mongodb://h:1", "mongodb://h:1"),
+            ("at mongodb://u:p@h/?proxyPassword=secret", "at mongodb://***@h/?proxyPassword=***"),
         ] {
             assert_eq!(scrub(text), expected);
         }

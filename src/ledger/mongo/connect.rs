@@ -9,6 +9,7 @@ use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreferen
 use mongodb::{Client, Database};
 
 use super::classify::{fault_of, scrub, standalone};
+use super::secrets::secret_values;
 use super::{Inner, MongoLedger};
 use crate::fault::{Fault, Result};
 use crate::runtime::identity;
@@ -110,13 +111,17 @@ fn invalid(uri: &str, kind: &ErrorKind) -> Fault {
     Fault::config(format!("MongoDB URI is not valid: {}", without(uri, &message)))
 }
 
-/// The message, unless it quotes the user part of the URI.
+/// The message, unless it quotes the user part of the URI or a secret among its options.
 fn without(uri: &str, message: &str) -> String {
     let after = uri.split_once("://").map_or(uri, |(_, rest)| rest);
     let quotes = after
         .rsplit_once('@')
         .is_some_and(|(user, _)| user.split([':', '@', '/']).filter(|part| part.len() > 2).any(|part| message.contains(part)));
-    if quotes { "check scheme, host and the escaping of user and password (%40 for @)".to_owned() } else { scrub(message) }
+    if quotes || secret_values(uri).any(|value| message.contains(value)) {
+        "check scheme, host, options and the escaping of user and password (%40 for @)".to_owned()
+    } else {
+        scrub(message)
+    }
 }
 
 fn majority(client: &Client, db: &str) -> Database {
@@ -194,6 +199,7 @@ mod tests {
             "",
             "mongodb://user:s3cret@host/?tls=maybe",
             "mongodb://user:s3cret@host/?authMechanism=s3cret",
+            "mongodb://host/?proxyHost=h&proxyPort=s3cret&proxyPassword=s3cret",
         ] {
             let fault = client(uri, &ConnectOptions::default()).await.unwrap_err();
             assert_eq!(fault.kind, Kind::Config, "{uri}");

@@ -12,6 +12,9 @@ use super::connect::{Topology, check_server};
 use crate::change::ClusterTime;
 use crate::fault::Result;
 
+/// Start of the identity of a sharded cluster.
+const SHARDED: &str = "sharded:";
+
 /// A deployment as its primary (or mongos) shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerFacts {
@@ -49,6 +52,16 @@ pub fn same_source(stored: &str, seen: &str) -> bool {
     kind_a == kind_b && name_a == name_b && (id_a.is_none() || id_b.is_none() || id_a == id_b)
 }
 
+/// Whether an identity tells one deployment from another of the same name.
+pub fn has_id(identity: &str) -> bool {
+    identity.splitn(3, ':').count() == 3
+}
+
+/// Whether a source of this identity is a sharded cluster: the promises are for replica sets (correctness.md 8).
+pub fn is_experimental(identity: &str) -> bool {
+    identity.starts_with(SHARDED)
+}
+
 /// Reads the facts. What the user may not read is left out; only a server that cannot serve at all is an error.
 pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
     let (topology, version) = check_server(client, None).await?;
@@ -59,7 +72,7 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
     };
     let name = match &topology {
         Topology::ReplicaSet { name } => format!("rs:{}", name.replace(':', "_")),
-        Topology::Sharded => "sharded:cluster".to_owned(),
+        Topology::Sharded => format!("{SHARDED}cluster"),
     };
     let oplog = match &topology {
         Topology::ReplicaSet { .. } => oplog_bounds(client).await,
@@ -114,6 +127,15 @@ async fn oplog_bounds(client: &Client) -> Option<(ClusterTime, ClusterTime)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rule_8_a_sharded_source_is_experimental() {
+        for (identity, experimental) in
+            [("sharded:cluster:aa", true), ("sharded:cluster", true), ("rs:sharded:aa", false), ("rs:rs0", false)]
+        {
+            assert_eq!(is_experimental(identity), experimental, "{identity}");
+        }
+    }
 
     #[test]
     fn rule_7_another_cluster_of_the_same_name_is_another_source() {

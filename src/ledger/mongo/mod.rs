@@ -14,6 +14,7 @@ mod facts;
 mod indexes;
 mod jobs;
 mod rows;
+mod secrets;
 mod sessions;
 mod txn;
 
@@ -30,7 +31,8 @@ pub(crate) use self::classify::code;
 pub(crate) use self::classify::scrub;
 pub use self::classify::{Phase, classify};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
-pub use self::facts::{ServerFacts, same_source, server_facts};
+pub use self::facts::{ServerFacts, has_id, is_experimental, same_source, server_facts};
+pub use self::secrets::secret_option;
 use super::*;
 use crate::fault::Fault;
 
@@ -147,9 +149,19 @@ impl Ledger for MongoLedger {
         call!(self, "set the capture's state", |i| i.set_capture_state(&id, state, reason.as_deref());
             id = id.to_owned(); reason = reason.map(str::to_owned))
     }
-    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>, fidelity: Option<Fidelity>) -> Result<()> {
-        call!(self, "note on the capture", |i| i.note_capture(&id, fence, reason.as_deref(), fidelity);
+    async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
+        call!(self, "set the capture's source", |i| i.set_capture_source(&id, &source); id = id.to_owned(); source = source.clone())
+    }
+    async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
+        call!(self, "set the capture's state", |i| i.fail_capture(&id, &engine, fence, &reason);
+            id = id.to_owned(); engine = engine.to_owned(); reason = reason.to_owned())
+    }
+    async fn note_capture(&self, id: &str, fence: u64, reason: Option<&str>) -> Result<()> {
+        call!(self, "note on the capture", |i| i.note_capture(&id, fence, reason.as_deref());
             id = id.to_owned(); reason = reason.map(str::to_owned))
+    }
+    async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()> {
+        call!(self, "note on the branch", |i| i.note_coverage(&id, fence, &coverage); id = id.to_owned(); coverage = coverage.clone())
     }
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
         call!(self, "checkpoint", |i| i.checkpoint(&write); write = write.clone())
