@@ -118,7 +118,9 @@ impl Engine {
             in_work,
             stop: self.stop.clone(),
         };
-        let sync = SyncJob { ledger: self.ledger.clone(), store: self.store.clone(), cpu: cpu.clone(), commits };
+        // Half: a store that hangs is known for an outage before the time of the attempt is over.
+        let upload_time = s.process_timeout / 2;
+        let sync = SyncJob { ledger: self.ledger.clone(), store: self.store.clone(), cpu: cpu.clone(), commits, upload_time };
         let retry = RetryPolicy { retries: s.retry_count, base: s.retry_delay, cap: s.retry_max_delay };
         let memory = MemoryBudget::new(s.memory_budget);
         let inbox = Arc::new(Mutex::new(claimed_rx));

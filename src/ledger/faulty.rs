@@ -1,7 +1,8 @@
-//! Owns: a ledger that misbehaves on request: calls that fail before anything happens, and calls that happen but whose answer is lost.
+//! Owns: a ledger that misbehaves on request: calls that fail before anything happens, calls that
+//! happen but whose answer is lost, and calls that are not answered for a while.
 //! Does not own: any row; it wraps a ledger that does.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
 
 use super::*;
 use crate::fault::Fault;
@@ -71,6 +73,8 @@ pub enum LedgerCall {
 pub struct FaultyLedger {
     inner: SharedLedger,
     state: Mutex<Plan>,
+    /// Calls of these kinds wait.
+    frozen: watch::Sender<HashSet<LedgerCall>>,
 }
 
 #[derive(Debug)]
@@ -86,7 +90,11 @@ struct Plan {
 impl FaultyLedger {
     pub fn new(inner: SharedLedger, faults: LedgerFaults) -> Self {
         let rng = SmallRng::seed_from_u64(faults.seed);
-        Self { inner, state: Mutex::new(Plan { faults, rng, script: VecDeque::new(), outage: false, injected: 0 }) }
+        Self {
+            inner,
+            state: Mutex::new(Plan { faults, rng, script: VecDeque::new(), outage: false, injected: 0 }),
+            frozen: watch::Sender::default(),
+        }
     }
 
     /// The next call of this kind goes wrong in this way, once. Scripts of one kind happen in the order given.
@@ -102,6 +110,17 @@ impl FaultyLedger {
     /// While on, every call fails as if no server could be reached.
     pub fn set_outage(&self, on: bool) {
         self.state.lock().outage = on;
+    }
+
+    /// While on, calls of this kind are not answered; when it is turned off the waiting ones go on.
+    pub fn freeze(&self, call: LedgerCall, on: bool) {
+        self.frozen.send_modify(|frozen| {
+            if on {
+                frozen.insert(call)
+            } else {
+                frozen.remove(&call)
+            };
+        });
     }
 
     /// Mishaps so far, so that a test can tell that it tested something.
@@ -128,7 +147,10 @@ impl FaultyLedger {
     }
 
     async fn through<T>(&self, call: LedgerCall, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        match self.draw(call) {
+        let mishap = self.draw(call);
+        // It fails only when the sender is gone, which `self` holds.
+        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen.contains(&call)).await;
+        match mishap {
             None => work.await,
             Some(Mishap::Before) => Err(Fault::transient(format!("injected: {call:?} did not happen"))),
             Some(Mishap::AnswerLost) => {

@@ -8,4 +8,4 @@ mod job;
 
 pub use commit::{CommitHandle, Committer};
 pub use gap::discard;
-pub use job::{SyncJob, SyncOutcome};
+pub use job::{SyncJob, SyncOutcome, Watch};

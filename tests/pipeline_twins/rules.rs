@@ -95,6 +95,38 @@ fn rule_28_without_checksums_an_altered_upload_is_found_before_its_payload_is_go
     world.check();
 }
 
+#[test]
+fn a_store_that_never_answers_uses_up_no_attempts() {
+    let world = World::new();
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(1), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
+    engine.store.freeze(true);
+    world.insert(50);
+    // By the end of the upload's time the first time, or by that of the whole attempt.
+    world.wait("a job was given back twice", || world.all_jobs().iter().any(|j| j.error_count >= 2));
+    assert_eq!(world.jobs(JobState::Dead), []);
+    engine.store.freeze(false);
+    world.settle();
+    assert!(world.jobs(JobState::Done).iter().all(|j| j.attempt == 1), "{:#?}", world.jobs(JobState::Done));
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn a_ledger_that_never_answers_uses_up_no_attempts() {
+    let world = World::new();
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_millis(300), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
+    engine.ledger.freeze(LedgerCall::Commit, true);
+    world.insert(50);
+    world.wait("a job was given back", || world.all_jobs().iter().any(|j| j.error_count >= 1));
+    assert_eq!(world.jobs(JobState::Dead), []);
+    engine.ledger.freeze(LedgerCall::Commit, false);
+    world.settle();
+    engine.drain();
+    world.check();
+}
+
 /// A store on which the first upload of one segment never ends: the job that kills its process, or seems to.
 #[derive(Debug)]
 struct Tarpit {

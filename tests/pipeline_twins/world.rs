@@ -216,6 +216,10 @@ impl World {
         self.runtime.block_on(self.ledger.capture(CAPTURE)).unwrap().unwrap()
     }
 
+    pub(crate) fn all_jobs(&self) -> Vec<Job> {
+        self.runtime.block_on(self.ledger.jobs(&JobFilter::default(), 100_000)).unwrap()
+    }
+
     pub(crate) fn jobs(&self, state: JobState) -> Vec<Job> {
         let filter = JobFilter { state: Some(state), ..JobFilter::default() };
         self.runtime.block_on(self.ledger.jobs(&filter, 100_000)).unwrap()
