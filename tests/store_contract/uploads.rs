@@ -112,6 +112,19 @@ async fn rule_28_what_an_attempt_without_checksums_left_damaged_is_not_adopted_w
 }
 
 #[tokio::test]
+async fn rule_21_a_torn_object_of_an_earlier_attempt_is_replaced_and_no_conflict() {
+    for unverified in [false, true] {
+        let (inner, store) = faulty(FaultPlan { unverified, ..FaultPlan::default() });
+        let sent = body(9, 3000);
+        // Cut off on the way by an attempt that died: its metadata name the whole.
+        inner.put_new("k", sent.slice(..1000), &tag(&sent, "an earlier one")).await.unwrap();
+        let report = upload(&store, "k", &sent, &FAST).await.unwrap();
+        assert_eq!((report.outcome, report.repaired), (PutOutcome::Adopted, 1), "unverified: {unverified}");
+        assert_eq!(inner.get("k", None).await.unwrap(), sent);
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_was_lost_is_repeated() {
     let (inner, store) = faulty(FaultPlan::default());
     let sent = body(1, 100);
