@@ -127,6 +127,34 @@ fn a_ledger_that_never_answers_uses_up_no_attempts() {
     world.check();
 }
 
+#[test]
+fn a_full_queue_does_not_hold_up_a_stop() {
+    let world = World::new();
+    // Nothing is committed while the store is away, and the queue takes only a few batches.
+    let small = argon::config::EngineSettings {
+        process_timeout: Duration::from_secs(2),
+        queue_max_bytes: 4 << 10,
+        shutdown_timeout: Duration::from_secs(60),
+        ..settings()
+    };
+    let engine = world.spawn_with(
+        "one",
+        Mix { store: FaultPlan { lost_request: 1.0, ..FaultPlan::default() }, ..Mix::default() },
+        small,
+        world.store.clone(),
+    );
+    world.insert(1_000);
+    world.wait("the queue is full, visibly", || world.capture().reason.is_some_and(|reason| reason.contains("the queue is full")));
+    assert!(world.capture().position.next_seq <= 1_000);
+    assert_eq!(engine.drain(), EngineEnd::Drained);
+    assert_eq!(world.capture().owner, None);
+    let engine = world.spawn("two", Mix::default());
+    world.settle();
+    world.wait("it waits no more", || world.capture().reason.is_none());
+    engine.drain();
+    world.check();
+}
+
 /// A store on which the first upload of one segment never ends: the job that kills its process, or seems to.
 #[derive(Debug)]
 struct Tarpit {
