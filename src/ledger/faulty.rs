@@ -43,6 +43,8 @@ pub enum Mishap {
     Before,
     /// It happens, and the caller hears `Unknown`.
     AnswerLost,
+    /// The caller panics.
+    Panic,
 }
 
 /// The calls that write, and all reads as one.
@@ -57,7 +59,9 @@ pub enum LedgerCall {
     Checkpoint,
     Promote,
     Claim,
+    Start,
     Commit,
+    AdvanceHeads,
     Fail,
     Heartbeat,
     Rescue,
@@ -152,6 +156,8 @@ impl FaultyLedger {
         let _ = self.frozen.subscribe().wait_for(|frozen| !frozen.contains(&call)).await;
         match mishap {
             None => work.await,
+            #[expect(clippy::panic, reason = "a bug of the caller is what is asked for")]
+            Some(Mishap::Panic) => panic!("injected: {call:?} panicked"),
             Some(Mishap::Before) => Err(Fault::transient(format!("injected: {call:?} did not happen"))),
             Some(Mishap::AnswerLost) => {
                 // A real failure is told as it is: there is no answer to lose.
@@ -202,11 +208,20 @@ impl Ledger for FaultyLedger {
     async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
         self.through(C::Claim, self.inner.claim(engine, kinds, limit, alone)).await
     }
+    async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
+        self.through(C::Read, self.inner.suspect_waits(kinds, patience)).await
+    }
+    async fn start(&self, lease: &JobLease) -> Result<bool> {
+        self.through(C::Start, self.inner.start(lease)).await
+    }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         self.through(C::Read, self.inner.payload(job)).await
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         self.through(C::Commit, self.inner.commit(commits)).await
+    }
+    async fn advance_heads(&self) -> Result<u64> {
+        self.through(C::AdvanceHeads, self.inner.advance_heads()).await
     }
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
         self.through(C::Fail, self.inner.fail(lease, how)).await
@@ -217,8 +232,8 @@ impl Ledger for FaultyLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         self.through(C::Read, self.inner.engines()).await
     }
-    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
-        self.through(C::Rescue, self.inner.rescue(lease, known_dead)).await
+    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.through(C::Rescue, self.inner.rescue(by, silent, known_dead)).await
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.through(C::Retire, self.inner.retire(engine)).await

@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn only_time_spent_computing_uses_up_an_attempt() {
-        let policy = RetryPolicy { retries: 0, base: Duration::from_secs(1), cap: Duration::from_secs(1) };
+        let policy = RetryPolicy { retries: 0, backoff: RECORD };
         let limit = Duration::from_secs(300);
         assert!(matches!(policy.after(1, 0, &overdue(limit, true), 0.5), Failed::Dead { .. }));
         assert!(matches!(policy.after(1, 0, &overdue(limit, false), 0.5), Failed::GiveBack { error: Some(_), .. }));

@@ -2,17 +2,19 @@
 //!
 //! Owns: the order of the steps and what each failure means for the job. Does not own: when the job runs, its lease (`pool`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bson::RawDocumentBuf;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::branch::layout;
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
+use crate::ledger::{BranchId, Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
@@ -34,12 +36,19 @@ pub enum SyncOutcome {
     Fenced,
 }
 
-/// Which branch a segment is for; looked up once per branch by the worker.
+/// Branches whose [`Target`] is remembered, about 200 bytes each; beyond it all are looked up anew.
+const MAX_TARGETS: usize = 1_000;
+
+/// What names a segment's place, looked up once per branch: neither name nor database of a branch ever changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub project: String,
     pub db: String,
 }
+
+/// Targets by branch.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Targets(Arc<Mutex<HashMap<BranchId, Target>>>);
 
 /// The hold that whoever runs an attempt has on it.
 #[derive(Debug, Clone, Default)]
@@ -79,6 +88,8 @@ pub struct SyncJob {
     pub store: Store,
     pub cpu: CpuPool,
     pub commits: CommitHandle,
+    /// Shared by the workers.
+    pub(crate) targets: Targets,
     /// Longest time of one upload, its repeats included: well below the time of the whole attempt.
     pub upload_time: Duration,
 }
@@ -87,8 +98,12 @@ impl SyncJob {
     /// Runs one attempt. Faults that a later attempt may heal are `Transient`: an outage never uses up attempts.
     pub async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<SyncOutcome> {
         let spec = job.sync.as_ref().ok_or_else(|| Fault::corrupt(format!("job {} has no sync part", job.id)))?;
-        let target = self.target(&job.branch).await?;
-        let parts = self.ledger.payload(&job.id).await.map_err(outage)?;
+        // The mark costs no time of its own, and is there before anything is computed.
+        let (started, target, parts) = tokio::join!(self.ledger.start(lease), self.target(&job.branch), self.ledger.payload(&job.id));
+        if !started.map_err(outage)? {
+            return Ok(SyncOutcome::Fenced);
+        }
+        let (target, parts) = (target?, parts.map_err(outage)?);
         let encoded = self.encode(job, spec, &target, parts, watch).await?;
         let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
         let adopted = self.upload(&key, &encoded, &watch.cancel).await?;
@@ -97,13 +112,28 @@ impl SyncJob {
         Ok(match self.commit(commit, &watch.cancel).await? {
             Committed::Now | Committed::Already => SyncOutcome::Committed { stored_bytes, adopted },
             Committed::Fenced => SyncOutcome::Fenced,
+            Committed::Misfit => {
+                return Err(Fault::corrupt(format!(
+                    "the segment of changes {} to {} does not have the range of job {}: it is a bug, please report it",
+                    spec.first_seq, spec.last_seq, job.id
+                )));
+            }
         })
     }
 
     async fn target(&self, branch: &str) -> Result<Target> {
+        if let Some(known) = self.targets.0.lock().get(branch) {
+            return Ok(known.clone());
+        }
         let found = self.ledger.branch(branch).await.map_err(outage)?;
         let found = found.ok_or_else(|| Fault::missing(format!("branch {branch} of this job does not exist")))?;
-        Ok(Target { project: layout::project_of(&found.name).to_string(), db: found.source_db })
+        let target = Target { project: layout::project_of(&found.name).to_string(), db: found.source_db };
+        let mut targets = self.targets.0.lock();
+        if targets.len() >= MAX_TARGETS {
+            targets.clear();
+        }
+        targets.insert(branch.to_owned(), target.clone());
+        Ok(target)
     }
 
     async fn encode(&self, job: &Job, spec: &SyncSpec, target: &Target, parts: Vec<Bytes>, watch: &Watch) -> Result<Encoded> {

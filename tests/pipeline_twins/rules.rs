@@ -128,6 +128,58 @@ fn a_ledger_that_never_answers_uses_up_no_attempts() {
 }
 
 #[test]
+fn rule_26_metadata_that_is_away_for_two_leases_kills_nobody() {
+    let world = World::new();
+    let engines: Vec<_> = ["one", "two"].into_iter().map(|name| world.spawn(name, Mix::default())).collect();
+    world.insert(100);
+    world.settle();
+    let ids = || world.runtime.block_on(world.ledger.engines()).unwrap().into_iter().map(|e| e.id).collect::<Vec<_>>();
+    let silence = || {
+        world.runtime.block_on(async {
+            let now = world.ledger.now_ms().await.unwrap();
+            world.ledger.engines().await.unwrap().iter().map(|e| now - e.beat_ms).min().unwrap()
+        })
+    };
+    engines.iter().for_each(|e| e.ledger.set_outage(true));
+    world.insert(100);
+    let lease = i64::try_from(settings().lease.as_millis()).unwrap();
+    world.wait("nobody was heard for two leases", || silence() > 2 * lease);
+    engines.iter().for_each(|e| e.ledger.set_outage(false));
+    world.settle();
+    world.wait("everybody is heard again", || silence() < lease / 2);
+    assert_eq!(ids(), ["one", "two"]);
+    assert!(world.all_jobs().iter().all(|j| j.crashes == 0), "{:#?}", world.all_jobs());
+    assert_eq!(world.capture().fence, 1, "the capture has stayed where it was");
+    // One that is really dead is noticed by the other.
+    let [one, two] = <[_; 2]>::try_from(engines).unwrap_or_else(|_| panic!("two engines"));
+    one.kill();
+    world.wait("the dead one is rescued", || ids() == ["two"]);
+    world.insert(100);
+    world.settle();
+    two.drain();
+    world.check();
+}
+
+#[test]
+fn a_part_that_dies_takes_its_engine_with_it() {
+    let world = World::new();
+    for call in [LedgerCall::Claim, LedgerCall::Commit, LedgerCall::Heartbeat, LedgerCall::Promote] {
+        let engine = world.spawn(&format!("{call:?}"), Mix::default());
+        engine.ledger.script(call, Mishap::Panic);
+        world.insert(20);
+        let fault = engine.end().unwrap_err();
+        assert!(fault.what.contains("ended unexpectedly") && fault.what.contains("injected"), "{call:?}: {fault}");
+        assert_eq!(world.runtime.block_on(world.ledger.engines()).unwrap(), [], "{call:?}: it has signed off");
+    }
+    // What it leaves behind is nobody's crash.
+    let engine = world.spawn("whole", Mix::default());
+    world.settle();
+    assert!(world.all_jobs().iter().all(|j| j.crashes == 0));
+    engine.drain();
+    world.check();
+}
+
+#[test]
 fn a_full_queue_does_not_hold_up_a_stop() {
     let world = World::new();
     // Nothing is committed while the store is away, and the queue takes only a few batches.

@@ -89,6 +89,13 @@ impl Process {
         end
     }
 
+    /// Waits for an end that nobody asked for.
+    pub(crate) fn end(self) -> Result<EngineEnd> {
+        let end = self.runtime.block_on(self.engine).unwrap();
+        self.runtime.shutdown_background();
+        end
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.engine.is_finished()
     }
