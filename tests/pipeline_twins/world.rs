@@ -91,9 +91,9 @@ impl Process {
 
     /// Waits for an end that nobody asked for.
     pub(crate) fn end(self) -> Result<EngineEnd> {
-        let end = self.runtime.block_on(self.engine).unwrap();
+        let end = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.engine).await });
         self.runtime.shutdown_background();
-        end
+        end.expect("the engine lives on").unwrap()
     }
 
     pub(crate) fn is_finished(&self) -> bool {
