@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Stopping: *draining* stops the captures and the claimer; workers end when the claimer's link is empty, the committer when the last
-//! worker is gone. At the deadline *aborting* gives leases back without counting the attempt.
+//! worker is gone. At the deadline *aborting* gives leases back without counting the attempt. A stage that ends before it was told to is a
+//! bug: the engine aborts with a fault, so that a supervisor starts it anew, instead of living on with a part missing.
 
 mod attempt;
 mod captures;
 mod mirror;
+mod streak;
 mod upkeep;
 
 use std::sync::Arc;
@@ -27,12 +29,13 @@ use crate::fault::{Fault, Result};
 use crate::ledger::{EngineBeat, SharedLedger};
 use crate::pool::{ClaimSettings, Claimed, Claimer, InWork, MemoryBudget, Worker, WorkerSettings, WorkerStats};
 use crate::queue::RetryPolicy;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::identity;
 use crate::runtime::link::link;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
-use crate::sync::{Committer, SyncJob};
+use crate::sync::{Committer, SyncJob, Targets};
 
 use captures::Captures;
 pub use captures::SourceOpener;
@@ -80,10 +83,10 @@ impl Engine {
         let in_work = InWork::default();
 
         // The heartbeat comes first: nothing is owned by a process that is not known to live.
-        let upkeep = Upkeep::start(&self.ledger, &me, &self.settings, stats.clone(), bell.clone(), in_work.clone(), &self.stop).await?;
+        let mut upkeep = Upkeep::start(&self.ledger, &me, &self.settings, stats.clone(), bell.clone(), in_work.clone(), &self.stop).await?;
         tracing::info!(engine = %me.id, workers = self.settings.pool_size, store = %self.store.describe(), "engine started");
 
-        let pool = self.start_pool(&me, &cpu, &stats, &bell, in_work);
+        let mut stages = self.start_pool(&me, &cpu, &stats, &bell, in_work);
         let captures = Captures {
             ledger: self.ledger.clone(),
             store: self.store.clone(),
@@ -94,8 +97,8 @@ impl Engine {
             bell: bell.clone(),
             stop: self.stop.clone(),
         };
-        let captures = tokio::spawn(captures.run());
-        let end = self.stop_in_order(captures, pool, &upkeep).await;
+        stages.spawn(named("capture manager", captures.run()));
+        let end = self.stop_in_order(stages, &mut upkeep).await;
         upkeep.finish(&self.ledger, &me).await;
         tracing::info!(engine = %me.id, ?end, "engine stopped");
         end
@@ -107,7 +110,14 @@ impl Engine {
         CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes }
     }
 
-    fn start_pool(&self, me: &EngineBeat, cpu: &CpuPool, stats: &Arc<WorkerStats>, bell: &Arc<Notify>, in_work: InWork) -> JoinSet<()> {
+    fn start_pool(
+        &self,
+        me: &EngineBeat,
+        cpu: &CpuPool,
+        stats: &Arc<WorkerStats>,
+        bell: &Arc<Notify>,
+        in_work: InWork,
+    ) -> JoinSet<&'static str> {
         let s = &self.settings;
         let workers = usize::from(s.pool_size);
         let (committer, commits) = Committer::new(self.ledger.clone());
@@ -120,8 +130,17 @@ impl Engine {
             in_work,
             stop: self.stop.clone(),
         };
-        let sync = SyncJob { ledger: self.ledger.clone(), store: self.store.clone(), cpu: cpu.clone(), commits };
-        let retry = RetryPolicy { retries: s.retry_count, base: s.retry_delay, cap: s.retry_max_delay };
+        // Half: a store that hangs is known for an outage before the time of the attempt is over.
+        let upload_time = s.process_timeout / 2;
+        let sync = SyncJob {
+            ledger: self.ledger.clone(),
+            store: self.store.clone(),
+            cpu: cpu.clone(),
+            commits,
+            targets: Targets::default(),
+            upload_time,
+        };
+        let retry = RetryPolicy { retries: s.retry_count, backoff: Backoff { base: s.retry_delay, cap: s.retry_max_delay } };
         let memory = MemoryBudget::new(s.memory_budget);
         let inbox = Arc::new(Mutex::new(claimed_rx));
         let mut pool = JoinSet::new();
@@ -136,33 +155,45 @@ impl Engine {
                 bell: bell.clone(),
                 stop: self.stop.clone(),
             };
-            pool.spawn(worker.run(inbox.clone()));
+            pool.spawn(named("worker", worker.run(inbox.clone())));
         }
-        pool.spawn(claimer.run());
-        pool.spawn(committer.run());
+        pool.spawn(named("claimer", claimer.run()));
+        pool.spawn(named("committer", committer.run()));
         pool
     }
 
-    /// Waits for the stop, then for the stages in the order in which their inputs end.
-    async fn stop_in_order(&self, captures: tokio::task::JoinHandle<()>, mut pool: JoinSet<()>, upkeep: &Upkeep) -> Result<EngineEnd> {
-        tokio::select! {
-            () = self.stop.draining() => {}
-            () = upkeep.lost() => {
-                tracing::error!("the lease of this process could not be renewed: stopping, others take over");
-                self.stop.abort();
-            }
+    /// Waits for the stop, then for the stages, which end in the order in which their inputs do.
+    async fn stop_in_order(&self, mut stages: JoinSet<&'static str>, upkeep: &mut Upkeep) -> Result<EngineEnd> {
+        let broken = tokio::select! {
+            biased;
+            () = self.stop.draining() => None,
+            ended = stages.join_next() => Some(ended_early(ended)),
+            over = upkeep.over() => match over {
+                Ok(()) => {
+                    tracing::error!("the lease of this process could not be renewed: stopping, others take over");
+                    self.stop.abort();
+                    None
+                }
+                Err(fault) => Some(fault),
+            },
+        };
+        if let Some(fault) = broken {
+            tracing::error!(error = %fault, "giving leases back and stopping");
+            self.stop.abort();
+            let rest = async { while stages.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(GIVE_BACK_TIME, rest).await;
+            return Err(fault);
         }
         tracing::info!(timeout_s = self.settings.shutdown_timeout.as_secs(), "draining");
         let drained = async {
-            let captures = captures.await.map_err(|e| Fault::rejected(format!("the capture manager ended unexpectedly: {e}")));
             let mut panicked = None;
-            while let Some(ended) = pool.join_next().await {
+            while let Some(ended) = stages.join_next().await {
                 panicked = panicked.or(ended.err());
             }
-            captures.and(match panicked {
-                Some(e) => Err(Fault::rejected(format!("a stage of the pool ended unexpectedly: {e}"))),
+            match panicked {
+                Some(e) => Err(ended_early(Some(Err(e)))),
                 None => Ok(()),
-            })
+            }
         };
         tokio::pin!(drained);
         tokio::select! {
@@ -179,4 +210,20 @@ impl Engine {
         let _ = tokio::time::timeout(GIVE_BACK_TIME, drained).await;
         Ok(if upkeep.is_lost() { EngineEnd::LeaseLost } else { EngineEnd::DeadlinePassed })
     }
+}
+
+/// A stage with its name.
+async fn named(name: &'static str, stage: impl Future<Output = ()>) -> &'static str {
+    stage.await;
+    name
+}
+
+/// The fault of a stage that ended although nobody had told it to.
+fn ended_early(ended: Option<std::result::Result<&'static str, tokio::task::JoinError>>) -> Fault {
+    let what = match ended {
+        Some(Ok(name)) => format!("the {name} ended"),
+        Some(Err(panic)) => panic.to_string(),
+        None => "nothing runs".to_owned(),
+    };
+    Fault::unknown(format!("a part of the engine ended unexpectedly: {what}"))
 }

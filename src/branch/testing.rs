@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bson::{RawDocumentBuf, doc, rawdoc};
 use sha2::{Digest, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use super::catalogue::{Catalogue, Collection, Kind};
 use super::documents::{self, BaseManifest, BranchDocument, EpochDocument};
@@ -17,7 +16,7 @@ use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
 use crate::segment::{BlockBuilder, PackedBlock, pack_payload};
 use crate::store::{MemoryStore, ObjectStore, PutTag};
-use crate::sync::{Committer, SyncJob, SyncOutcome, discard};
+use crate::sync::{Committer, SyncJob, SyncOutcome, Targets, Watch, discard};
 
 pub(crate) const NAME: &str = "test/main";
 pub(crate) const ID: &str = "b1";
@@ -68,7 +67,14 @@ impl Bed {
         let (ledger, store) = (Arc::new(MemoryLedger::new()), Arc::new(MemoryStore::new()));
         let (committer, commits) = Committer::new(ledger.clone());
         tokio::spawn(committer.run());
-        let sync = SyncJob { ledger: ledger.clone(), store: store.clone(), cpu: CpuPool::new(1, 1).unwrap(), commits };
+        let sync = SyncJob {
+            ledger: ledger.clone(),
+            store: store.clone(),
+            cpu: CpuPool::new(1, 1).unwrap(),
+            commits,
+            targets: Targets::default(),
+            upload_time: std::time::Duration::from_secs(60),
+        };
         let collection = Collection {
             name: "c".into(),
             uuid: UUID,
@@ -210,7 +216,7 @@ impl Bed {
 
     /// Puts the segment of a running job into history.
     pub(crate) async fn commit(&self, job: &Job) {
-        let outcome = self.sync.run(job, &lease(job), &CancellationToken::new()).await.unwrap();
+        let outcome = self.sync.run(job, &lease(job), &Watch::default()).await.unwrap();
         assert!(matches!(outcome, SyncOutcome::Committed { .. }));
     }
 

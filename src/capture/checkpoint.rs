@@ -25,6 +25,9 @@ const REPEAT: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration
 /// How often the backlog is looked at while capture waits for it.
 const BACKLOG_LOOK: Duration = Duration::from_millis(200);
 
+/// Telling why the capture waits must not make it wait longer.
+const NOTE_TIME: Duration = Duration::from_secs(5);
+
 /// A batch or an idle position, with the permit that marks a checkpoint as in flight.
 #[derive(Debug)]
 pub(crate) enum ToStore {
@@ -43,6 +46,8 @@ pub(crate) enum StoreEnd {
     NotRunning,
     /// Told to give up.
     Aborted,
+    /// Told to stop while the queue was full: what was read last is not stored.
+    Full,
 }
 
 /// The stage.
@@ -71,8 +76,8 @@ impl CheckpointStage {
                 ToStore::Batch(batch, permit) => {
                     let checkpoint = self.pack(*batch).await?;
                     let bytes = checkpoint.batch.as_ref().map_or(0, |b| b.spec.payload_bytes);
-                    if !self.wait_for_room(bytes, &mut settled).await? {
-                        return Ok(StoreEnd::Aborted);
+                    if let Some(end) = self.wait_for_room(bytes, &mut settled).await? {
+                        return Ok(end);
                     }
                     (checkpoint, permit, bytes)
                 }
@@ -106,8 +111,11 @@ impl CheckpointStage {
         Ok(batch.into_checkpoint(&self.owner, random::ordered_id(), random::id(), parts))
     }
 
-    /// Waits while the queue holds more than its limit; false when told to give up.
-    async fn wait_for_room(&self, bytes: u64, settled: &mut u64) -> Result<bool> {
+    /// Waits while the queue holds more than its limit; says how to end when told to stop meanwhile.
+    ///
+    /// A stop drops the batch instead of storing it over the limit: the checkpoint has not moved, so the next engine reads the same changes
+    /// again, and the workers, who claim nothing more by now, would not make room before the deadline.
+    async fn wait_for_room(&self, bytes: u64, settled: &mut u64) -> Result<Option<StoreEnd>> {
         let mut told = false;
         // A single batch always passes an empty queue, however small the limit.
         while self.queued_bytes.saturating_sub(*settled) > 0 && self.queued_bytes.saturating_sub(*settled) + bytes > self.queue_max_bytes {
@@ -124,13 +132,28 @@ impl CheckpointStage {
             if !told {
                 tracing::warn!(backlog, limit = self.queue_max_bytes, "capture waits for the workers: the queue is full");
                 told = true;
+                self.note(Some("the queue is full: waiting for the workers")).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(random::jitter(BACKLOG_LOOK)) => {}
-                () = self.stop.aborting() => return Ok(false),
+                () = self.stop.draining() => {
+                    tracing::info!(backlog, "the queue is full: what was read last will be read again");
+                    return Ok(Some(if self.stop.is_aborting() { StoreEnd::Aborted } else { StoreEnd::Full }));
+                }
             }
         }
-        Ok(true)
+        if told {
+            self.note(None).await;
+        }
+        Ok(None)
+    }
+
+    /// Shows why the capture waits; failing to tell is not a failure.
+    async fn note(&self, reason: Option<&str>) {
+        let note = self.ledger.note_capture(&self.owner.capture, self.owner.fence, reason);
+        if let Ok(Err(fault)) = tokio::time::timeout(NOTE_TIME, note).await {
+            tracing::debug!(error = %fault, "could not note why the capture waits");
+        }
     }
 
     /// Repeats until the outcome is known; `None` when told to give up. A repeat is harmless: the ledger recognises the batch.

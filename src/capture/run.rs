@@ -39,7 +39,7 @@ pub struct CaptureSettings {
 /// How a capture ended here.
 #[derive(Debug)]
 pub enum CaptureEnd {
-    /// Told to stop; everything read is stored.
+    /// Told to stop; everything read is stored, or will be read again because the queue was full.
     Drained,
     /// Another engine owns it, or the operator stopped it: nothing to do.
     SteppedDown,
@@ -93,6 +93,7 @@ impl CaptureRun {
         let read = ingest.await.unwrap_or_else(|e| Err(Fault::rejected(format!("ingest ended unexpectedly: {e}"))));
         let stored = store.await.unwrap_or_else(|e| Err(Fault::rejected(format!("checkpoint ended unexpectedly: {e}"))));
         match (stored, read, assembled) {
+            (Ok(StoreEnd::Full), ..) => CaptureEnd::Drained,
             (Ok(StoreEnd::Fenced | StoreEnd::NotRunning | StoreEnd::Aborted), ..) => CaptureEnd::SteppedDown,
             (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => CaptureEnd::Failed(fault),
             (Ok(StoreEnd::Drained), Ok(()), Ok(())) => CaptureEnd::Drained,

@@ -1,7 +1,8 @@
-//! Owns: a ledger that misbehaves on request: calls that fail before anything happens, and calls that happen but whose answer is lost.
+//! Owns: a ledger that misbehaves on request: calls that fail before anything happens, calls that
+//! happen but whose answer is lost, and calls that are not answered for a while.
 //! Does not own: any row; it wraps a ledger that does.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
 
 use super::*;
 use crate::fault::Fault;
@@ -41,6 +43,8 @@ pub enum Mishap {
     Before,
     /// It happens, and the caller hears `Unknown`.
     AnswerLost,
+    /// The caller panics.
+    Panic,
 }
 
 /// The calls that write, and all reads as one.
@@ -56,7 +60,9 @@ pub enum LedgerCall {
     Checkpoint,
     Promote,
     Claim,
+    Start,
     Commit,
+    AdvanceHeads,
     Fail,
     Heartbeat,
     Rescue,
@@ -72,6 +78,8 @@ pub enum LedgerCall {
 pub struct FaultyLedger {
     inner: SharedLedger,
     state: Mutex<Plan>,
+    /// Calls of these kinds wait.
+    frozen: watch::Sender<HashSet<LedgerCall>>,
 }
 
 #[derive(Debug)]
@@ -87,7 +95,11 @@ struct Plan {
 impl FaultyLedger {
     pub fn new(inner: SharedLedger, faults: LedgerFaults) -> Self {
         let rng = SmallRng::seed_from_u64(faults.seed);
-        Self { inner, state: Mutex::new(Plan { faults, rng, script: VecDeque::new(), outage: false, injected: 0 }) }
+        Self {
+            inner,
+            state: Mutex::new(Plan { faults, rng, script: VecDeque::new(), outage: false, injected: 0 }),
+            frozen: watch::Sender::default(),
+        }
     }
 
     /// The next call of this kind goes wrong in this way, once. Scripts of one kind happen in the order given.
@@ -103,6 +115,17 @@ impl FaultyLedger {
     /// While on, every call fails as if no server could be reached.
     pub fn set_outage(&self, on: bool) {
         self.state.lock().outage = on;
+    }
+
+    /// While on, calls of this kind are not answered; when it is turned off the waiting ones go on.
+    pub fn freeze(&self, call: LedgerCall, on: bool) {
+        self.frozen.send_modify(|frozen| {
+            if on {
+                frozen.insert(call)
+            } else {
+                frozen.remove(&call)
+            };
+        });
     }
 
     /// Mishaps so far, so that a test can tell that it tested something.
@@ -129,8 +152,13 @@ impl FaultyLedger {
     }
 
     async fn through<T>(&self, call: LedgerCall, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        match self.draw(call) {
+        let mishap = self.draw(call);
+        // It fails only when the sender is gone, which `self` holds.
+        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen.contains(&call)).await;
+        match mishap {
             None => work.await,
+            #[expect(clippy::panic, reason = "a bug of the caller is what is asked for")]
+            Some(Mishap::Panic) => panic!("injected: {call:?} panicked"),
             Some(Mishap::Before) => Err(Fault::transient(format!("injected: {call:?} did not happen"))),
             Some(Mishap::AnswerLost) => {
                 // A real failure is told as it is: there is no answer to lose.
@@ -190,11 +218,20 @@ impl Ledger for FaultyLedger {
     async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
         self.through(C::Claim, self.inner.claim(engine, kinds, limit, alone)).await
     }
+    async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
+        self.through(C::Read, self.inner.suspect_waits(kinds, patience)).await
+    }
+    async fn start(&self, lease: &JobLease) -> Result<bool> {
+        self.through(C::Start, self.inner.start(lease)).await
+    }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         self.through(C::Read, self.inner.payload(job)).await
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         self.through(C::Commit, self.inner.commit(commits)).await
+    }
+    async fn advance_heads(&self) -> Result<u64> {
+        self.through(C::AdvanceHeads, self.inner.advance_heads()).await
     }
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
         self.through(C::Fail, self.inner.fail(lease, how)).await
@@ -205,8 +242,8 @@ impl Ledger for FaultyLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         self.through(C::Read, self.inner.engines()).await
     }
-    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
-        self.through(C::Rescue, self.inner.rescue(lease, known_dead)).await
+    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.through(C::Rescue, self.inner.rescue(by, silent, known_dead)).await
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.through(C::Retire, self.inner.retire(engine)).await

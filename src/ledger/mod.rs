@@ -94,6 +94,8 @@ pub enum Committed {
     Already,
     /// The lease is no longer ours, or the job is not running, or a row claims the key: drop the work.
     Fenced,
+    /// The segment does not have the job's range: it must never be committed. The other commits of the call are not touched by it.
+    Misfit,
 }
 
 /// What becomes of a job whose attempt ended without success.
@@ -170,11 +172,17 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Claims up to `limit` ready jobs of these kinds in `sched_key` order. A job with two or more crashes is claimed only if it would be the only one
     /// running at this engine (`alone`), and then alone.
     async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>>;
+    /// Whether the first ready job of these kinds is a suspect that has waited longer than `patience` (server time), see [`queue::suspect_is_due`](crate::queue::suspect_is_due).
+    async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool>;
+    /// Notes that a worker has begun with a claimed job; false when the lease is no longer ours. What is lost of it in a failover only spares the job a crash.
+    async fn start(&self, lease: &JobLease) -> Result<bool>;
     /// Payload parts of a job in order. `Missing` when there are fewer than the job says.
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>>;
     /// One majority transaction per branch: segment rows, totals, head over the contiguous prefix, jobs done, payloads deleted.
     /// All commits of a call are of one branch. Outcomes in the order given.
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>>;
+    /// Moves heads on over what is committed, where a commit had too much to walk and no other has come since; returns how many moved.
+    async fn advance_heads(&self) -> Result<u64>;
     /// Ends an attempt; false when the lease was no longer ours.
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool>;
 
@@ -182,9 +190,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool>;
     /// All engine documents.
     async fn engines(&self) -> Result<Vec<EngineBeat>>;
-    /// Requeues running jobs and frees captures of engines whose heartbeat is older than `lease` by server time, and of those in `known_dead`;
-    /// then removes their documents. Jobs get `crashes + 1`; one whose process died three times (the third time alone) becomes dead: `crash_loop`.
-    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued>;
+    /// Requeues running jobs and frees captures of the engines in `known_dead` and, where given, of those whose heartbeat is older than `silent` by
+    /// server time, never of `by` itself; then removes their documents. Jobs that had started get `crashes + 1`; one whose process died three times
+    /// (the third time as the only one that had started) becomes dead: `crash_loop`. What belongs to an engine without a document is freed too.
+    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued>;
     /// Orderly end of this process: removes its document; leases must have been given back.
     async fn retire(&self, engine: &str) -> Result<()>;
     /// Removes `done` and `cancelled` jobs finished longer ago than `age`, at most `max`.

@@ -236,6 +236,9 @@ pub struct Lease {
     /// Fresh for every claim call.
     pub token: String,
     pub claimed_ms: i64,
+    /// A worker has begun; until then the job only waits in its process and cannot have killed it (correctness.md 26).
+    #[serde(default)]
+    pub started: bool,
 }
 
 /// One unit of the durable queue.

@@ -55,20 +55,17 @@ pub(super) struct Found<'a> {
 }
 
 /// Outcome of one commit given what is stored.
-pub(super) fn judge(commit: &SegmentCommit, found: &Found<'_>) -> Result<Committed> {
-    let Some(job) = found.job else { return Ok(Committed::Fenced) };
+pub(super) fn judge(commit: &SegmentCommit, found: &Found<'_>) -> Committed {
+    let Some(job) = found.job else { return Committed::Fenced };
     if job.state == JobState::Done && found.ended == Some(commit.lease.token.as_str()) {
-        return Ok(Committed::Already);
+        return Committed::Already;
     }
     if !holds(job, &commit.lease) || found.claimed {
-        return Ok(Committed::Fenced);
+        return Committed::Fenced;
     }
     let row = &commit.segment;
     let fits = job.sync.as_ref().is_some_and(|s| s.first_seq == row.first_seq && s.last_seq == row.last_seq && job.branch == row.branch);
-    if !fits {
-        return Err(Fault::rejected(format!("commit: segment {} does not have the range of job {}", row.key, job.id)));
-    }
-    Ok(Committed::Now)
+    if fits { Committed::Now } else { Committed::Misfit }
 }
 
 /// The lease is the job's, and the job runs.

@@ -3,11 +3,13 @@
 //! Owns: how many jobs to claim and when to look again. Does not own: the claim itself (`ledger`), running jobs (`worker`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::ledger::{EngineId, Job, JobKind, SharedLedger};
+use crate::queue;
+use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
@@ -18,6 +20,11 @@ use super::in_work::{InWork, InWorkGuard};
 const POLL: Duration = Duration::from_secs(1);
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
+
+/// A suspect that has been ready for this long runs next, alone, however full the queue is.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(30);
+/// A waiting suspect is looked for this often: one entry of an index.
+const SUSPECT_LOOK: Duration = Duration::from_secs(1);
 
 /// A claimed job on its way to a worker, with its place in the pool.
 #[derive(Debug)]
@@ -37,6 +44,14 @@ pub struct ClaimSettings {
     pub slots: usize,
 }
 
+/// What the claimer knows of suspects that wait.
+#[derive(Debug, Default)]
+struct Suspects {
+    looked: Option<Instant>,
+    /// One is due: no more claims until the pool is idle.
+    held: bool,
+}
+
 /// The source of the pool: stops first when the engine drains.
 #[derive(Debug)]
 pub struct Claimer {
@@ -52,6 +67,7 @@ pub struct Claimer {
 impl Claimer {
     /// Claims until the engine drains.
     pub async fn run(self) {
+        let mut suspects = Suspects::default();
         let slots = Arc::new(Semaphore::new(self.settings.slots));
         while !self.stop.is_draining() {
             let first = tokio::select! {
@@ -64,7 +80,7 @@ impl Claimer {
                 permits.push(more);
             }
             let idle = permits.len() == self.settings.slots;
-            let pause = match self.step(&mut permits, idle).await {
+            let pause = match self.step(&mut permits, idle, &mut suspects).await {
                 Ok(0) => Some(random::jitter(POLL)),
                 Ok(_) => None,
                 Err(()) => Some(random::jitter(POLL_AFTER_FAULT)),
@@ -81,8 +97,15 @@ impl Claimer {
     }
 
     /// Claims for the free slots; returns how many jobs went to workers. A suspected job may run only when nothing of this pool is running (`idle`).
-    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool) -> Result<usize, ()> {
-        let mut jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
+    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool, suspects: &mut Suspects) -> Result<usize, ()> {
+        if self.is_held(suspects).await {
+            if !idle {
+                return Ok(0); // the bell rings when a slot is free again
+            }
+            suspects.held = false;
+            return self.claim_alone(permits).await;
+        }
+        let jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
             Ok(jobs) => jobs,
             Err(fault) => {
                 tracing::warn!(error = %fault, "could not look for jobs");
@@ -90,11 +113,7 @@ impl Claimer {
             }
         };
         if jobs.is_empty() && idle {
-            jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
-            if !jobs.is_empty() {
-                // Alone: every slot belongs to this job until it has ended.
-                return self.run_alone(jobs, permits).await;
-            }
+            return self.claim_alone(permits).await;
         }
         let claimed = jobs.len();
         // All of them before the first may wait for room.
@@ -108,6 +127,24 @@ impl Claimer {
         Ok(claimed)
     }
 
+    /// Whether a suspect has waited so long that nothing else may be claimed until it has run.
+    async fn is_held(&self, suspects: &mut Suspects) -> bool {
+        if !suspects.held && suspects.looked.is_none_or(|at| at.elapsed() >= SUSPECT_LOOK) {
+            suspects.looked = Some(clock::now());
+            suspects.held = self.ledger.suspect_waits(&[JobKind::Sync], SUSPECT_PATIENCE).await.unwrap_or(false);
+            if suspects.held {
+                tracing::info!("a job whose processes died has waited long enough: it runs as soon as the workers are free");
+            }
+        }
+        suspects.held
+    }
+
+    /// A suspect if one comes first, with every slot until it has ended.
+    async fn claim_alone(&self, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
+        let jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
+        self.run_alone(jobs, permits).await
+    }
+
     async fn run_alone(&self, jobs: Vec<Job>, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
         let claimed = jobs.len();
         for job in jobs {
@@ -115,7 +152,9 @@ impl Claimer {
             for other in permits.drain(..) {
                 slot.merge(other);
             }
-            tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
+            if queue::is_suspect(job.crashes) {
+                tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
+            }
             let in_work = self.in_work.enter(&job);
             if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
                 return Err(());

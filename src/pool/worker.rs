@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
-use tokio_util::sync::CancellationToken;
 
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Failed, Job, JobLease, SharedLedger};
@@ -17,7 +16,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::link::LinkRx;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
-use crate::sync::{SyncJob, SyncOutcome};
+use crate::sync::{SyncJob, SyncOutcome, Watch};
 
 use super::budget::{MemoryBudget, cost_of};
 use super::claim::Claimed;
@@ -99,26 +98,25 @@ impl Worker {
     }
 
     /// SUBTLE: the job runs in a task of its own. A time limit then abandons the task instead of dropping driver futures half
-    /// way; an abandoned task can do no harm, since its commit carries a lease that is no longer the job's.
+    /// way; an abandoned task can do no harm, since its commit carries a lease that is no longer the job's. It is told to stop, and keeps
+    /// its memory permit until it has.
     async fn attempt(&self, job: &Job, lease: &JobLease) -> Result<SyncOutcome> {
         let memory = tokio::select! {
             permit = self.memory.take(cost_of(job)) => permit,
             () = self.stop.aborting() => return Err(stopped()),
         };
-        let cancel = CancellationToken::new();
-        let guard = cancel.clone().drop_guard();
+        let watch = Watch::default();
+        let guard = watch.cancel.clone().drop_guard();
         let task = tokio::spawn({
-            let (sync, job, lease) = (self.sync.clone(), job.clone(), lease.clone());
+            let (sync, job, lease, watch) = (self.sync.clone(), job.clone(), lease.clone(), watch.clone());
             async move {
                 let _memory = memory;
-                sync.run(&job, &lease, &cancel).await
+                sync.run(&job, &lease, &watch).await
             }
         });
         let outcome = tokio::select! {
             ended = task => ended.unwrap_or_else(|e| Err(Fault::unknown(format!("the job panicked: {e}")))),
-            () = tokio::time::sleep(self.settings.process_timeout) => {
-                Err(Fault::unknown(format!("no result within WORKER_PROCESS_TIMEOUT ({})", humantime::format_duration(self.settings.process_timeout))))
-            }
+            () = tokio::time::sleep(self.settings.process_timeout) => Err(overdue(self.settings.process_timeout, watch.is_computing())),
             () = self.stop.aborting() => Err(stopped()),
         };
         drop(guard);
@@ -160,4 +158,28 @@ impl Worker {
 
 fn stopped() -> Fault {
     Fault::cancelled("the engine is stopping")
+}
+
+/// An attempt whose time is over. Computing takes no longer for an outage, so there the job itself is the cause and the attempt counts;
+/// everywhere else it was waiting for MongoDB or the store.
+fn overdue(limit: Duration, computing: bool) -> Fault {
+    let limit = humantime::format_duration(limit);
+    if computing {
+        Fault::unknown(format!("still computing after WORKER_PROCESS_TIMEOUT ({limit})"))
+    } else {
+        Fault::transient(format!("MongoDB or the store kept the job waiting beyond WORKER_PROCESS_TIMEOUT ({limit})"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_spent_computing_uses_up_an_attempt() {
+        let policy = RetryPolicy { retries: 0, backoff: RECORD };
+        let limit = Duration::from_secs(300);
+        assert!(matches!(policy.after(1, 0, &overdue(limit, true), 0.5), Failed::Dead { .. }));
+        assert!(matches!(policy.after(1, 0, &overdue(limit, false), 0.5), Failed::GiveBack { error: Some(_), .. }));
+    }
 }

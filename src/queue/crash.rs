@@ -1,5 +1,7 @@
 //! Owns: what a process death does to the jobs it was running (correctness.md 26). Does not own: how a death is recognised.
 
+use std::time::Duration;
+
 /// After this many deaths a job is suspected of killing its process and runs alone.
 pub const SUSPECT_CRASHES: u32 = 2;
 
@@ -17,7 +19,14 @@ pub fn is_suspect(crashes: u32) -> bool {
     crashes >= SUSPECT_CRASHES
 }
 
-/// `crashes` before this death; `alone`: it was the only job running in that process.
+/// A suspect that has been ready since `run_at_ms` for longer than `patience`: from now on nothing else is claimed until it has run alone,
+/// since a queue that is never empty would let it wait for ever.
+pub fn suspect_is_due(crashes: u32, run_at_ms: i64, now_ms: i64, patience: Duration) -> bool {
+    let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+    is_suspect(crashes) && now_ms.saturating_sub(run_at_ms) > patience
+}
+
+/// `crashes` before this death; `alone`: it was the only job that had started in that process.
 ///
 /// SUBTLE: two deaths are not enough to condemn a job. Fifty `kill -9` of a busy process would make fifty dead jobs, none of them guilty. A
 /// suspect that was not alone stays a suspect.
@@ -44,6 +53,14 @@ mod tests {
             (7, true, AfterCrash::Dead { crashes: 8 }),
         ] {
             assert_eq!(after_crash(crashes, alone), expected, "{crashes} {alone}");
+        }
+    }
+
+    #[test]
+    fn a_suspect_is_due_when_its_patience_is_over_and_others_never_are() {
+        let patience = Duration::from_secs(30);
+        for (crashes, waited_ms, due) in [(2, 30_001, true), (9, i64::MAX, true), (2, 30_000, false), (2, -5, false), (1, 90_000, false)] {
+            assert_eq!(suspect_is_due(crashes, 0, waited_ms, patience), due, "{crashes} {waited_ms}");
         }
     }
 

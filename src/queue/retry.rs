@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::fault::{Fault, Kind};
 use crate::ledger::{Failed, JobError, MAX_JOB_ERRORS};
+use crate::runtime::backoff::Backoff;
 
 /// Longest error text kept of an attempt; fifty of them stay far below a document's 16 MB.
 pub const MAX_ERROR_CHARS: usize = 1_000;
@@ -16,24 +17,11 @@ const OUTAGE_CAP: Duration = Duration::from_secs(30);
 pub struct RetryPolicy {
     /// Attempts after the first.
     pub retries: u32,
-    /// Ceiling of the first delay; it doubles with each failure.
-    pub base: Duration,
-    /// Ceiling of every delay.
-    pub cap: Duration,
+    /// Delays between them.
+    pub backoff: Backoff,
 }
 
 impl RetryPolicy {
-    /// Exponential with full jitter: evenly spread over `0..ceiling`, so that jobs that failed together do not come back together.
-    /// `failures` counts from 1, `unit` is a fraction in `0.0..1.0`.
-    pub fn backoff(&self, failures: u32, unit: f64) -> Duration {
-        self.ceiling(failures).mul_f64(if unit.is_finite() { unit.clamp(0.0, 1.0) } else { 1.0 })
-    }
-
-    fn ceiling(&self, failures: u32) -> Duration {
-        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.base.checked_mul(factor).map_or(self.cap, |d| d.min(self.cap))
-    }
-
     /// What becomes of a job whose attempt number `attempt` failed, after `error_count` earlier errors.
     pub fn after(&self, attempt: u32, error_count: u32, fault: &Fault, unit: f64) -> Failed {
         let error = clip_error(&fault.what);
@@ -42,7 +30,7 @@ impl RetryPolicy {
             Kind::Cancelled => Failed::GiveBack { delay: Duration::ZERO, error: None },
             // It did not happen and may work later: an outage does not use up attempts.
             Kind::Transient => {
-                let delay = self.backoff(error_count.saturating_add(1), unit).min(OUTAGE_CAP);
+                let delay = self.backoff.delay(error_count.saturating_add(1), unit).min(OUTAGE_CAP);
                 Failed::GiveBack { delay: delay.max(asked), error: Some(error) }
             }
             // A repeat would do the same.
@@ -51,7 +39,7 @@ impl RetryPolicy {
                 if attempt > self.retries {
                     Failed::Dead { error }
                 } else {
-                    Failed::Retry { delay: self.backoff(attempt, unit).max(asked), error }
+                    Failed::Retry { delay: self.backoff.delay(attempt, unit).max(asked), error }
                 }
             }
         }
@@ -77,7 +65,8 @@ mod tests {
 
     use super::*;
 
-    const POLICY: RetryPolicy = RetryPolicy { retries: 3, base: Duration::from_secs(30), cap: Duration::from_secs(600) };
+    const POLICY: RetryPolicy =
+        RetryPolicy { retries: 3, backoff: Backoff { base: Duration::from_secs(30), cap: Duration::from_secs(600) } };
 
     #[test]
     fn three_retries_are_four_attempts() {
@@ -98,9 +87,11 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_doubles_up_to_the_cap() {
-        let seconds: Vec<u64> = [0, 1, 2, 3, 4, 5, 6, 40, u32::MAX].iter().map(|n| POLICY.backoff(*n, 1.0).as_secs()).collect();
-        assert_eq!(seconds, [30, 30, 60, 120, 240, 480, 600, 600, 600]);
+    fn delays_grow_with_attempts_and_outages_are_tried_again_within_half_a_minute() {
+        let retried = POLICY.after(3, 0, &Fault::unknown("x"), 1.0);
+        assert_eq!(retried, Failed::Retry { delay: Duration::from_secs(120), error: "x".into() });
+        let outage = POLICY.after(1, 9, &Fault::transient("x"), 1.0);
+        assert_eq!(outage, Failed::GiveBack { delay: OUTAGE_CAP, error: Some("x".into()) });
     }
 
     #[test]
@@ -118,12 +109,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn full_jitter_stays_between_zero_and_the_cap(n: u32, unit: f64, base in 0..100_000_000u64, cap in 0..100_000_000u64) {
-            let policy = RetryPolicy { retries: 3, base: Duration::from_millis(base), cap: Duration::from_millis(cap) };
-            prop_assert!(policy.backoff(n, unit) <= policy.cap);
-        }
-
         #[test]
         fn the_newest_errors_are_kept_and_all_are_counted(n in 0..200u32) {
             let (mut errors, mut count) = (Vec::new(), 0);

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::fault::{Fault, Result};
 
@@ -50,11 +51,24 @@ impl CpuPool {
         T: Send + 'static,
         F: FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
     {
+        self.run_until(name, &CancellationToken::new(), unit).await
+    }
+
+    /// As [`Self::run`], and tells the unit to stop when `cancel` says so. A unit that has begun is waited for all the same: what the caller
+    /// holds for it (memory, say) is in use until it has really ended.
+    pub async fn run_until<T, F>(&self, name: &'static str, cancel: &CancellationToken, unit: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
+    {
         let gone = || Fault::cancelled(format!("{name}: the CPU pool has stopped"));
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| gone())?;
-        let (tx, rx) = oneshot::channel();
-        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
-        let flag = cancel.0.clone();
+        let permit = tokio::select! {
+            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| gone())?,
+            () = cancel.cancelled() => return Err(Fault::cancelled(format!("{name}: stopped before it had begun"))),
+        };
+        let (tx, mut rx) = oneshot::channel();
+        let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
+        let flag = stop.0.clone();
         let boxed: Unit = Box::new(move || {
             let outcome = catch_unwind(AssertUnwindSafe(|| unit(&flag)));
             drop(permit);
@@ -62,13 +76,20 @@ impl CpuPool {
             let _ = tx.send(outcome.unwrap_or_else(|panic| Err(panicked(name, &*panic))));
         });
         self.units.try_send(boxed).map_err(|_| gone())?;
-        rx.await.map_err(|_| gone())?
+        let ended = tokio::select! {
+            ended = &mut rx => ended,
+            () = cancel.cancelled() => {
+                drop(stop);
+                rx.await
+            }
+        };
+        ended.map_err(|_| gone())?
     }
 }
 
-struct CancelOnDrop(Arc<AtomicBool>);
+struct StopOnDrop(Arc<AtomicBool>);
 
-impl Drop for CancelOnDrop {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
@@ -92,6 +113,27 @@ mod tests {
         assert_eq!(failed.kind, Kind::Unknown);
         assert!(failed.what.contains("bad luck"));
         assert_eq!(pool.run("encode", |_| Ok(7)).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_unit_is_told_and_waited_for() {
+        let pool = CpuPool::new(1, 1).unwrap();
+        let cancel = CancellationToken::new();
+        let (began, has_begun) = oneshot::channel();
+        let unit = move |stop: &AtomicBool| {
+            began.send(()).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            Err::<(), _>(Fault::cancelled("saw it"))
+        };
+        let stopper = async {
+            has_begun.await.unwrap();
+            cancel.cancel();
+        };
+        let (ended, ()) = tokio::join!(pool.run_until("encode", &cancel, unit), stopper);
+        assert_eq!(ended.unwrap_err().what, "saw it");
+        assert_eq!(pool.run_until("encode", &cancel, |_| Ok(())).await.unwrap_err().kind, Kind::Cancelled, "it does not even begin");
     }
 
     #[tokio::test]

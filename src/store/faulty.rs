@@ -1,5 +1,5 @@
 //! Owns: a wrapper that makes any store misbehave, by seeded rates or one scripted fault at a time: failing before, storing but losing the
-//! answer, damaging bodies, listing what was true a moment ago. Does not own any object, or sleeping: slowness is virtual.
+//! answer, never answering, damaging bodies, listing what was true a moment ago. Does not own any object, or sleeping: slowness is virtual.
 //!
 //! Faults are drawn in the order of calls: with one task a seed repeats a run exactly, with several it repeats the mix.
 
@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
 
 use super::{ObjectInfo, ObjectStore, Put, PutTag, Store};
 use crate::fault::{Fault, Result};
@@ -107,6 +108,8 @@ pub struct FaultyStore {
     inner: Store,
     plan: FaultPlan,
     state: Mutex<State>,
+    /// Calls wait while this is true.
+    frozen: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -123,7 +126,7 @@ impl FaultyStore {
     pub fn new(inner: Store, plan: FaultPlan) -> Self {
         let rng = SmallRng::seed_from_u64(plan.seed);
         let state = State { rng, puts: VecDeque::new(), gets: VecDeque::new(), newest: VecDeque::new(), counts: FaultCounts::default() };
-        Self { inner, plan, state: Mutex::new(state) }
+        Self { inner, plan, state: Mutex::new(state), frozen: watch::Sender::new(false) }
     }
 
     /// The next put, replace or delete that has no scripted fault before it fails like this.
@@ -136,12 +139,17 @@ impl FaultyStore {
         self.state.lock().gets.push_back(fault);
     }
 
+    /// While on, no call is answered: connections are taken, and nothing comes. When it is turned off the waiting calls go on.
+    pub fn freeze(&self, on: bool) {
+        self.frozen.send_replace(on);
+    }
+
     /// What was injected so far.
     pub fn counts(&self) -> FaultCounts {
         self.state.lock().counts
     }
 
-    /// Counts the call, is slow if so drawn.
+    /// Counts the call, is slow if so drawn, waits while frozen.
     async fn begin(&self) {
         let slow = {
             let mut state = self.state.lock();
@@ -155,6 +163,8 @@ impl FaultyStore {
         for _ in 0..if slow { 16 } else { 0 } {
             tokio::task::yield_now().await;
         }
+        // It fails only when the sender is gone, which `self` holds.
+        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
     }
 
     fn draw_put(&self) -> Option<PutFault> {

@@ -41,6 +41,20 @@ pub struct FileStore {
 struct Tree {
     root: PathBuf,
     known: Mutex<HashSet<PathBuf>>,
+    /// Directories that show an object whose name may not survive a crash, since they could not be synced.
+    unsynced: Mutex<HashSet<PathBuf>>,
+    sync: SyncDir,
+}
+
+/// How a directory is made durable; a test may have it fail.
+struct SyncDir(Box<DirSync>);
+
+type DirSync = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
+
+impl std::fmt::Debug for SyncDir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SyncDir")
+    }
 }
 
 impl FileStore {
@@ -73,7 +87,11 @@ impl FileStore {
             return Err(io_fault(Step::Prepare, "create", &temp, &error));
         }
         sweep_stale(&temp)?;
-        Ok(Self { tree: Arc::new(Tree { root: root.to_owned(), known: Mutex::default() }) })
+        Ok(Self::over(root, SyncDir(Box::new(sync_dir))))
+    }
+
+    fn over(root: &Path, sync: SyncDir) -> Self {
+        Self { tree: Arc::new(Tree { root: root.to_owned(), known: Mutex::default(), unsynced: Mutex::default(), sync }) }
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Tree) -> Result<T> + Send + 'static) -> Result<T> {
@@ -152,7 +170,7 @@ impl Tree {
             linked = std::fs::hard_link(&temp.path, &path);
         }
         match linked {
-            Ok(()) => sync_dir(parent).map(|()| Put::Stored).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error)),
+            Ok(()) => self.settle(parent, Step::Commit).map(|()| Put::Stored),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => self.refused(parent),
             Err(error) => Err(io_fault(Step::Prepare, "link", &path, &error)),
         }
@@ -161,7 +179,16 @@ impl Tree {
     /// SUBTLE: the caller may adopt the object that is in the way and forget its own copy, but the writer of that object may not yet
     /// have synced the directory, and may never. So the refusal makes durable what it refers to.
     fn refused(&self, parent: &Path) -> Result<Put> {
-        sync_dir(parent).map(|()| Put::Refused).map_err(|error| io_fault(Step::Prepare, "sync the directory", parent, &error))
+        self.settle(parent, Step::Prepare).map(|()| Put::Refused)
+    }
+
+    /// Makes the names in a directory durable, and remembers where that has failed.
+    fn settle(&self, dir: &Path, step: Step) -> Result<()> {
+        // First, so that nobody who looks meanwhile takes what is there for durable.
+        self.unsynced.lock().insert(dir.to_owned());
+        (self.sync.0)(dir).map_err(|error| io_fault(step, "sync the directory", dir, &error))?;
+        self.unsynced.lock().remove(dir);
+        Ok(())
     }
 
     fn replace(&self, key: &str, body: &[u8], version: &str) -> Result<Put> {
@@ -177,7 +204,7 @@ impl Tree {
             _ => return Ok(Put::Refused),
         }
         std::fs::rename(&temp.path, &path).map_err(|error| io_fault(Step::Prepare, "replace", &path, &error))?;
-        sync_dir(parent).map(|()| Put::Stored).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error))
+        self.settle(parent, Step::Commit).map(|()| Put::Stored)
     }
 
     fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
@@ -198,8 +225,14 @@ impl Tree {
         Ok(Bytes::from(body))
     }
 
+    /// SUBTLE: who looks after an unclear put may adopt what it finds, and then the payload is gone from the queue. So an object is not shown
+    /// before its directory has been synced.
     fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
         let path = self.root.join(key);
+        let parent = path.parent().unwrap_or(&self.root);
+        if self.unsynced.lock().contains(parent) {
+            self.settle(parent, Step::Prepare)?;
+        }
         let Some((mut file, _)) = open_object(&path)? else { return Ok(None) };
         let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; HASH_BUFFER]);
         loop {
@@ -227,7 +260,7 @@ impl Tree {
             },
         }
         let parent = path.parent().unwrap_or(&self.root);
-        sync_dir(parent).map_err(|error| io_fault(Step::Commit, "sync the directory", parent, &error))
+        self.settle(parent, Step::Commit)
     }
 
     /// Creates the directories down to `dir` and makes each durable in its parent, also those that another process has just made.
@@ -241,7 +274,7 @@ impl Tree {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
                 other => other,
             };
-            made.and_then(|()| sync_dir(dir.parent().unwrap_or(&self.root)))
+            made.and_then(|()| (self.sync.0)(dir.parent().unwrap_or(&self.root)))
                 .map_err(|error| io_fault(Step::Prepare, "create the directory", dir, &error))?;
         }
         if !missing.is_empty() {
@@ -351,5 +384,42 @@ pub(super) fn io_fault(step: Step, verb: &str, path: &Path, error: &io::Error) -
         )),
         ErrorKind::NotFound => Fault::transient(format!("cannot {verb} {place}: {error}; was the store directory removed or unmounted?")),
         _ => Fault::transient(format!("cannot {verb} {place}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::runtime::backoff::Backoff;
+    use crate::store::{PutOutcome, RetryPolicy, put_idempotent};
+
+    #[tokio::test]
+    async fn rule_22_an_object_whose_directory_could_not_be_synced_is_not_adopted_before_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        FileStore::open(dir.path()).unwrap();
+        let broken = Arc::new(AtomicBool::new(false));
+        let fails = broken.clone();
+        let sync = move |path: &Path| if fails.load(Ordering::SeqCst) { Err(io::Error::other("EIO")) } else { sync_dir(path) };
+        let store = FileStore::over(dir.path(), SyncDir(Box::new(sync)));
+        let pause = Duration::from_millis(1);
+        let policy = RetryPolicy { backoff: Backoff { base: pause, cap: pause }, attempts: 3, ..RetryPolicy::default() };
+        let upload = async |key: &str| {
+            let body = Bytes::from_static(b"body");
+            let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: "one".to_owned() };
+            put_idempotent(&store, key, body, &tag, &policy, &CancellationToken::new()).await
+        };
+        upload("a/first").await.unwrap(); // makes the directory
+        broken.store(true, Ordering::SeqCst);
+        let fault = upload("a/second").await.unwrap_err();
+        assert!(fault.may_heal() && fault.what.contains("sync"), "{fault}");
+        assert!(dir.path().join("a/second").exists(), "it is visible, and must not count");
+        assert!(store.head("a/second").await.is_err());
+        broken.store(false, Ordering::SeqCst);
+        assert_eq!(upload("a/second").await.unwrap().outcome, PutOutcome::Adopted);
+        assert!(store.head("a/second").await.unwrap().is_some());
     }
 }

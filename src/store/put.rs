@@ -21,13 +21,17 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// A store that asks to wait longer than this (Retry-After) is given up at once; the fault carries its wish.
     pub max_retry_after: Duration,
+    /// Time for all of it, attempts under way and pauses included: a store that takes connections and never answers must not
+    /// keep the caller longer. Must leave room for one honest transfer of the largest body.
+    pub time: Duration,
 }
 
 impl Default for RetryPolicy {
-    /// Six attempts within about ten seconds; what lasts longer is an outage, and the queue's business.
+    /// Six attempts, within about ten seconds where the store answers at once and never longer than two minutes; what lasts longer is an
+    /// outage, and the queue's business.
     fn default() -> Self {
         let backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(5) };
-        Self { backoff, attempts: 6, max_retry_after: Duration::from_secs(60) }
+        Self { backoff, attempts: 6, max_retry_after: Duration::from_secs(60), time: Duration::from_secs(120) }
     }
 }
 
@@ -60,7 +64,8 @@ pub struct PutReport {
 /// Where the store does not check what it stores ([`ObjectStore::verifies_puts`]), the object is read back and compared before this returns.
 ///
 /// # Errors
-/// The last fault when the attempts are used up (`Unknown` if any of them may have happened), `Cancelled`, or at once what cannot heal.
+/// The last fault when the attempts or the time are used up (`Unknown` if any of them may have happened), `Cancelled`, or at once what
+/// cannot heal.
 pub async fn put_idempotent(
     store: &dyn ObjectStore,
     key: &str,
@@ -71,12 +76,19 @@ pub async fn put_idempotent(
 ) -> Result<PutReport> {
     let upload = Upload { store, key, body, tag };
     let mut report = PutReport { outcome: PutOutcome::Stored, attempts: 0, unclear: 0, repaired: 0 };
+    let over = tokio::time::sleep(policy.time);
+    tokio::pin!(over);
     loop {
         report.attempts += 1;
         let step = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(cancelled(key)),
             step = upload.attempt(&mut report) => step,
+            () = &mut over => {
+                // The attempt under way may have happened.
+                let fault = Fault::unknown(format!("{} has not taken {key} within {}", store.describe(), humantime::format_duration(policy.time)));
+                return Err(as_whole(fault, &report));
+            }
         };
         let fault = match step {
             Ok(outcome) => return Ok(PutReport { outcome, ..report }),
@@ -91,6 +103,7 @@ pub async fn put_idempotent(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(cancelled(key)),
+            () = &mut over => return Err(as_whole(fault, &report)),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -144,11 +157,10 @@ impl Upload<'_> {
         if found.put_id.as_ref() == Some(&self.tag.put_id) {
             return Ok(true);
         }
-        if found.size != self.body.len() as u64 {
-            return Ok(false);
-        }
         match found.sha256 {
+            // Whatever its length: what was cut off on the way says so of itself, and is mended like what was altered.
             Some(sha256) => Ok(sha256 == self.tag.sha256),
+            None if found.size != self.body.len() as u64 => Ok(false),
             None => self.matches().await,
         }
     }

@@ -60,8 +60,12 @@ impl Committer {
             {
                 waiting.push(next);
             }
+            // Whoever has stopped waiting has given its lease back, or lost it.
+            waiting.retain(|(_, answer)| !answer.is_closed());
             let group = take_group(&mut waiting);
-            self.step(group).await;
+            if !group.is_empty() {
+                self.step(group).await;
+            }
         }
     }
 
@@ -79,14 +83,58 @@ impl Committer {
     }
 }
 
-/// The commits of the first one's branch, in order of arrival.
+/// The commits of the first one's branch, in order of arrival. Two attempts of one job go one after the other: the ledger refuses a call that
+/// has both.
 fn take_group(waiting: &mut Vec<(SegmentCommit, Answer)>) -> Vec<(SegmentCommit, Answer)> {
     let Some(branch) = waiting.first().map(|(c, _)| c.segment.branch.clone()) else { return Vec::new() };
-    let mut group = Vec::new();
+    let mut group: Vec<(SegmentCommit, Answer)> = Vec::new();
     let mut rest = Vec::new();
     for item in waiting.drain(..) {
-        if item.0.segment.branch == branch && group.len() < GROUP { group.push(item) } else { rest.push(item) }
+        let again = group.iter().any(|(c, _)| c.lease.id == item.0.lease.id || c.segment.key == item.0.segment.key);
+        let fits = item.0.segment.branch == branch && group.len() < GROUP && !again;
+        if fits { group.push(item) } else { rest.push(item) }
     }
     *waiting = rest;
     group
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Ends, JobLease, SegmentKind, SegmentRow};
+
+    fn commit(branch: &str, job: &str, attempt: u32) -> (SegmentCommit, Answer) {
+        let segment = SegmentRow {
+            key: format!("{branch}/{job}"),
+            branch: branch.to_owned(),
+            kind: SegmentKind::Changes,
+            epoch: 1,
+            level: 0,
+            first_seq: 1,
+            last_seq: 1,
+            first_time: Default::default(),
+            last_time: Default::default(),
+            last_wall_ms: None,
+            starts_inside: false,
+            ends: Ends::Closed,
+            has_ddl: false,
+            holes: 0,
+            raw_bytes: 1,
+            stored_bytes: 1,
+            sha256: String::new(),
+            committed_ms: 0,
+        };
+        let lease = JobLease { id: job.to_owned(), token: format!("{job}-{attempt}"), attempt };
+        (SegmentCommit { lease, segment, payload_bytes: 1 }, oneshot::channel().0)
+    }
+
+    #[test]
+    fn a_group_has_one_branch_and_each_job_once() {
+        let mut waiting = vec![commit("a", "1", 1), commit("b", "2", 1), commit("a", "3", 1), commit("a", "1", 2)];
+        let mut groups = Vec::new();
+        while !waiting.is_empty() {
+            groups.push(take_group(&mut waiting).into_iter().map(|(c, _)| c.lease.token).collect::<Vec<_>>());
+        }
+        assert_eq!(groups, [vec!["1-1", "3-1"], vec!["2-1"], vec!["1-2"]]);
+    }
 }

@@ -2,13 +2,19 @@
 //!
 //! Owns: the order of the steps and what each failure means for the job. Does not own: when the job runs, its lease (`pool`).
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use bson::RawDocumentBuf;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::branch::layout;
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
+use crate::ledger::{BranchId, Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
@@ -19,7 +25,7 @@ use super::commit::CommitHandle;
 
 /// Repeats of a commit whose outcome is unclear, before the job is given back.
 const COMMIT_ATTEMPTS: u32 = 8;
-const COMMIT_PAUSE: Backoff = Backoff { base: std::time::Duration::from_millis(50), cap: std::time::Duration::from_secs(2) };
+const COMMIT_PAUSE: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(2) };
 
 /// What a finished job did, for statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +36,49 @@ pub enum SyncOutcome {
     Fenced,
 }
 
-/// Which branch a segment is for; looked up once per branch by the worker.
+/// Branches whose [`Target`] is remembered, about 200 bytes each; beyond it all are looked up anew.
+const MAX_TARGETS: usize = 1_000;
+
+/// What names a segment's place, looked up once per branch: neither name nor database of a branch ever changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub project: String,
     pub db: String,
+}
+
+/// Targets by branch.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Targets(Arc<Mutex<HashMap<BranchId, Target>>>);
+
+/// The hold that whoever runs an attempt has on it.
+#[derive(Debug, Clone, Default)]
+pub struct Watch {
+    /// The attempt is over: its CPU unit, its upload and its repeats of a commit stop.
+    pub cancel: CancellationToken,
+    computing: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// A CPU unit of the attempt is running. What an attempt does besides is waiting for the outside.
+    pub fn is_computing(&self) -> bool {
+        self.computing.load(Ordering::Relaxed)
+    }
+}
+
+/// Set while it lives.
+struct Computing(Arc<AtomicBool>);
+
+impl Computing {
+    fn mark(flag: Arc<AtomicBool>) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Everything a sync job needs.
@@ -44,36 +88,61 @@ pub struct SyncJob {
     pub store: Store,
     pub cpu: CpuPool,
     pub commits: CommitHandle,
+    /// Shared by the workers.
+    pub(crate) targets: Targets,
+    /// Longest time of one upload, its repeats included: well below the time of the whole attempt.
+    pub upload_time: Duration,
 }
 
 impl SyncJob {
     /// Runs one attempt. Faults that a later attempt may heal are `Transient`: an outage never uses up attempts.
-    pub async fn run(&self, job: &Job, lease: &JobLease, cancel: &CancellationToken) -> Result<SyncOutcome> {
+    pub async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<SyncOutcome> {
         let spec = job.sync.as_ref().ok_or_else(|| Fault::corrupt(format!("job {} has no sync part", job.id)))?;
-        let target = self.target(&job.branch).await?;
-        let parts = self.ledger.payload(&job.id).await.map_err(outage)?;
-        let encoded = self.encode(job, spec, &target, parts).await?;
+        // The mark costs no time of its own, and is there before anything is computed.
+        let (started, target, parts) = tokio::join!(self.ledger.start(lease), self.target(&job.branch), self.ledger.payload(&job.id));
+        if !started.map_err(outage)? {
+            return Ok(SyncOutcome::Fenced);
+        }
+        let (target, parts) = (target?, parts.map_err(outage)?);
+        let encoded = self.encode(job, spec, &target, parts, watch).await?;
         let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
-        let adopted = self.upload(&key, &encoded, cancel).await?;
+        let adopted = self.upload(&key, &encoded, &watch.cancel).await?;
         let stored_bytes = encoded.bytes.len() as u64;
         let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
-        Ok(match self.commit(commit).await? {
+        Ok(match self.commit(commit, &watch.cancel).await? {
             Committed::Now | Committed::Already => SyncOutcome::Committed { stored_bytes, adopted },
             Committed::Fenced => SyncOutcome::Fenced,
+            Committed::Misfit => {
+                return Err(Fault::corrupt(format!(
+                    "the segment of changes {} to {} does not have the range of job {}: it is a bug, please report it",
+                    spec.first_seq, spec.last_seq, job.id
+                )));
+            }
         })
     }
 
     async fn target(&self, branch: &str) -> Result<Target> {
+        if let Some(known) = self.targets.0.lock().get(branch) {
+            return Ok(known.clone());
+        }
         let found = self.ledger.branch(branch).await.map_err(outage)?;
         let found = found.ok_or_else(|| Fault::missing(format!("branch {branch} of this job does not exist")))?;
-        Ok(Target { project: layout::project_of(&found.name).to_string(), db: found.source_db })
+        let target = Target { project: layout::project_of(&found.name).to_string(), db: found.source_db };
+        let mut targets = self.targets.0.lock();
+        if targets.len() >= MAX_TARGETS {
+            targets.clear();
+        }
+        targets.insert(branch.to_owned(), target.clone());
+        Ok(target)
     }
 
-    async fn encode(&self, job: &Job, spec: &SyncSpec, target: &Target, parts: Vec<Bytes>) -> Result<Encoded> {
+    async fn encode(&self, job: &Job, spec: &SyncSpec, target: &Target, parts: Vec<Bytes>, watch: &Watch) -> Result<Encoded> {
         let header = header(job, spec, &target.db);
         let limit = spec.block_bytes;
+        let computing = watch.computing.clone();
         self.cpu
-            .run("encode", move |cancel| {
+            .run_until("encode", &watch.cancel, move |cancel| {
+                let _computing = Computing::mark(computing);
                 let blocks = unpack_payload(&parts, limit)?;
                 drop(parts);
                 check_range(&header, &blocks)?;
@@ -88,7 +157,8 @@ impl SyncJob {
 
     async fn upload(&self, key: &str, encoded: &Encoded, cancel: &CancellationToken) -> Result<bool> {
         let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
-        let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &RetryPolicy::default(), cancel).await;
+        let policy = RetryPolicy { time: self.upload_time, ..RetryPolicy::default() };
+        let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await;
         match report.map_err(outage)?.outcome {
             PutOutcome::Stored => Ok(false),
             PutOutcome::Adopted => Ok(true),
@@ -99,17 +169,24 @@ impl SyncJob {
         }
     }
 
-    async fn commit(&self, commit: SegmentCommit) -> Result<Committed> {
-        let mut attempt = 1;
-        loop {
-            match self.commits.commit(commit.clone()).await {
-                Err(fault) if fault.may_heal() && attempt < COMMIT_ATTEMPTS => {
-                    tracing::debug!(error = %fault, attempt, "commit not confirmed, repeating");
-                    tokio::time::sleep(COMMIT_PAUSE.delay(attempt, random::unit())).await;
-                    attempt += 1;
+    async fn commit(&self, commit: SegmentCommit, cancel: &CancellationToken) -> Result<Committed> {
+        let repeats = async {
+            let mut attempt = 1;
+            loop {
+                match self.commits.commit(commit.clone()).await {
+                    Err(fault) if fault.may_heal() && attempt < COMMIT_ATTEMPTS => {
+                        tracing::debug!(error = %fault, attempt, "commit not confirmed, repeating");
+                        tokio::time::sleep(COMMIT_PAUSE.delay(attempt, random::unit())).await;
+                        attempt += 1;
+                    }
+                    other => return other.map_err(outage),
                 }
-                other => return other.map_err(outage),
             }
+        };
+        tokio::select! {
+            outcome = repeats => outcome,
+            // The committer may hold it still; then the lease decides.
+            () = cancel.cancelled() => Err(Fault::cancelled("the commit was stopped; it may have happened")),
         }
     }
 }

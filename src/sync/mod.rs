@@ -8,4 +8,5 @@ mod job;
 
 pub use commit::{CommitHandle, Committer};
 pub use gap::discard;
-pub use job::{SyncJob, SyncOutcome};
+pub(crate) use job::Targets;
+pub use job::{SyncJob, SyncOutcome, Watch};

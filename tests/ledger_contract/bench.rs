@@ -70,8 +70,18 @@ impl Bench {
         assert!(self.ledger.heartbeat(&beat(engine), true).await.unwrap());
     }
 
+    /// Claims and begins with what it got.
     pub(crate) async fn claim(&self, engine: &str, limit: usize) -> Vec<Job> {
-        self.ledger.claim(engine, &[JobKind::Sync], limit, false).await.unwrap()
+        let mut jobs = self.ledger.claim(engine, &[JobKind::Sync], limit, false).await.unwrap();
+        for job in &mut jobs {
+            self.start(job).await;
+        }
+        jobs
+    }
+
+    pub(crate) async fn start(&self, job: &mut Job) {
+        assert!(self.ledger.start(&lease(job)).await.unwrap());
+        job.lease.as_mut().unwrap().started = true;
     }
 
     pub(crate) async fn job(&self, id: &str) -> Job {

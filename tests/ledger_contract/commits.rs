@@ -135,7 +135,7 @@ pub(crate) async fn a_commit_outside_its_jobs_range_is_refused(b: Bench) {
     let jobs = b.claim("e1", 2).await;
     let mut wrong = commit(&jobs[0]);
     wrong.segment.last_seq += 1;
-    assert_eq!(b.ledger.commit(&[wrong]).await.unwrap_err().kind, Kind::Rejected);
+    assert_eq!(b.ledger.commit(&[wrong]).await.unwrap(), [Committed::Misfit]);
     let two_branches: Vec<_> = jobs.iter().map(commit).collect();
     assert_eq!(b.ledger.commit(&two_branches).await.unwrap_err().kind, Kind::Rejected);
     assert_eq!(b.ledger.depth().await.unwrap().running, 2, "nothing has happened");
@@ -147,7 +147,7 @@ pub(crate) async fn a_stale_lease_is_fenced_after_a_rescue(b: Bench) {
     let id = line.put(2).await;
     b.beat("e1").await;
     let old = b.claim("e1", 1).await.remove(0);
-    let rescued = b.ledger.rescue(Duration::from_secs(60), &["e1".to_owned()]).await.unwrap();
+    let rescued = b.ledger.rescue("rescuer", Some(Duration::from_secs(60)), &["e1".to_owned()]).await.unwrap();
     assert_eq!((rescued.jobs, rescued.captures), (1, 1));
     assert_eq!(b.ledger.commit(&[commit(&old)]).await.unwrap(), [Committed::Fenced], "it is ready again");
     let new = b.claim("e2", 1).await.remove(0);
@@ -179,4 +179,18 @@ pub(crate) async fn segments_are_read_from_a_seq_on(b: Bench) {
         assert_eq!(rows.iter().map(|r| r.first_seq).collect::<Vec<u64>>(), firsts, "from {from}, at most {max}");
     }
     assert!(b.ledger.segments("none", 0, 9).await.unwrap().is_empty());
+}
+
+pub(crate) async fn a_commit_that_can_never_be_does_not_stop_the_others(b: Bench) {
+    let mut line = b.line("e1").await;
+    let (bad, good) = (line.put(2).await, line.put(2).await);
+    let jobs = b.claim("e1", 2).await;
+    let mut commits: Vec<_> = jobs.iter().map(commit).collect();
+    let wrong = commits.iter().position(|c| c.lease.id == bad).unwrap();
+    commits[wrong].segment.last_seq += 1;
+    let outcomes = b.ledger.commit(&commits).await.unwrap();
+    assert_eq!((outcomes[wrong], outcomes[1 - wrong]), (Committed::Misfit, Committed::Now));
+    assert_eq!((b.job(&bad).await.state, b.job(&good).await.state), (JobState::Running, JobState::Done));
+    assert_eq!(b.ledger.segments(&line.branch, 0, 9).await.unwrap().len(), 1);
+    assert_eq!(b.ledger.advance_heads().await.unwrap(), 0, "a hole is no lag");
 }

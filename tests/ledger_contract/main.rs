@@ -3,6 +3,7 @@
 
 mod bench;
 mod captures;
+mod claimer;
 mod commits;
 mod engines;
 mod jobs;
@@ -59,11 +60,16 @@ contract![
     commits::one_fenced_commit_does_not_stop_the_others,
     commits::a_key_that_is_taken_is_fenced,
     commits::a_commit_outside_its_jobs_range_is_refused,
+    commits::a_commit_that_can_never_be_does_not_stop_the_others,
     commits::a_stale_lease_is_fenced_after_a_rescue,
     commits::segments_are_read_from_a_seq_on,
     engines::only_the_first_heartbeat_creates_the_document,
     engines::the_silent_are_rescued_and_the_living_are_not,
     engines::the_known_dead_are_rescued_at_once,
     engines::rule_26_only_a_death_alone_condemns,
+    engines::rule_26_only_jobs_that_had_started_have_crashed,
+    engines::a_mark_of_a_stale_lease_is_refused,
+    engines::an_engine_never_judges_itself_and_silence_only_when_asked,
+    engines::a_suspect_that_has_waited_is_noticed,
     engines::what_an_engine_without_a_document_holds_is_freed,
 ];

@@ -43,6 +43,7 @@ async fn no_hot_query_scans_a_collection() {
     }
     let jobs = b.claim("e1", 5).await;
     b.ledger.claim("e1", &[JobKind::Sync], 1, true).await.unwrap();
+    b.ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await.unwrap();
     b.ledger.payload(&jobs[0].id).await.unwrap();
     b.ledger.commit(&[commit(&jobs[0])]).await.unwrap();
     b.ledger.commit(&[commit(&jobs[0])]).await.unwrap();
@@ -58,7 +59,7 @@ async fn no_hot_query_scans_a_collection() {
     b.ledger.heartbeat(&crate::bench::beat("e1"), false).await.unwrap();
     b.ledger.own_capture(&lines[0].capture, "e1").await.unwrap();
     b.ledger.branch_named("shop/x").await.unwrap();
-    b.ledger.rescue(Duration::from_secs(60), &["e1".to_owned()]).await.unwrap();
+    b.ledger.rescue("rescuer", Some(Duration::from_secs(60)), &["e1".to_owned()]).await.unwrap();
     client.database(&db).run_command(doc! { "profile": 0 }).await.unwrap();
 
     let profile: Collection<Document> = client.database(&db).collection("system.profile");
@@ -200,7 +201,38 @@ async fn what_a_dead_process_left_open_is_ended_with_the_rights_of_a_plain_user(
     let done = engines.update_one(doc! { "_id": &dead }, doc! { "$set": { "x": 1 } }).session(&mut session).await.unwrap();
     assert_eq!(done.modified_count, 1);
 
-    let rescued = ledger.rescue(Duration::from_secs(3_600), std::slice::from_ref(&dead)).await.unwrap();
+    let rescued = ledger.rescue("rescuer", Some(Duration::from_secs(3_600)), std::slice::from_ref(&dead)).await.unwrap();
     assert_eq!(rescued.engines, [dead]);
     assert!(session.commit_transaction().await.is_err(), "it is over");
+
+    // A statement that was still on its way when its sessions were killed.
+    let mut late = left.start_session().await.unwrap();
+    late.start_transaction().await.unwrap();
+    engines.insert_one(doc! { "_id": "late" }).session(&mut late).await.unwrap();
+    ledger.rescue("rescuer", None, &[]).await.unwrap();
+    assert!(late.commit_transaction().await.is_err(), "the next round ends it too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_lags_moves_on_without_another_commit() {
+    let db = fresh();
+    let ledger = connect(&server().await.uri(), &db).await.unwrap();
+    let branches = ledger.client().database(&db).collection::<Document>("branches");
+    ledger.prepare().await.unwrap();
+    let b = Bench::over(std::sync::Arc::new(ledger), None);
+    let mut line = b.line("e1").await;
+    for _ in 0..4 {
+        line.put(2).await;
+    }
+    let jobs = b.claim("e1", 4).await;
+    let commits: Vec<_> = jobs.iter().filter(|j| j.sync.as_ref().unwrap().first_seq != 7).map(commit).collect();
+    b.ledger.commit(&commits).await.unwrap();
+    let whole = b.branch(&line.branch).await;
+    assert_eq!(whole.head.seq, 6);
+    // What a walk leaves that had too much to read.
+    let early = doc! { "$set": { "head.seq": 2i64 } };
+    branches.update_one(doc! { "_id": &line.branch }, early).await.unwrap();
+    assert!(b.ledger.advance_heads().await.unwrap() > 0);
+    assert_eq!(b.branch(&line.branch).await, whole);
+    assert_eq!(b.ledger.advance_heads().await.unwrap(), 0);
 }

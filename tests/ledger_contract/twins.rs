@@ -32,6 +32,10 @@ enum Call {
         lease: usize,
         how: Failed,
     },
+    Start {
+        lease: usize,
+    },
+    Suspects,
     Die {
         engine: usize,
     },
@@ -56,7 +60,7 @@ enum Call {
 fn draw(rng: &mut SmallRng) -> Call {
     let delay = *[Duration::ZERO, HOUR].choose(rng).unwrap();
     let (line, engine, n) = (rng.random_range(0..2), rng.random_range(0..3), rng.random_range(0..40));
-    match rng.random_range(0..26) {
+    match rng.random_range(0..32) {
         0..7 => Call::Put { line, changes: rng.random_range(1..4) },
         7..12 => Call::Claim { engine, limit: rng.random_range(1..5), alone: rng.random_bool(0.4) },
         12..16 => Call::Commit { line, leases: (0..rng.random_range(1..4)).map(|i| n + i).collect() },
@@ -69,6 +73,8 @@ fn draw(rng: &mut SmallRng) -> Call {
         23 => Call::Discard { job: n },
         24 => Call::State { line, state: *[CaptureState::Running, CaptureState::Stopped, CaptureState::Failed].choose(rng).unwrap() },
         25 if rng.random_bool(0.5) => Call::Own { line, engine },
+        26..31 => Call::Start { lease: n },
+        31 => Call::Suspects,
         _ => Call::Sweep,
     }
 }
@@ -126,7 +132,12 @@ impl Twin {
                 Some(job) => outcome(ledger.fail(&lease(job), how).await),
                 None => String::new(),
             },
-            Call::Die { engine } => outcome(ledger.rescue(HOUR, &[ENGINES[*engine].to_owned()]).await),
+            Call::Start { lease: n } => match self.given.get(*n) {
+                Some(job) => outcome(ledger.start(&lease(job)).await),
+                None => String::new(),
+            },
+            Call::Suspects => outcome(ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await),
+            Call::Die { engine } => outcome(ledger.rescue("rescuer", Some(HOUR), &[ENGINES[*engine].to_owned()]).await),
             Call::Promote => outcome(ledger.promote().await),
             Call::Retry { job } => match self.jobs.get(*job) {
                 Some(job) => outcome(ledger.retry_job(&job.id).await),

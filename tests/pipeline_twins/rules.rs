@@ -95,6 +95,118 @@ fn rule_28_without_checksums_an_altered_upload_is_found_before_its_payload_is_go
     world.check();
 }
 
+#[test]
+fn a_store_that_never_answers_uses_up_no_attempts() {
+    let world = World::new();
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(1), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
+    engine.store.freeze(true);
+    world.insert(50);
+    // By the end of the upload's time the first time, or by that of the whole attempt.
+    world.wait("a job was given back twice", || world.all_jobs().iter().any(|j| j.error_count >= 2));
+    assert_eq!(world.jobs(JobState::Dead), []);
+    engine.store.freeze(false);
+    world.settle();
+    assert!(world.jobs(JobState::Done).iter().all(|j| j.attempt == 1), "{:#?}", world.jobs(JobState::Done));
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn a_ledger_that_never_answers_uses_up_no_attempts() {
+    let world = World::new();
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_millis(300), ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
+    engine.ledger.freeze(LedgerCall::Commit, true);
+    world.insert(50);
+    world.wait("a job was given back", || world.all_jobs().iter().any(|j| j.error_count >= 1));
+    assert_eq!(world.jobs(JobState::Dead), []);
+    engine.ledger.freeze(LedgerCall::Commit, false);
+    world.settle();
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn rule_26_metadata_that_is_away_for_two_leases_kills_nobody() {
+    let world = World::new();
+    let engines: Vec<_> = ["one", "two"].into_iter().map(|name| world.spawn(name, Mix::default())).collect();
+    world.insert(100);
+    world.settle();
+    let ids = || world.runtime.block_on(world.ledger.engines()).unwrap().into_iter().map(|e| e.id).collect::<Vec<_>>();
+    let silence = || {
+        world.runtime.block_on(async {
+            let now = world.ledger.now_ms().await.unwrap();
+            world.ledger.engines().await.unwrap().iter().map(|e| now - e.beat_ms).min().unwrap()
+        })
+    };
+    engines.iter().for_each(|e| e.ledger.set_outage(true));
+    world.insert(100);
+    let lease = i64::try_from(settings().lease.as_millis()).unwrap();
+    world.wait("nobody was heard for two leases", || silence() > 2 * lease);
+    engines.iter().for_each(|e| e.ledger.set_outage(false));
+    world.settle();
+    world.wait("everybody is heard again", || silence() < lease / 2);
+    assert_eq!(ids(), ["one", "two"]);
+    assert!(world.all_jobs().iter().all(|j| j.crashes == 0), "{:#?}", world.all_jobs());
+    assert_eq!(world.capture().fence, 1, "the capture has stayed where it was");
+    // One that is really dead is noticed by the other.
+    let [one, two] = <[_; 2]>::try_from(engines).unwrap_or_else(|_| panic!("two engines"));
+    one.kill();
+    world.wait("the dead one is rescued", || ids() == ["two"]);
+    world.insert(100);
+    world.settle();
+    two.drain();
+    world.check();
+}
+
+#[test]
+fn a_part_that_dies_takes_its_engine_with_it() {
+    let world = World::new();
+    for call in [LedgerCall::Claim, LedgerCall::Commit, LedgerCall::Heartbeat, LedgerCall::Promote] {
+        let engine = world.spawn(&format!("{call:?}"), Mix::default());
+        engine.ledger.script(call, Mishap::Panic);
+        world.insert(20);
+        let fault = engine.end().unwrap_err();
+        assert!(fault.what.contains("ended unexpectedly") && fault.what.contains("injected"), "{call:?}: {fault}");
+        assert_eq!(world.runtime.block_on(world.ledger.engines()).unwrap(), [], "{call:?}: it has signed off");
+    }
+    // What it leaves behind is nobody's crash.
+    let engine = world.spawn("whole", Mix::default());
+    world.settle();
+    assert!(world.all_jobs().iter().all(|j| j.crashes == 0));
+    engine.drain();
+    world.check();
+}
+
+#[test]
+fn a_full_queue_does_not_hold_up_a_stop() {
+    let world = World::new();
+    // Nothing is committed while the store is away, and the queue takes only a few batches.
+    let small = argon::config::EngineSettings {
+        process_timeout: Duration::from_secs(2),
+        queue_max_bytes: 4 << 10,
+        shutdown_timeout: Duration::from_secs(60),
+        ..settings()
+    };
+    let engine = world.spawn_with(
+        "one",
+        Mix { store: FaultPlan { lost_request: 1.0, ..FaultPlan::default() }, ..Mix::default() },
+        small,
+        world.store.clone(),
+    );
+    world.insert(1_000);
+    world.wait("the queue is full, visibly", || world.capture().reason.is_some_and(|reason| reason.contains("the queue is full")));
+    assert!(world.capture().position.next_seq <= 1_000);
+    assert_eq!(engine.drain(), EngineEnd::Drained);
+    assert_eq!(world.capture().owner, None);
+    let engine = world.spawn("two", Mix::default());
+    world.settle();
+    world.wait("it waits no more", || world.capture().reason.is_none());
+    engine.drain();
+    world.check();
+}
+
 /// A store on which the first upload of one segment never ends: the job that kills its process, or seems to.
 #[derive(Debug)]
 struct Tarpit {

@@ -89,6 +89,13 @@ impl Process {
         end
     }
 
+    /// Waits for an end that nobody asked for.
+    pub(crate) fn end(self) -> Result<EngineEnd> {
+        let end = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, self.engine).await });
+        self.runtime.shutdown_background();
+        end.expect("the engine lives on").unwrap()
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.engine.is_finished()
     }
@@ -230,6 +237,10 @@ impl World {
 
     pub(crate) fn capture(&self) -> Capture {
         self.runtime.block_on(self.ledger.capture(CAPTURE)).unwrap().unwrap()
+    }
+
+    pub(crate) fn all_jobs(&self) -> Vec<Job> {
+        self.runtime.block_on(self.ledger.jobs(&JobFilter::default(), 100_000)).unwrap()
     }
 
     pub(crate) fn jobs(&self, state: JobState) -> Vec<Job> {

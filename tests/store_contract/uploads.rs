@@ -21,6 +21,7 @@ const FAST: RetryPolicy = RetryPolicy {
     backoff: Backoff { base: Duration::from_micros(100), cap: Duration::from_millis(2) },
     attempts: 40,
     max_retry_after: Duration::from_secs(5),
+    time: Duration::from_secs(60),
 };
 
 async fn upload(store: &dyn ObjectStore, key: &str, body: &Bytes, policy: &RetryPolicy) -> Result<PutReport> {
@@ -111,6 +112,19 @@ async fn rule_28_what_an_attempt_without_checksums_left_damaged_is_not_adopted_w
 }
 
 #[tokio::test]
+async fn rule_21_a_torn_object_of_an_earlier_attempt_is_replaced_and_no_conflict() {
+    for unverified in [false, true] {
+        let (inner, store) = faulty(FaultPlan { unverified, ..FaultPlan::default() });
+        let sent = body(9, 3000);
+        // Cut off on the way by an attempt that died: its metadata name the whole.
+        inner.put_new("k", sent.slice(..1000), &tag(&sent, "an earlier one")).await.unwrap();
+        let report = upload(&store, "k", &sent, &FAST).await.unwrap();
+        assert_eq!((report.outcome, report.repaired), (PutOutcome::Adopted, 1), "unverified: {unverified}");
+        assert_eq!(inner.get("k", None).await.unwrap(), sent);
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_was_lost_is_repeated() {
     let (inner, store) = faulty(FaultPlan::default());
     let sent = body(1, 100);
@@ -189,6 +203,25 @@ async fn a_wish_to_wait_is_obeyed_unless_it_is_too_long() {
     store.next_put(PutFault::FailBefore(Some(Duration::from_secs(3600))));
     let fault = upload(&store, "j", &body(1, 10), &FAST).await.unwrap_err();
     assert_eq!((fault.kind, fault.retry_after), (Kind::Transient, Some(Duration::from_secs(3600))));
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_is_given_up_in_time() {
+    let (inner, store) = faulty(FaultPlan::default());
+    store.freeze(true);
+    let policy = RetryPolicy { time: Duration::from_millis(50), ..FAST };
+    let fault = upload(&store, "k", &body(1, 10), &policy).await.unwrap_err();
+    assert_eq!(fault.kind, Kind::Unknown, "{fault}");
+    assert!(fault.what.contains("within 50ms"), "{fault}");
+    assert_eq!(store.counts().calls, 1);
+    store.freeze(false);
+    assert_eq!(upload(&store, "k", &body(1, 10), &policy).await.unwrap().outcome, PutOutcome::Stored);
+    assert!(inner.head("k").await.unwrap().is_some());
+    // A pause that would go beyond the time is not waited for either.
+    let hour = Duration::from_secs(3_600);
+    let policy = RetryPolicy { max_retry_after: hour, ..policy };
+    store.next_put(PutFault::FailBefore(Some(hour)));
+    assert_eq!(upload(&store, "other", &body(2, 10), &policy).await.unwrap_err().kind, Kind::Transient);
 }
 
 #[tokio::test]

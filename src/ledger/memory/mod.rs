@@ -127,11 +127,20 @@ impl Ledger for MemoryLedger {
         let token = random::id();
         Ok(self.run(|s, now| s.claim(engine, &token, kinds, limit, alone, now)))
     }
+    async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
+        Ok(self.run(|s, now| s.suspect_waits(kinds, patience, now)))
+    }
+    async fn start(&self, lease: &JobLease) -> Result<bool> {
+        Ok(self.run(|s, _| s.start(lease)))
+    }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         self.run(|s, _| s.payload(job))
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         self.run(|s, now| s.commit(commits, now))
+    }
+    async fn advance_heads(&self) -> Result<u64> {
+        Ok(self.run(|s, _| s.advance_heads()))
     }
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
         self.run(|s, now| s.fail(lease, how, now))
@@ -142,8 +151,8 @@ impl Ledger for MemoryLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         Ok(self.run(|s, _| s.engines.values().cloned().collect()))
     }
-    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
-        self.run(|s, now| s.rescue(now.saturating_sub(millis(lease)), known_dead, now))
+    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.run(|s, now| s.rescue(by, silent.map(|time| now.saturating_sub(millis(time))), known_dead, now))
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.run(|s, _| s.engines.remove(engine));

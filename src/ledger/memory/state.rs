@@ -179,10 +179,22 @@ impl State {
             let Some(state) = queue::transition(job.state, JobEvent::Claimed) else { continue };
             job.state = state;
             job.attempt += 1;
-            job.lease = Some(Lease { engine: engine.to_owned(), token: token.to_owned(), claimed_ms: now });
+            job.lease = Some(Lease { engine: engine.to_owned(), token: token.to_owned(), claimed_ms: now, started: false });
             claimed.push(job.clone());
         }
         claimed
+    }
+
+    pub(super) fn suspect_waits(&self, kinds: &[JobKind], patience: Duration, now: i64) -> bool {
+        let ready = self.jobs.values().filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind));
+        let first = ready.min_by(|a, b| (a.sched_key, &a.id).cmp(&(b.sched_key, &b.id)));
+        first.is_some_and(|j| queue::suspect_is_due(j.crashes, j.run_at_ms, now, patience))
+    }
+
+    pub(super) fn start(&mut self, lease: &JobLease) -> bool {
+        let Some(job) = self.jobs.get_mut(&lease.id).filter(|j| rules::holds(j, lease)) else { return false };
+        job.lease.iter_mut().for_each(|l| l.started = true);
+        true
     }
 
     pub(super) fn payload(&self, id: &str) -> Result<Vec<Bytes>> {
@@ -201,7 +213,7 @@ impl State {
         for c in commits {
             let claimed = self.range_claimed(&c.segment);
             let found = Found { job: self.jobs.get(&c.lease.id), ended: self.ended.get(&c.lease.id).map(String::as_str), claimed };
-            outcomes.push(rules::judge(c, &found)?);
+            outcomes.push(rules::judge(c, &found));
         }
         let Some(first) = commits.first() else { return Ok(outcomes) };
         if !self.branches.contains_key(&first.segment.branch) {
@@ -239,11 +251,7 @@ impl State {
 
     fn add_segment(&mut self, row: &SegmentRow, payload_bytes: u64, now: i64) {
         self.segments.insert(row.key.clone(), SegmentRow { committed_ms: now, ..row.clone() });
-        let steps: Vec<Step> = {
-            let mut rows: Vec<&SegmentRow> = self.segments.values().filter(|s| s.branch == row.branch).collect();
-            rows.sort_by_key(|s| s.last_seq);
-            rows.into_iter().map(Step::from).collect()
-        };
+        let steps = self.steps(&row.branch);
         let Some(branch) = self.branches.get_mut(&row.branch) else { return };
         if row.kind == SegmentKind::Changes {
             branch.totals.changes += row.last_seq - row.first_seq + 1;
@@ -253,6 +261,25 @@ impl State {
         branch.totals.segments += 1;
         branch.settled_bytes += payload_bytes;
         branch.head = rules::advance(branch.head, steps).0;
+    }
+
+    fn steps(&self, branch: &str) -> Vec<Step> {
+        let mut rows: Vec<&SegmentRow> = self.segments.values().filter(|s| s.branch == branch).collect();
+        rows.sort_by_key(|s| s.last_seq);
+        rows.into_iter().map(Step::from).collect()
+    }
+
+    pub(super) fn advance_heads(&mut self) -> u64 {
+        let ids: Vec<BranchId> = self.branches.keys().cloned().collect();
+        let mut moved = 0;
+        for id in ids {
+            let steps = self.steps(&id);
+            let Some(branch) = self.branches.get_mut(&id) else { continue };
+            let head = rules::advance(branch.head, steps).0;
+            moved += u64::from(head != branch.head);
+            branch.head = head;
+        }
+        moved
     }
 
     pub(super) fn fail(&mut self, lease: &JobLease, how: &Failed, now: i64) -> Result<bool> {
@@ -296,10 +323,10 @@ impl State {
         true
     }
 
-    pub(super) fn rescue(&mut self, oldest_ms: i64, known_dead: &[EngineId], now: i64) -> Result<Rescued> {
+    pub(super) fn rescue(&mut self, by: &str, oldest_ms: Option<i64>, known_dead: &[EngineId], now: i64) -> Result<Rescued> {
         let mut out = Rescued::default();
-        let dead: Vec<EngineId> =
-            self.engines.values().filter(|e| e.beat_ms < oldest_ms || known_dead.contains(&e.id)).map(|e| e.id.clone()).collect();
+        let silent = |e: &EngineBeat| oldest_ms.is_some_and(|oldest| e.beat_ms < oldest) || known_dead.contains(&e.id);
+        let dead: Vec<EngineId> = self.engines.values().filter(|e| e.id != by && silent(e)).map(|e| e.id.clone()).collect();
         for engine in &dead {
             self.rescue_engine(engine, true, now, &mut out);
             self.engines.remove(engine);
@@ -308,7 +335,7 @@ impl State {
         // What is owned by a process without a document belongs to nobody.
         let owners = self.jobs.values().filter_map(|j| j.lease.as_ref().map(|l| l.engine.clone()));
         let orphans: BTreeSet<EngineId> = owners.chain(self.captures.values().filter_map(|c| c.owner.clone())).collect();
-        for engine in orphans.into_iter().filter(|e| !self.engines.contains_key(e)).collect::<Vec<_>>() {
+        for engine in orphans.into_iter().filter(|e| e != by && !self.engines.contains_key(e)).collect::<Vec<_>>() {
             self.rescue_engine(&engine, known_dead.contains(&engine), now, &mut out);
         }
         Ok(out)
@@ -321,15 +348,18 @@ impl State {
             .filter(|j| j.state == JobState::Running && j.lease.as_ref().is_some_and(|l| l.engine == engine))
             .map(|j| j.id.clone())
             .collect();
-        let alone = running.len() == 1;
+        let had_started = |job: &Job| job.lease.as_ref().is_some_and(|l| l.started);
+        let alone = running.iter().filter(|id| self.jobs.get(*id).is_some_and(had_started)).count() == 1;
         for id in running {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let after = if died { queue::after_crash(job.crashes, alone) } else { AfterCrash::Requeue { crashes: job.crashes } };
+            let started = had_started(job);
+            let after = if died && started { queue::after_crash(job.crashes, alone) } else { AfterCrash::Requeue { crashes: job.crashes } };
             let error = match after {
                 AfterCrash::Dead { crashes } => {
                     format!("crash_loop: {crashes} processes died while running this job, the last one with it alone")
                 }
-                AfterCrash::Requeue { .. } if died => "the process died while running this job".to_owned(),
+                AfterCrash::Requeue { .. } if died && started => "the process died while running this job".to_owned(),
+                AfterCrash::Requeue { .. } if died => "the process died before it had begun this job".to_owned(),
                 AfterCrash::Requeue { .. } => "the process had left while running this job".to_owned(),
             };
             let entry = JobError { attempt: job.attempt, at_ms: now, engine: engine.to_owned(), error };

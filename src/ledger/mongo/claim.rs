@@ -1,14 +1,16 @@
 //! Owns: making jobs ready, taking them, and reading their payload. Does not own: finishing them (`commit`, `jobs`).
 
+use std::time::Duration;
+
 use bson::{Document, doc};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use mongodb::options::{Hint, UpdateModifications};
+use mongodb::options::{Acknowledgment, Hint, UpdateModifications, WriteConcern};
 
-use super::super::{Job, JobKind, JobState, rules};
+use super::super::{Job, JobKind, JobLease, JobState, rules};
 use super::Inner;
 use super::classify::fault_of;
-use super::rows::{now, text, word, words};
+use super::rows::{held_by, now, text, word, words};
 use crate::fault::{Fault, Kind, Result};
 use crate::queue::{self, JobEvent, SUSPECT_CRASHES};
 use crate::runtime::random;
@@ -72,6 +74,24 @@ impl Inner {
         Ok(found.into_iter().skip(skip).take(limit).map(|(id, _)| id).collect())
     }
 
+    pub(super) async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
+        let ready = doc! { "state": word(JobState::Ready), "kind": { "$in": words(kinds) } };
+        let Some((id, crashes)) = self.ready_ids(ready, 1).await?.pop() else { return Ok(false) };
+        if !queue::is_suspect(crashes) {
+            return Ok(false); // the usual case costs one look at an index
+        }
+        let Some(job) = self.job(&id).await? else { return Ok(false) };
+        Ok(queue::suspect_is_due(job.crashes, job.run_at_ms, self.now_ms().await?, patience))
+    }
+
+    /// Not by majority: it costs a round trip and no more, and a mark that a failover loses counts in the job's favour.
+    pub(super) async fn start(&self, lease: &JobLease) -> Result<bool> {
+        let started = doc! { "$set": { "lease.started": true } };
+        let one = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
+        let done = self.jobs_coll().update_one(held_by(lease), started).write_concern(one).await.map_err(fault_of)?;
+        Ok(done.matched_count > 0)
+    }
+
     async fn ready_ids(&self, filter: Document, limit: usize) -> Result<Vec<(String, u32)>> {
         #[derive(serde::Deserialize)]
         struct Candidate {
@@ -96,7 +116,7 @@ impl Inner {
     async fn take(&self, engine: &str, ids: &[String]) -> Result<Vec<Job>> {
         let token = random::id();
         let guard = doc! { "_id": { "$in": ids }, "state": { "$in": words(&queue::states_before(JobEvent::Claimed)) } };
-        let lease = doc! { "engine": text(engine), "token": text(&token), "claimed_ms": now() };
+        let lease = doc! { "engine": text(engine), "token": text(&token), "claimed_ms": now(), "started": false };
         let set = doc! { "state": word(JobState::Running), "attempt": { "$add": ["$attempt", 1] }, "lease": lease };
         let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
         match self.jobs_coll().update_many(guard, update).hint(Hint::Keys(doc! { "_id": 1 })).await {

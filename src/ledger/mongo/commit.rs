@@ -10,17 +10,17 @@ use mongodb::options::{Hint, UpdateModifications};
 use serde::Deserialize;
 
 use super::super::rules::{self, Found, Step};
-use super::super::{Committed, Head, Job, JobState, SegmentCommit, SegmentKind, SegmentRow};
+use super::super::{Branch, Committed, Head, Job, JobState, SegmentCommit, SegmentKind, SegmentRow};
 use super::Inner;
 use super::claim::payload_ids;
-use super::classify::is_duplicate;
+use super::classify::{fault_of, is_duplicate};
 use super::rows::{document, int, now, word, words};
 use super::txn::{Body, Halt, Then};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
 use crate::queue::{self, JobEvent};
 
-/// Segments that one walk of the head reads at a time, and at most: the next commit walks on.
+/// Segments that one walk of the head reads at a time, and at most: the next commit walks on, or [`Inner::advance_heads`].
 const WALK_PAGE: usize = 1_000;
 const WALK_PAGES: usize = 20;
 /// A key that appears while we look for it is looked for again.
@@ -126,6 +126,21 @@ impl Inner {
         Ok(head)
     }
 
+    pub(super) async fn advance_heads(&self) -> Result<u64> {
+        let mut moved = 0;
+        for branch in self.branches().await? {
+            let next = doc! { "branch": &branch.id, "last_seq": { "$gt": int(branch.head.seq) } };
+            let next = self.segments_coll().find_one(next).sort(doc! { "last_seq": 1 }).await.map_err(fault_of)?;
+            if rules::advance(branch.head, next.iter().map(Step::from)).0 == branch.head {
+                continue; // the usual case: the head is at the end, or at a hole
+            }
+            while self.transact(&mut WalkTxn { inner: self, branch: &branch.id }).await? {
+                moved += 1;
+            }
+        }
+        Ok(moved)
+    }
+
     /// Ends jobs for good in this transaction; their payload goes.
     async fn end_jobs(&self, session: &mut ClientSession, jobs: &[&Job], event: JobEvent) -> Result<(), Halt> {
         let ids: Vec<&str> = jobs.iter().map(|j| j.id.as_str()).collect();
@@ -145,6 +160,30 @@ impl Inner {
             self.payloads_coll().delete_many(doc! { "_id": { "$in": payloads } }).session(session).await?;
         }
         Ok(())
+    }
+}
+
+/// Moves a head as far as one walk goes; false when it stays.
+struct WalkTxn<'a> {
+    inner: &'a Inner,
+    branch: &'a str,
+}
+
+#[async_trait]
+impl Body for WalkTxn<'_> {
+    type Out = bool;
+
+    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
+        let inner = self.inner;
+        let branch: Option<Branch> = inner.branches_coll().find_one(doc! { "_id": self.branch }).session(&mut *session).await?;
+        let Some(branch) = branch else { return Ok(Then::Abort(false)) };
+        let head = inner.walk(session, self.branch, branch.head).await?;
+        if head == branch.head {
+            return Ok(Then::Abort(false));
+        }
+        let set = doc! { "$set": { "head": document(&head)? } };
+        inner.branches_coll().update_one(doc! { "_id": self.branch }, set).session(session).await?;
+        Ok(Then::Commit(true))
     }
 }
 
@@ -178,7 +217,7 @@ impl Body for CommitTxn<'_> {
             let stored = jobs.iter().find(|s| s.job.id == c.lease.id);
             let claimed = taken.iter().any(|row| in_the_way(row, &c.segment));
             let found = Found { job: stored.map(|s| &s.job), ended: stored.and_then(|s| s.ended.as_deref()), claimed };
-            let outcome = rules::judge(c, &found)?;
+            let outcome = rules::judge(c, &found);
             if let (Committed::Now, Some(stored)) = (outcome, stored) {
                 ours.push((&stored.job, &c.segment));
                 settled += c.payload_bytes;

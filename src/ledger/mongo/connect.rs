@@ -7,6 +7,7 @@ use bson::{Document, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 use mongodb::{Client, Database};
+use parking_lot::Mutex;
 
 use super::classify::{fault_of, scrub, standalone};
 use super::secrets::secret_values;
@@ -65,7 +66,7 @@ impl MongoLedger {
     pub fn over(client: Client, db: &str, deadline: Duration) -> Result<Self> {
         check_name(db)?;
         let db = majority(&client, db);
-        Ok(Self { inner: Arc::new(Inner { client, db }), deadline })
+        Ok(Self { inner: Arc::new(Inner { client, db, rescued: Mutex::default() }), deadline })
     }
 }
 

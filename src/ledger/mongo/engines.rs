@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{Hint, UpdateModifications};
 
-use super::super::{EngineBeat, EngineId, Job, JobState, Rescued};
+use super::super::{EngineBeat, EngineId, Job, JobId, JobState, Rescued};
 use super::classify::fault_of;
 use super::indexes::JOBS_RUNNING;
 use super::rows::{literal, now, text, with_error, word};
@@ -36,29 +36,34 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
+    pub(super) async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.end_late_transactions().await;
         // Owners before engines: a process has a document before it owns anything, so an owner that is not in the later
         // list has left. The other order would take a process that has just started for one that is gone.
         let owners = self.owners().await?;
         // Read before the condition is checked, so it errs on the side of the living.
-        let cutoff_ms = self.now_ms().await?.saturating_sub(millis(lease));
+        let cutoff_ms = match silent {
+            Some(time) => Some(self.now_ms().await?.saturating_sub(millis(time))),
+            None => None,
+        };
         let engines = self.engines().await?;
         let mut out = Rescued::default();
-        for engine in &engines {
-            let known = known_dead.contains(&engine.id);
-            if !known && engine.beat_ms >= cutoff_ms {
-                continue;
-            }
-            let gone = if known { Gone::Known } else { Gone::Silent { cutoff_ms } };
+        for engine in engines.iter().filter(|e| e.id != by) {
+            let gone = match cutoff_ms {
+                _ if known_dead.contains(&engine.id) => Gone::Known,
+                Some(cutoff_ms) if engine.beat_ms < cutoff_ms => Gone::Silent { cutoff_ms },
+                _ => continue,
+            };
             self.end_transactions_of(&engine.id).await;
             let mut body = RescueTxn { inner: self, engine: &engine.id, gone };
             if let Some((jobs, captures)) = self.transact(&mut body).await? {
+                self.remember_rescued(&engine.id);
                 out.engines.push(engine.id.clone());
                 out.jobs += jobs;
                 out.captures += captures;
             }
         }
-        for owner in owners.iter().filter(|o| !engines.iter().any(|e| e.id == **o)) {
+        for owner in owners.iter().filter(|o| *o != by && !engines.iter().any(|e| e.id == **o)) {
             let gone = Gone::Left { died: known_dead.contains(owner) };
             self.end_transactions_of(owner).await;
             let mut body = RescueTxn { inner: self, engine: owner, gone };
@@ -140,26 +145,32 @@ impl RescueTxn<'_> {
         let held = doc! { "state": word(JobState::Running), "lease.engine": self.engine };
         let mut cursor = self.inner.jobs_coll().find(held).hint(Hint::Name(JOBS_RUNNING.to_owned())).session(&mut *session).await?;
         let jobs: Vec<Job> = cursor.stream(&mut *session).try_collect().await?;
-        let alone = jobs.len() == 1;
+        let had_started = |job: &&Job| job.lease.as_ref().is_some_and(|l| l.started);
+        let (started, waiting): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(had_started);
+        let alone = started.len() == 1;
+        let ids = |jobs: &[&Job]| jobs.iter().map(|j| j.id.clone()).collect::<Vec<_>>();
         let (mut again, mut dead) = (Vec::new(), Vec::new());
-        for job in &jobs {
+        for job in started.iter().copied().filter(|_| died) {
             match queue::after_crash(job.crashes, alone) {
-                AfterCrash::Dead { crashes } if died => dead.push((job, crashes)),
-                AfterCrash::Requeue { .. } | AfterCrash::Dead { .. } => again.push(job.id.as_str()),
+                AfterCrash::Dead { crashes } => dead.push((job, crashes)),
+                AfterCrash::Requeue { .. } => again.push(job),
             }
         }
-        if !again.is_empty() {
-            let update = requeue(self.engine, died);
-            self.update_jobs(session, &again, update).await?;
-        }
+        let spared = if died { ids(&waiting) } else { ids(&jobs.iter().collect::<Vec<_>>()) };
+        let without = if died { "the process died before it had begun this job" } else { "the process had left while running this job" };
+        self.update_jobs(session, &ids(&again), requeue(self.engine, "the process died while running this job", 1)).await?;
+        self.update_jobs(session, &spared, requeue(self.engine, without, 0)).await?;
         for (job, crashes) in dead {
-            self.update_jobs(session, &[job.id.as_str()], condemn(self.engine, crashes)).await?;
+            self.update_jobs(session, std::slice::from_ref(&job.id), condemn(self.engine, crashes)).await?;
             self.inner.settle_status(session, &job.branch).await?;
         }
         Ok(jobs.len() as u64)
     }
 
-    async fn update_jobs(&self, session: &mut ClientSession, ids: &[&str], set: Document) -> Result<(), Halt> {
+    async fn update_jobs(&self, session: &mut ClientSession, ids: &[JobId], set: Document) -> Result<(), Halt> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
         let hint = Hint::Keys(doc! { "_id": 1 });
         self.inner.jobs_coll().update_many(doc! { "_id": { "$in": ids } }, update).hint(hint).session(session).await?;
@@ -168,14 +179,13 @@ impl RescueTxn<'_> {
 }
 
 /// Back to `ready`; the attempt does not count, but it is in the history.
-fn requeue(engine: &str, died: bool) -> Document {
-    let what = if died { "the process died while running this job" } else { "the process had left while running this job" };
+fn requeue(engine: &str, what: &str, crashes: i64) -> Document {
     let mut set = with_error(text(engine), what);
     set.extend(doc! {
         "state": word(JobState::Ready),
         "lease": Bson::Null,
         "attempt": { "$subtract": ["$attempt", 1] },
-        "crashes": { "$add": ["$crashes", i64::from(died)] },
+        "crashes": { "$add": ["$crashes", crashes] },
     });
     set
 }

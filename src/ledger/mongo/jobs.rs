@@ -15,7 +15,7 @@ use super::super::{
 };
 use super::classify::fault_of;
 use super::indexes::{JOBS_DEAD, JOBS_READY, JOBS_RUNNING, JOBS_SCHEDULED};
-use super::rows::{now, reschedule, with_error, word, words};
+use super::rows::{held_by, now, reschedule, with_error, word, words};
 use super::txn::{Body, Halt, Then};
 use super::{Inner, millis};
 use crate::fault::Result;
@@ -26,9 +26,7 @@ const SWEEP_CHUNK: usize = 500;
 
 impl Inner {
     pub(super) async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
-        let guard = doc! {
-            "_id": &lease.id, "state": word(JobState::Running), "lease.token": &lease.token, "attempt": lease.attempt,
-        };
+        let guard = held_by(lease);
         let update = failed_update(how);
         if matches!(how, Failed::Dead { .. }) {
             let mut body = DeadTxn { inner: self, guard, update };

@@ -20,12 +20,13 @@ mod txn;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bson::{RawDocumentBuf, doc};
 use bytes::Bytes;
 use mongodb::{Client, Collection, Database};
+use parking_lot::Mutex;
 
 pub(crate) use self::classify::code;
 pub(crate) use self::classify::scrub;
@@ -50,6 +51,8 @@ struct Inner {
     client: Client,
     /// Majority concerns, primary only.
     db: Database,
+    /// Processes whose work was taken over a short while ago (`sessions`).
+    rescued: Mutex<Vec<(EngineId, Instant)>>,
 }
 
 impl Inner {
@@ -172,11 +175,20 @@ impl Ledger for MongoLedger {
     async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
         call!(self, "claim jobs", |i| i.claim(&engine, &kinds, limit, alone); engine = engine.to_owned(); kinds = kinds.to_vec())
     }
+    async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
+        call!(self, "look for suspects", |i| i.suspect_waits(&kinds, patience); kinds = kinds.to_vec())
+    }
+    async fn start(&self, lease: &JobLease) -> Result<bool> {
+        call!(self, "start the job", |i| i.start(&lease); lease = lease.clone())
+    }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         call!(self, "read the payload", |i| i.payload(&job); job = job.to_owned())
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         call!(self, "commit segments", |i| i.commit(&commits); commits = commits.to_vec())
+    }
+    async fn advance_heads(&self) -> Result<u64> {
+        call!(self, "advance heads", |i| i.advance_heads())
     }
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
         call!(self, "end an attempt", |i| i.fail(&lease, &how); lease = lease.clone(); how = how.clone())
@@ -187,8 +199,8 @@ impl Ledger for MongoLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         call!(self, "list engines", |i| i.engines())
     }
-    async fn rescue(&self, lease: Duration, known_dead: &[EngineId]) -> Result<Rescued> {
-        call!(self, "rescue", |i| i.rescue(lease, &known_dead); known_dead = known_dead.to_vec())
+    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+        call!(self, "rescue", |i| i.rescue(&by, silent, &known_dead); by = by.to_owned(); known_dead = known_dead.to_vec())
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         call!(self, "retire the engine", |i| i.retire(&engine); engine = engine.to_owned())

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::fault::{Fault, Result};
 use crate::queue::{self, Priority};
 
-use super::super::{JobKind, MAX_JOB_ERRORS};
+use super::super::{JobKind, JobLease, JobState, MAX_JOB_ERRORS};
 
 /// A row as a document. Through raw bytes, so that nothing is reinterpreted on the way.
 pub(super) fn document<T: Serialize>(row: &T) -> Result<Document> {
@@ -64,6 +64,11 @@ pub(super) fn with_error(engine: Bson, error: &str) -> Document {
         "errors": { "$slice": [{ "$concatArrays": ["$errors", [entry]] }, keep] },
         "error_count": { "$add": ["$error_count", 1] },
     }
+}
+
+/// The job while it runs under this lease; the condition of every write of its attempt.
+pub(super) fn held_by(lease: &JobLease) -> Document {
+    doc! { "_id": &lease.id, "state": word(JobState::Running), "lease.token": &lease.token, "attempt": lease.attempt }
 }
 
 /// Numbers are stored as signed 64 bit.
