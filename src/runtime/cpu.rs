@@ -63,8 +63,9 @@ impl CpuPool {
     {
         let gone = || Fault::cancelled(format!("{name}: the CPU pool has stopped"));
         let permit = tokio::select! {
-            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| gone())?,
+            biased; // a unit that nobody wants any more does not begin, whatever else is ready
             () = cancel.cancelled() => return Err(Fault::cancelled(format!("{name}: stopped before it had begun"))),
+            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| gone())?,
         };
         let (tx, mut rx) = oneshot::channel();
         let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));

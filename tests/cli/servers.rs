@@ -96,7 +96,7 @@ async fn credentials_and_rights_that_are_missing_are_named_and_passwords_never_s
         (&wrong, &["branch", "list"][..], login),
         (&wrong, &["run"], login),
         (&nobody, &["branch", "list"], &["login", "user and password"]),
-        (&reader, &["branch", "list"], &["may not run", metadata, "grant"]),
+        (&reader, &["branch", "list"], &["no Argon metadata in database", metadata]),
         (&reader, &["run"], &["may not run", metadata, "grant"]),
         (&writer, &start, &["may not run", source, "grant"]),
     ] {
