@@ -13,6 +13,10 @@
 //!  (async)   (pure core)   (1 txn)                                        (async)   (rayon)    (S3)      (1 txn)
 //! ```
 //!
+//! Blocks of about 1 MiB are compressed once, on the CPU pool, when their batch is queued; the same frames become the segment's blocks. The
+//! worker decodes each, which is the proof that it decodes, indexes it, and assembles and hashes the object. Compressing twice, fast for the
+//! queue and better for the segment, cost half as much CPU again and made the object depend on which engine made it (see [`segment::PackedBlock`]).
+//!
 //! # Promises
 //!
 //! 1. Nothing lost, nothing twice: every change that the server reports after a capture's start is in exactly one committed segment, in order.
