@@ -5,6 +5,8 @@
 //! thread, and the engine holds twice of what it uses (340 MiB instead of 170 in a burst of documents of 9 to 16 MB). Only sizes that are
 //! set stay. They are read when the process begins, so the process begins once more, under the same id.
 
+use std::ffi::OsStr;
+
 /// What glibc reads, and the bytes. Buffers from the first size on are mapped on their own: blocks of 1 MiB and replies of 4 stay below,
 /// since mapping one costs a fault for each of its pages. The second goes with it: a size that is set takes the adapted size of what may
 /// stay free at an arena's end with it, and with the 128 KiB of the beginning every block would be given back and faulted in again (a
