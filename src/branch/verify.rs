@@ -143,7 +143,7 @@ impl VerifyReport {
         } else {
             self.notes.push(format!("gap at seq:{}..{} ({})", row.first_seq, row.last_seq, row.key));
         }
-        if row.holes > 0 {
+        if row.kind == SegmentKind::Changes && row.holes > 0 {
             self.notes.push(format!("{} has {} changes that cannot be applied", row.key, row.holes));
         }
     }

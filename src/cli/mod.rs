@@ -101,10 +101,10 @@ pub fn main() -> ExitCode {
     };
     let json = cli.json;
     let engine = matches!(cli.command, Command::Run(_));
+    telemetry::init_logging(engine);
     if engine {
         crate::runtime::memory::begin_with_fixed_sizes();
     }
-    telemetry::init_logging(engine);
     for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
         complain(&format!("warning: {given} is not a setting of Argon; did you mean {meant}?"));
     }

@@ -62,7 +62,8 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
             let client = source::connect(args.against_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("--against-db"))?;
             let options = AgainstOptions { db: client.database(db), patience: args.wait, budget: args.memory_budget, temp_dir };
             let live = against(ledger.clone(), store.clone(), &args.branch, &options, progress.clone()).await?;
-            report = VerifyReport { segments: report.segments, changes: report.changes, stored_bytes: report.stored_bytes, ..live };
+            let notes = report.notes.into_iter().chain(live.notes).collect();
+            report = VerifyReport { segments: report.segments, changes: report.changes, stored_bytes: report.stored_bytes, notes, ..live };
         }
         Ok(report)
     };

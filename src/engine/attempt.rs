@@ -114,22 +114,27 @@ impl Attempt {
     /// credentials that are being rotated are waited for in sight, and the capture is free for an engine that has them.
     async fn cannot_start(&self, fault: &Fault) -> Ended {
         tracing::warn!(branch = %self.branch, error = %fault, "the capture cannot start");
-        if matches!(fault.kind, Kind::Fenced | Kind::Corrupt | Kind::HistoryLost) {
+        if is_final(fault) {
             self.record(fault).await;
             return Ended::Settled;
         }
-        if let Err(fault) = self.of.ledger.note_capture(&self.id, self.fence(), Some(&fault.what)).await {
+        self.note(fault).await;
+        Ended::Again
+    }
+
+    async fn note(&self, why: &Fault) {
+        if let Err(fault) = self.of.ledger.note_capture(&self.id, self.fence(), Some(&why.what)).await {
             tracing::debug!(error = %fault, "could not note why the capture waits");
         }
-        Ended::Again
     }
 
     async fn ended(&self, end: CaptureEnd) -> Ended {
         match end {
             CaptureEnd::Drained => tracing::info!(branch = %self.branch, "capture drained"),
             CaptureEnd::SteppedDown => tracing::warn!(branch = %self.branch, "stepped down: the capture is another's or was stopped"),
-            CaptureEnd::Failed(fault) if fault.may_heal() || matches!(fault.kind, Kind::Cancelled | Kind::Config) => {
+            CaptureEnd::Failed(fault) if !is_final(&fault) => {
                 tracing::warn!(branch = %self.branch, error = %fault, "capture interrupted, will be taken again");
+                self.note(&fault).await;
                 return Ended::Again;
             }
             CaptureEnd::Failed(fault) => {
@@ -158,17 +163,19 @@ impl Attempt {
         }
     }
 
-    /// Until the store answers; never transient.
+    /// Until the store has shown it: fails only where somebody else numbers the branch, or what is there stays damaged. Whatever else the store
+    /// says, refused credentials and a missing bucket too, a person mends while the queue takes what is captured.
     async fn check_epoch_until_answered(&self, branch: &Branch) -> Result<()> {
         let (mut failures, mut damaged) = (0u32, 0u32);
         loop {
             let fault = match self.check_epoch(branch).await {
-                Err(fault) if fault.may_heal() => fault,
+                Ok(()) => return Ok(()),
                 Err(fault) if fault.kind == Kind::Corrupt && damaged + 1 < DAMAGED_READS => {
                     damaged += 1;
                     fault
                 }
-                answered => return answered,
+                Err(fault) if is_final(&fault) => return Err(fault),
+                Err(fault) => fault,
             };
             failures = failures.saturating_add(1);
             tracing::warn!(branch = %self.branch, error = %fault, "could not check the branch's epoch, looking again");
@@ -194,6 +201,11 @@ impl Attempt {
     }
 }
 
+/// What every engine would meet, now and later: it fails the capture for all of them.
+fn is_final(fault: &Fault) -> bool {
+    matches!(fault.kind, Kind::Fenced | Kind::Corrupt | Kind::HistoryLost)
+}
+
 async fn prepare(of: Captures, capture: Capture, stop: Shutdown) -> Result<(CaptureRun, Branch)> {
     let branch = of.ledger.branch(&capture.branch).await?;
     let branch = branch.ok_or_else(|| Fault::corrupt(format!("the branch of capture {} does not exist", capture.id)))?;
@@ -211,8 +223,8 @@ async fn with_id(of: &Captures, feed: &dyn ChangeFeed, mut capture: Capture) -> 
     }
     let seen = feed.identity().await?;
     if has_id(&seen) && same_source(&capture.source.identity, &seen) {
+        of.ledger.note_identity(&capture.id, capture.fence, &capture.source.identity, &seen).await?;
         capture.source.identity = seen;
-        of.ledger.set_capture_source(&capture.id, &capture.source).await?;
         tracing::info!(branch = %capture.branch_name, identity = %capture.source.identity, "the source shows its id now");
     }
     Ok(capture)

@@ -56,7 +56,7 @@ impl Upkeep {
         ledger.heartbeat(me, true).await?;
         let (lost, done) = (CancellationToken::new(), CancellationToken::new());
         let part = Part::new(ledger, me, settings.lease, done.clone());
-        part.rescue(clock::now()).await;
+        part.rescue(clock::now).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(part.clone().beat(lost.clone(), stop.clone()));
         tasks.spawn(part.clone().rescue_loop());
@@ -167,13 +167,20 @@ impl Part {
         }
     }
 
-    async fn rescue(&self, now: Instant) {
-        let silent = self.streak.lock().may_judge(now).then_some(self.lease);
-        let known_dead: Vec<EngineId> = match self.ledger.engines().await {
-            Ok(engines) => engines.into_iter().filter(|e| identity::is_known_dead(&self.me, e)).map(|e| e.id).collect(),
-            Err(_) => Vec::new(),
+    /// SUBTLE: the server's time is read first and the right to judge asked after it, so the verdict is about a moment at which others could be
+    /// heard. A call after it that hangs through an outage changes nothing: nobody who beat before that moment is judged, however late it ends.
+    async fn rescue(&self, now: impl Fn() -> Instant) {
+        let (at_ms, engines) = match (self.ledger.now_ms().await, self.ledger.engines().await) {
+            (Ok(at_ms), Ok(engines)) => (at_ms, engines),
+            (Err(fault), _) | (_, Err(fault)) => {
+                tracing::debug!(error = %fault, "could not look for dead processes");
+                return;
+            }
         };
-        match self.ledger.rescue(&self.me.id, silent, &known_dead).await {
+        let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
+        let silent_before_ms = self.streak.lock().may_judge(now()).then(|| at_ms.saturating_sub(lease_ms));
+        let known_dead: Vec<EngineId> = engines.into_iter().filter(|e| identity::is_known_dead(&self.me, e)).map(|e| e.id).collect();
+        match self.ledger.rescue(&self.me.id, silent_before_ms, &known_dead).await {
             Ok(rescued) if !rescued.engines.is_empty() => {
                 tracing::warn!(engines = ?rescued.engines, jobs = rescued.jobs, captures = rescued.captures, "took over from dead processes");
             }
@@ -184,7 +191,7 @@ impl Part {
 
     async fn rescue_loop(self) {
         while self.pause(random::jitter(RESCUE_EVERY)).await {
-            self.rescue(clock::now()).await;
+            self.rescue(clock::now).await;
         }
     }
 
@@ -274,18 +281,18 @@ mod tests {
         }
         memory.advance(2 * LEASE);
         now += 2 * LEASE;
-        part.rescue(now).await;
+        part.rescue(|| now).await;
         assert_eq!(ids(&memory).await, ["me", "other"], "who rescues first after an outage");
         // The heartbeats of this one come through again, and those of the other do not.
         let back = now;
         while now < back + LEASE {
             part.streak.lock().beaten(now, now);
-            part.rescue(now).await;
+            part.rescue(|| now).await;
             assert_eq!(ids(&memory).await, ["me", "other"], "it may only have been slower");
             now += LEASE / 5;
         }
         part.streak.lock().beaten(now, now);
-        part.rescue(now).await;
+        part.rescue(|| now).await;
         assert_eq!(ids(&memory).await, ["me"], "its own heartbeat is as old as the other's on record");
     }
 

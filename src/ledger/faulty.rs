@@ -200,6 +200,9 @@ impl Ledger for FaultyLedger {
     async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
         self.through(C::SetCaptureState, self.inner.set_capture_source(id, source)).await
     }
+    async fn note_identity(&self, id: &str, fence: u64, known: &str, seen: &str) -> Result<()> {
+        self.through(C::SetCaptureState, self.inner.note_identity(id, fence, known, seen)).await
+    }
     async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
         self.through(C::FailCapture, self.inner.fail_capture(id, engine, fence, reason)).await
     }
@@ -242,8 +245,8 @@ impl Ledger for FaultyLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         self.through(C::Read, self.inner.engines()).await
     }
-    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
-        self.through(C::Rescue, self.inner.rescue(by, silent, known_dead)).await
+    async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.through(C::Rescue, self.inner.rescue(by, silent_before_ms, known_dead)).await
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.through(C::Retire, self.inner.retire(engine)).await

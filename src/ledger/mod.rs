@@ -157,6 +157,9 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn set_capture_state(&self, id: &str, state: CaptureState, reason: Option<&str>) -> Result<()>;
     /// Where a capture reads from now on: another way to the same source, or an identity that has become exact.
     async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()>;
+    /// Keeps the id of a source that had not shown one: changes `known` to `seen` for the owner with this fence, and nothing else of the source,
+    /// which an operator may be changing at the same time.
+    async fn note_identity(&self, id: &str, fence: u64, known: &str, seen: &str) -> Result<()>;
     /// The engine's `failed`: only while the capture runs and is this engine's by this fence. False when it is not, and then nothing has changed.
     async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool>;
     /// Notes why a running capture waits (or that it no longer does), while the fence is ours.
@@ -190,10 +193,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn heartbeat(&self, beat: &EngineBeat, first: bool) -> Result<bool>;
     /// All engine documents.
     async fn engines(&self) -> Result<Vec<EngineBeat>>;
-    /// Requeues running jobs and frees captures of the engines in `known_dead` and, where given, of those whose heartbeat is older than `silent` by
-    /// server time, never of `by` itself; then removes their documents. Jobs that had started get `crashes + 1`; one whose process died three times
+    /// Requeues running jobs and frees captures of the engines in `known_dead` and, where given, of those whose last heartbeat is older than
+    /// `silent_before_ms` of server time, never of `by` itself; then removes their documents. Jobs that had started get `crashes + 1`; one whose process died three times
     /// (the third time as the only one that had started) becomes dead: `crash_loop`. What belongs to an engine without a document is freed too.
-    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued>;
+    async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued>;
     /// Orderly end of this process: removes its document; leases must have been given back.
     async fn retire(&self, engine: &str) -> Result<()>;
     /// Removes `done` and `cancelled` jobs finished longer ago than `age`, at most `max`.

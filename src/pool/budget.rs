@@ -41,9 +41,10 @@ impl MemoryBudget {
     }
 }
 
-/// What a job holds at its peak: payload, decoded blocks, the encoded segment, and one decoded block per CPU to compare with.
+/// What a job holds at its peak: the payload, whose frames live on in the segment, the segment, which is about as large, the decoded blocks,
+/// and room for what each step needs.
 pub(crate) fn cost_of(job: &Job) -> u64 {
-    job.sync.as_ref().map_or(UNIT, |s| s.payload_bytes + s.block_bytes + s.block_bytes / 2 + (4 << 20))
+    job.sync.as_ref().map_or(UNIT, |s| 2 * s.payload_bytes + s.block_bytes + (4 << 20))
 }
 
 #[cfg(test)]

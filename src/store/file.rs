@@ -7,7 +7,7 @@
 //! process waits on would give two of them the lock). The version of an object is the SHA-256 of its content. A key cannot be both an
 //! object and the beginning of another (`a` and `a/b`), as everywhere in file systems. Symbolic links are not objects.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -42,8 +42,17 @@ struct Tree {
     root: PathBuf,
     known: Mutex<HashSet<PathBuf>>,
     /// Directories that show an object whose name may not survive a crash, since they could not be synced.
-    unsynced: Mutex<HashSet<PathBuf>>,
+    unsynced: Mutex<HashMap<PathBuf, Unsynced>>,
     sync: SyncDir,
+}
+
+/// Why a directory is not known to be durable.
+#[derive(Debug, Default)]
+struct Unsynced {
+    /// Names are being added right now.
+    pending: u32,
+    /// Syncs that failed and that no later one has mended.
+    failed: u32,
 }
 
 /// How a directory is made durable; a test may have it fail.
@@ -162,33 +171,61 @@ impl Tree {
             return self.refused(parent);
         }
         let temp = self.write_temp(body)?;
+        self.begin(parent);
         let mut linked = std::fs::hard_link(&temp.path, &path);
         if linked.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
             // Somebody removed the directory since it became known.
             self.known.lock().clear();
-            self.make_dirs(parent)?;
+            if let Err(fault) = self.make_dirs(parent) {
+                self.end(parent, 0, true);
+                return Err(fault);
+            }
             linked = std::fs::hard_link(&temp.path, &path);
         }
         match linked {
-            Ok(()) => self.settle(parent, Step::Commit).map(|()| Put::Stored),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.refused(parent),
-            Err(error) => Err(io_fault(Step::Prepare, "link", &path, &error)),
+            Ok(()) => self.sync_names(parent, Step::Commit).map(|()| Put::Stored),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle(parent, Step::Prepare).map(|()| Put::Refused),
+            Err(error) => {
+                self.end(parent, 0, true);
+                Err(io_fault(Step::Prepare, "link", &path, &error))
+            }
         }
     }
 
     /// SUBTLE: the caller may adopt the object that is in the way and forget its own copy, but the writer of that object may not yet
     /// have synced the directory, and may never. So the refusal makes durable what it refers to.
     fn refused(&self, parent: &Path) -> Result<Put> {
-        self.settle(parent, Step::Prepare).map(|()| Put::Refused)
+        self.sync_names(parent, Step::Prepare).map(|()| Put::Refused)
     }
 
-    /// Makes the names in a directory durable, and remembers where that has failed.
+    /// Makes the names durable that are in a directory now.
+    fn sync_names(&self, dir: &Path, step: Step) -> Result<()> {
+        self.begin(dir);
+        self.settle(dir, step)
+    }
+
+    /// Before a name is added to a directory, so that nobody who looks meanwhile takes what is there for durable.
+    fn begin(&self, dir: &Path) {
+        self.unsynced.lock().entry(dir.to_owned()).or_default().pending += 1;
+    }
+
+    /// Makes the names in a directory durable that were there when it began, and remembers where that has failed. Follows [`Self::begin`].
     fn settle(&self, dir: &Path, step: Step) -> Result<()> {
-        // First, so that nobody who looks meanwhile takes what is there for durable.
-        self.unsynced.lock().insert(dir.to_owned());
-        (self.sync.0)(dir).map_err(|error| io_fault(step, "sync the directory", dir, &error))?;
-        self.unsynced.lock().remove(dir);
-        Ok(())
+        let mends = self.unsynced.lock().get(dir).map_or(0, |entry| entry.failed);
+        let synced = (self.sync.0)(dir).map_err(|error| io_fault(step, "sync the directory", dir, &error));
+        self.end(dir, mends, synced.is_ok());
+        synced
+    }
+
+    /// One that had begun is over; `mends` failures are mended by its success, those that came after it had begun are not.
+    fn end(&self, dir: &Path, mends: u32, well: bool) {
+        let mut unsynced = self.unsynced.lock();
+        let Some(entry) = unsynced.get_mut(dir) else { return };
+        entry.pending = entry.pending.saturating_sub(1);
+        entry.failed = if well { entry.failed.saturating_sub(mends) } else { entry.failed.saturating_add(1) };
+        if (entry.pending, entry.failed) == (0, 0) {
+            unsynced.remove(dir);
+        }
     }
 
     fn replace(&self, key: &str, body: &[u8], version: &str) -> Result<Put> {
@@ -203,7 +240,11 @@ impl Tree {
             Some(now) if now.version.as_deref() == Some(version) => {}
             _ => return Ok(Put::Refused),
         }
-        std::fs::rename(&temp.path, &path).map_err(|error| io_fault(Step::Prepare, "replace", &path, &error))?;
+        self.begin(parent);
+        if let Err(error) = std::fs::rename(&temp.path, &path) {
+            self.end(parent, 0, true);
+            return Err(io_fault(Step::Prepare, "replace", &path, &error));
+        }
         self.settle(parent, Step::Commit).map(|()| Put::Stored)
     }
 
@@ -230,8 +271,8 @@ impl Tree {
     fn head(&self, key: &str) -> Result<Option<ObjectInfo>> {
         let path = self.root.join(key);
         let parent = path.parent().unwrap_or(&self.root);
-        if self.unsynced.lock().contains(parent) {
-            self.settle(parent, Step::Prepare)?;
+        if self.unsynced.lock().contains_key(parent) {
+            self.sync_names(parent, Step::Prepare)?;
         }
         let Some((mut file, _)) = open_object(&path)? else { return Ok(None) };
         let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; HASH_BUFFER]);

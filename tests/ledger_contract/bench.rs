@@ -231,3 +231,8 @@ pub(crate) fn wall(seq: u64) -> i64 {
 pub(crate) fn token(seq: u64) -> RawDocumentBuf {
     rawdoc! { "_data": format!("82{seq:016x}") }
 }
+
+/// The moment by server time before which an engine must have beaten last to count as silent for `time`.
+pub(crate) async fn silent_for<L: Ledger + ?Sized>(ledger: &L, time: Duration) -> Option<i64> {
+    Some(ledger.now_ms().await.unwrap() - i64::try_from(time.as_millis()).unwrap())
+}

@@ -147,7 +147,8 @@ pub(crate) async fn a_stale_lease_is_fenced_after_a_rescue(b: Bench) {
     let id = line.put(2).await;
     b.beat("e1").await;
     let old = b.claim("e1", 1).await.remove(0);
-    let rescued = b.ledger.rescue("rescuer", Some(Duration::from_secs(60)), &["e1".to_owned()]).await.unwrap();
+    let rescued =
+        b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, Duration::from_secs(60)).await, &["e1".to_owned()]).await.unwrap();
     assert_eq!((rescued.jobs, rescued.captures), (1, 1));
     assert_eq!(b.ledger.commit(&[commit(&old)]).await.unwrap(), [Committed::Fenced], "it is ready again");
     let new = b.claim("e2", 1).await.remove(0);

@@ -36,9 +36,13 @@ pub(crate) async fn the_silent_are_rescued_and_the_living_are_not(b: Bench) {
     assert_eq!(b.claim("living", 1).await.len(), 1);
     b.pass(LEASE).await;
     assert!(b.ledger.heartbeat(&beat("living"), false).await.unwrap());
-    let rescued = b.ledger.rescue("rescuer", Some(LEASE), &[]).await.unwrap();
+    let rescued = b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, LEASE).await, &[]).await.unwrap();
     assert_eq!(rescued, Rescued { engines: vec!["silent".to_owned()], jobs: 1, captures: 1 });
-    assert_eq!(b.ledger.rescue("rescuer", Some(LEASE), &[]).await.unwrap(), Rescued::default(), "once");
+    assert_eq!(
+        b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, LEASE).await, &[]).await.unwrap(),
+        Rescued::default(),
+        "once"
+    );
 
     let job = b.job(&lost).await;
     assert_eq!((job.state, job.attempt, job.crashes, job.lease.clone()), (JobState::Ready, 0, 1, None));
@@ -58,8 +62,11 @@ pub(crate) async fn the_known_dead_are_rescued_at_once(b: Bench) {
     line.put(1).await;
     b.claim("e1", 1).await;
     let hour = Duration::from_secs(3_600);
-    assert_eq!(b.ledger.rescue("rescuer", Some(hour), &["other".to_owned()]).await.unwrap(), Rescued::default());
-    let rescued = b.ledger.rescue("rescuer", Some(hour), &["e1".to_owned()]).await.unwrap();
+    assert_eq!(
+        b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, hour).await, &["other".to_owned()]).await.unwrap(),
+        Rescued::default()
+    );
+    let rescued = b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, hour).await, &["e1".to_owned()]).await.unwrap();
     assert_eq!(rescued, Rescued { engines: vec!["e1".to_owned()], jobs: 1, captures: 1 });
 }
 
@@ -75,7 +82,7 @@ pub(crate) async fn rule_26_only_a_death_alone_condemns(b: Bench) {
         let engine = format!("busy{n}");
         b.beat(&engine).await;
         assert_eq!(b.claim(&engine, 10).await.len(), 10);
-        b.ledger.rescue("rescuer", Some(hour), &[engine]).await.unwrap();
+        b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, hour).await, &[engine]).await.unwrap();
     }
     assert_eq!(b.ledger.depth().await.unwrap().ready, 10);
     // Now all are suspects: one at a time, and the one that dies alone is dead.
@@ -83,7 +90,7 @@ pub(crate) async fn rule_26_only_a_death_alone_condemns(b: Bench) {
     let mut suspect = b.ledger.claim("alone", &[JobKind::Sync], 10, true).await.unwrap();
     assert_eq!(suspect.len(), 1);
     b.start(&mut suspect[0]).await;
-    b.ledger.rescue("rescuer", Some(hour), &["alone".to_owned()]).await.unwrap();
+    b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, hour).await, &["alone".to_owned()]).await.unwrap();
     let dead = b.job(&suspect[0].id).await;
     assert_eq!((dead.state, dead.crashes, dead.error_count), (JobState::Dead, 3, 3));
     assert!(dead.errors.last().unwrap().error.contains("crash_loop"));
@@ -102,7 +109,7 @@ pub(crate) async fn what_an_engine_without_a_document_holds_is_freed(b: Bench) {
     b.ledger.retire("gone").await.unwrap();
     // A zombie claims after its document was removed, and has not noticed yet.
     assert_eq!(b.claim("gone", 1).await.len(), 1);
-    let rescued = b.ledger.rescue("rescuer", Some(LEASE), &[]).await.unwrap();
+    let rescued = b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, LEASE).await, &[]).await.unwrap();
     assert_eq!(rescued, Rescued { engines: vec![], jobs: 1, captures: 1 });
     let job = b.job(&id).await;
     assert_eq!((job.state, job.crashes), (JobState::Ready, 0), "leaving is not a crash");
@@ -157,10 +164,14 @@ pub(crate) async fn an_engine_never_judges_itself_and_silence_only_when_asked(b:
     b.claim("me", 1).await;
     b.pass(LEASE).await;
     assert_eq!(b.ledger.rescue("me", None, &[]).await.unwrap(), Rescued::default(), "nobody may be judged by silence");
-    let rescued = b.ledger.rescue("me", Some(LEASE), &["me".to_owned()]).await.unwrap();
+    let rescued = b.ledger.rescue("me", crate::bench::silent_for(&*b.ledger, LEASE).await, &["me".to_owned()]).await.unwrap();
     assert_eq!(rescued, Rescued { engines: vec!["other".to_owned()], jobs: 0, captures: 0 });
     b.ledger.retire("me").await.unwrap();
-    assert_eq!(b.ledger.rescue("me", Some(LEASE), &[]).await.unwrap(), Rescued::default(), "others do that");
+    assert_eq!(
+        b.ledger.rescue("me", crate::bench::silent_for(&*b.ledger, LEASE).await, &[]).await.unwrap(),
+        Rescued::default(),
+        "others do that"
+    );
     assert!(!b.ledger.heartbeat(&beat("me"), false).await.unwrap());
 }
 

@@ -69,7 +69,7 @@ pub(crate) async fn sixteen_claimers_claim_each_of_two_hundred_jobs_once(b: Benc
 /// Lets `engine`'s process die while it runs everything it has claimed.
 async fn die(b: &Bench, engine: &str) -> Rescued {
     b.beat(engine).await;
-    b.ledger.rescue("rescuer", Some(Duration::from_secs(3_600)), &[engine.to_owned()]).await.unwrap()
+    b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, Duration::from_secs(3_600)).await, &[engine.to_owned()]).await.unwrap()
 }
 
 pub(crate) async fn rule_26_a_suspect_is_claimed_only_alone(b: Bench) {

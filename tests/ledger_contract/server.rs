@@ -59,7 +59,7 @@ async fn no_hot_query_scans_a_collection() {
     b.ledger.heartbeat(&crate::bench::beat("e1"), false).await.unwrap();
     b.ledger.own_capture(&lines[0].capture, "e1").await.unwrap();
     b.ledger.branch_named("shop/x").await.unwrap();
-    b.ledger.rescue("rescuer", Some(Duration::from_secs(60)), &["e1".to_owned()]).await.unwrap();
+    b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, Duration::from_secs(60)).await, &["e1".to_owned()]).await.unwrap();
     client.database(&db).run_command(doc! { "profile": 0 }).await.unwrap();
 
     let profile: Collection<Document> = client.database(&db).collection("system.profile");
@@ -201,7 +201,10 @@ async fn what_a_dead_process_left_open_is_ended_with_the_rights_of_a_plain_user(
     let done = engines.update_one(doc! { "_id": &dead }, doc! { "$set": { "x": 1 } }).session(&mut session).await.unwrap();
     assert_eq!(done.modified_count, 1);
 
-    let rescued = ledger.rescue("rescuer", Some(Duration::from_secs(3_600)), std::slice::from_ref(&dead)).await.unwrap();
+    let rescued = ledger
+        .rescue("rescuer", crate::bench::silent_for(&ledger, Duration::from_secs(3_600)).await, std::slice::from_ref(&dead))
+        .await
+        .unwrap();
     assert_eq!(rescued.engines, [dead]);
     assert!(session.commit_transaction().await.is_err(), "it is over");
 

@@ -137,7 +137,9 @@ impl Twin {
                 None => String::new(),
             },
             Call::Suspects => outcome(ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await),
-            Call::Die { engine } => outcome(ledger.rescue("rescuer", Some(HOUR), &[ENGINES[*engine].to_owned()]).await),
+            Call::Die { engine } => {
+                outcome(ledger.rescue("rescuer", crate::bench::silent_for(&*ledger, HOUR).await, &[ENGINES[*engine].to_owned()]).await)
+            }
             Call::Promote => outcome(ledger.promote().await),
             Call::Retry { job } => match self.jobs.get(*job) {
                 Some(job) => outcome(ledger.retry_job(&job.id).await),

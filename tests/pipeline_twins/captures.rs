@@ -21,17 +21,28 @@ use crate::world::{BRANCH, CAPTURE, DB, Mix, World, settings};
 struct Outage {
     inner: Arc<MemoryStore>,
     away: AtomicBool,
+    /// Refuses credentials.
+    refuses: AtomicBool,
     /// Reads of an epoch that come back damaged.
     bad_epochs: AtomicU32,
 }
 
 impl Outage {
     fn of(world: &World) -> Arc<Self> {
-        Arc::new(Self { inner: world.store.clone(), away: AtomicBool::new(true), bad_epochs: AtomicU32::new(0) })
+        Arc::new(Self {
+            inner: world.store.clone(),
+            away: AtomicBool::new(true),
+            refuses: AtomicBool::new(false),
+            bad_epochs: AtomicU32::new(0),
+        })
     }
 
     fn pass(&self) -> Result<&MemoryStore> {
-        if self.away.load(Ordering::SeqCst) { Err(Fault::transient("the store is away")) } else { Ok(&self.inner) }
+        match (self.away.load(Ordering::SeqCst), self.refuses.load(Ordering::SeqCst)) {
+            (true, _) => Err(Fault::transient("the store is away")),
+            (false, true) => Err(Fault::rejected("403: the key is not known")),
+            (false, false) => Ok(&self.inner),
+        }
     }
 }
 
@@ -94,13 +105,19 @@ fn a_store_that_is_away_when_a_capture_is_taken_is_bridged_by_the_queue() {
     world.insert(50);
     world.wait("everything is queued", || world.capture().position.next_seq == 51);
     assert_eq!(world.branch().head.seq, 0, "nothing is uploaded");
+    // It comes back with other keys: a person mends that, and the capture goes on meanwhile.
+    store.refuses.store(true, Ordering::SeqCst);
     store.away.store(false, Ordering::SeqCst);
+    world.insert(50);
+    world.wait("the next ones are queued too", || world.capture().position.next_seq == 101);
+    assert_eq!((world.capture().state, world.branch().head.seq), (CaptureState::Running, 0));
+    store.refuses.store(false, Ordering::SeqCst);
     // The jobs may have used their attempts up by now: that is theirs to settle, not the capture's.
     world.wait("all is committed or dead", || {
         for job in world.jobs(JobState::Dead) {
             world.runtime.block_on(world.ledger.retry_job(&job.id)).unwrap();
         }
-        world.branch().head.seq == 50
+        world.branch().head.seq == 100
     });
     assert_eq!(engine.drain(), EngineEnd::Drained);
     world.check();

@@ -12,7 +12,7 @@ use argon::store::{FaultPlan, MemoryStore, ObjectInfo, ObjectStore, Put, PutFaul
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::world::{Mix, World, settings};
+use crate::world::{Mix, Process, World, settings};
 
 #[test]
 fn a_calm_run_commits_everything_and_drains() {
@@ -98,7 +98,7 @@ fn rule_28_without_checksums_an_altered_upload_is_found_before_its_payload_is_go
 #[test]
 fn a_store_that_never_answers_uses_up_no_attempts() {
     let world = World::new();
-    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(1), ..settings() };
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(3), ..settings() };
     let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
     engine.store.freeze(true);
     world.insert(50);
@@ -115,7 +115,7 @@ fn a_store_that_never_answers_uses_up_no_attempts() {
 #[test]
 fn a_ledger_that_never_answers_uses_up_no_attempts() {
     let world = World::new();
-    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_millis(300), ..settings() };
+    let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(2), ..settings() };
     let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
     engine.ledger.freeze(LedgerCall::Commit, true);
     world.insert(50);
@@ -129,6 +129,20 @@ fn a_ledger_that_never_answers_uses_up_no_attempts() {
 
 #[test]
 fn rule_26_metadata_that_is_away_for_two_leases_kills_nobody() {
+    nobody_is_killed(|engine, away| engine.ledger.set_outage(away));
+}
+
+/// As an election does: calls wait for a primary, and go on at the moment when there is one and every heartbeat on record is old.
+#[test]
+fn rule_26_metadata_that_does_not_answer_for_two_leases_kills_nobody() {
+    nobody_is_killed(|engine, away| {
+        for call in [LedgerCall::Read, LedgerCall::Rescue, LedgerCall::Heartbeat] {
+            engine.ledger.freeze(call, away);
+        }
+    });
+}
+
+fn nobody_is_killed(set_away: fn(&Process, bool)) {
     let world = World::new();
     let engines: Vec<_> = ["one", "two"].into_iter().map(|name| world.spawn(name, Mix::default())).collect();
     world.insert(100);
@@ -140,11 +154,11 @@ fn rule_26_metadata_that_is_away_for_two_leases_kills_nobody() {
             world.ledger.engines().await.unwrap().iter().map(|e| now - e.beat_ms).min().unwrap()
         })
     };
-    engines.iter().for_each(|e| e.ledger.set_outage(true));
+    engines.iter().for_each(|e| set_away(e, true));
     world.insert(100);
     let lease = i64::try_from(settings().lease.as_millis()).unwrap();
     world.wait("nobody was heard for two leases", || silence() > 2 * lease);
-    engines.iter().for_each(|e| e.ledger.set_outage(false));
+    engines.iter().for_each(|e| set_away(e, false));
     world.settle();
     world.wait("everybody is heard again", || silence() < lease / 2);
     assert_eq!(ids(), ["one", "two"]);

@@ -106,6 +106,10 @@ impl Ledger for MemoryLedger {
     async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
         self.run(|s, _| s.set_capture_source(id, source))
     }
+    async fn note_identity(&self, id: &str, fence: u64, known: &str, seen: &str) -> Result<()> {
+        self.run(|s, _| s.note_identity(id, fence, known, seen));
+        Ok(())
+    }
     async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
         Ok(self.run(|s, _| s.fail_capture(id, engine, fence, reason)))
     }
@@ -151,8 +155,8 @@ impl Ledger for MemoryLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         Ok(self.run(|s, _| s.engines.values().cloned().collect()))
     }
-    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
-        self.run(|s, now| s.rescue(by, silent.map(|time| now.saturating_sub(millis(time))), known_dead, now))
+    async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
+        self.run(|s, now| s.rescue(by, silent_before_ms, known_dead, now))
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.run(|s, _| s.engines.remove(engine));

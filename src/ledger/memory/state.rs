@@ -78,6 +78,12 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn note_identity(&mut self, id: &str, fence: u64, known: &str, seen: &str) {
+        if let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.source.identity == known) {
+            seen.clone_into(&mut capture.source.identity);
+        }
+    }
+
     pub(super) fn fail_capture(&mut self, id: &str, engine: &str, fence: u64, reason: &str) -> bool {
         let Some(capture) = self.captures.get_mut(id).filter(|c| c.fence == fence && c.owner.as_deref() == Some(engine)) else {
             return false;

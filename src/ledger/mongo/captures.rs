@@ -57,6 +57,12 @@ impl Inner {
         if done.matched_count > 0 { Ok(()) } else { Err(Fault::missing(format!("capture {id} does not exist"))) }
     }
 
+    pub(super) async fn note_identity(&self, id: &str, fence: u64, known: &str, seen: &str) -> Result<()> {
+        let ours = doc! { "_id": id, "fence": int(fence), "source.identity": known };
+        self.captures_coll().update_one(ours, doc! { "$set": { "source.identity": seen } }).await.map_err(fault_of)?;
+        Ok(())
+    }
+
     /// Also from `failed` to `failed`: a repeat of our own call whose answer was lost.
     pub(super) async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
         let states = words(&[CaptureState::Running, CaptureState::Failed]);

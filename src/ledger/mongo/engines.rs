@@ -1,7 +1,5 @@
 //! Owns: heartbeats and the rescue of what dead processes held. Does not own: how often (`queue`'s callers), or who is known to be dead.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
@@ -9,11 +7,11 @@ use mongodb::ClientSession;
 use mongodb::options::{Hint, UpdateModifications};
 
 use super::super::{EngineBeat, EngineId, Job, JobId, JobState, Rescued};
+use super::Inner;
 use super::classify::fault_of;
 use super::indexes::JOBS_RUNNING;
 use super::rows::{literal, now, text, with_error, word};
 use super::txn::{Body, Halt, Then};
-use super::{Inner, millis};
 use crate::fault::Result;
 use crate::queue::{self, AfterCrash};
 
@@ -36,20 +34,15 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
+    pub(super) async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
         self.end_late_transactions().await;
         // Owners before engines: a process has a document before it owns anything, so an owner that is not in the later
         // list has left. The other order would take a process that has just started for one that is gone.
         let owners = self.owners().await?;
-        // Read before the condition is checked, so it errs on the side of the living.
-        let cutoff_ms = match silent {
-            Some(time) => Some(self.now_ms().await?.saturating_sub(millis(time))),
-            None => None,
-        };
         let engines = self.engines().await?;
         let mut out = Rescued::default();
         for engine in engines.iter().filter(|e| e.id != by) {
-            let gone = match cutoff_ms {
+            let gone = match silent_before_ms {
                 _ if known_dead.contains(&engine.id) => Gone::Known,
                 Some(cutoff_ms) if engine.beat_ms < cutoff_ms => Gone::Silent { cutoff_ms },
                 _ => continue,

@@ -155,6 +155,9 @@ impl Ledger for MongoLedger {
     async fn set_capture_source(&self, id: &str, source: &Source) -> Result<()> {
         call!(self, "set the capture's source", |i| i.set_capture_source(&id, &source); id = id.to_owned(); source = source.clone())
     }
+    async fn note_identity(&self, id: &str, fence: u64, known: &str, seen: &str) -> Result<()> {
+        call!(self, "note the source's id", |i| i.note_identity(&id, fence, &known, &seen); id = id.to_owned(); known = known.to_owned(); seen = seen.to_owned())
+    }
     async fn fail_capture(&self, id: &str, engine: &str, fence: u64, reason: &str) -> Result<bool> {
         call!(self, "set the capture's state", |i| i.fail_capture(&id, &engine, fence, &reason);
             id = id.to_owned(); engine = engine.to_owned(); reason = reason.to_owned())
@@ -199,8 +202,8 @@ impl Ledger for MongoLedger {
     async fn engines(&self) -> Result<Vec<EngineBeat>> {
         call!(self, "list engines", |i| i.engines())
     }
-    async fn rescue(&self, by: &str, silent: Option<Duration>, known_dead: &[EngineId]) -> Result<Rescued> {
-        call!(self, "rescue", |i| i.rescue(&by, silent, &known_dead); by = by.to_owned(); known_dead = known_dead.to_vec())
+    async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
+        call!(self, "rescue", |i| i.rescue(&by, silent_before_ms, &known_dead); by = by.to_owned(); known_dead = known_dead.to_vec())
     }
     async fn retire(&self, engine: &str) -> Result<()> {
         call!(self, "retire the engine", |i| i.retire(&engine); engine = engine.to_owned())
