@@ -454,6 +454,7 @@ mod tests {
             put_idempotent(&store, key, body, &tag, &policy, &CancellationToken::new()).await
         };
         upload("a/first").await.unwrap(); // makes the directory
+        assert!(store.tree.unsynced.lock().is_empty(), "what is durable is not synced again by whoever looks");
         broken.store(true, Ordering::SeqCst);
         let fault = upload("a/second").await.unwrap_err();
         assert!(fault.may_heal() && fault.what.contains("sync"), "{fault}");
@@ -461,6 +462,10 @@ mod tests {
         assert!(store.head("a/second").await.is_err());
         broken.store(false, Ordering::SeqCst);
         assert_eq!(upload("a/second").await.unwrap().outcome, PutOutcome::Adopted);
-        assert!(store.head("a/second").await.unwrap().is_some());
+        let version = store.head("a/second").await.unwrap().unwrap().version.unwrap();
+        let tag = PutTag { sha256: [7; 32], put_id: "two".to_owned() };
+        assert_eq!(store.replace("a/second", Bytes::from_static(b"other"), &tag, &version).await.unwrap(), Put::Stored);
+        store.delete("a/second").await.unwrap();
+        assert!(store.tree.unsynced.lock().is_empty(), "all of it is durable now");
     }
 }
