@@ -25,12 +25,13 @@ pub enum Phase {
 /// The fault of a driver error. One line, without secrets; what is not recognised is [`Kind::Unknown`].
 pub fn classify(error: &Error, phase: Phase) -> Fault {
     let message = message(error);
+    let commit_open = error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT);
     if let Some(fault) = code(error).and_then(|code| by_code(code, &message, phase)) {
-        return fault;
+        return open_if(commit_open, fault);
     }
     let kind = match &*error.kind {
         // The labels say it for whole transactions: the first did not happen, of the second nobody knows.
-        _ if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => Kind::Unknown,
+        _ if commit_open => Kind::Unknown,
         _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => Kind::Transient,
         ErrorKind::ServerSelection { .. } => return selection(&error.kind.to_string()),
         ErrorKind::DnsResolve { .. } | ErrorKind::ConnectionPoolCleared { .. } => Kind::Transient,
@@ -44,6 +45,12 @@ pub fn classify(error: &Error, phase: Phase) -> Fault {
         _ => Kind::Unknown,
     };
     fault(kind, format!("MongoDB: {message}"))
+}
+
+/// SUBTLE: the code is about the last try alone. A commit that was lost on its way and then met a server that is no primary any more may have
+/// happened, and only the label says so.
+fn open_if(commit_open: bool, fault: Fault) -> Fault {
+    if commit_open && fault.kind == Kind::Transient { Fault { kind: Kind::Unknown, ..fault } } else { fault }
 }
 
 /// The fault of an error outside the opening of a stream.
@@ -255,6 +262,18 @@ mod tests {
             assert_eq!(run(interrupted, "stepping down"), None, "{interrupted} may have been done in part");
         }
         assert_eq!(run(11000, "E11000"), Some(Kind::Rejected));
+    }
+
+    #[test]
+    fn a_commit_whose_repeat_met_no_primary_may_have_happened() {
+        for code in [10107, 13435, 13436, 10058, 112, 24, 133, 14031] {
+            let said = || by_code(code, "x", Phase::Run).unwrap();
+            assert_eq!((open_if(false, said()).kind, open_if(true, said()).kind), (Kind::Transient, Kind::Unknown), "{code}");
+        }
+        for code in [286, 280, 13, 11000] {
+            let said = || by_code(code, "x", Phase::Run).unwrap();
+            assert_eq!(open_if(true, said()).kind, said().kind, "{code} says it for good");
+        }
     }
 
     #[test]
