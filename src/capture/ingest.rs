@@ -8,7 +8,7 @@ use std::time::Duration;
 use bson::RawDocumentBuf;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Coverage, same_source};
+use crate::ledger::{Coverage, has_id, same_source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
@@ -47,11 +47,13 @@ pub(crate) struct Ingest {
     stop: Shutdown,
     /// Streams in a row that broke before they were healthy.
     failures: u32,
+    /// The source has an id that it does not show at present.
+    id_hidden: bool,
 }
 
 impl Ingest {
     pub(crate) fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
-        Self { feed, identity, resume, out, stop, failures: 0 }
+        Self { feed, identity, resume, out, stop, failures: 0, id_hidden: false }
     }
 
     /// Ends with `Ok` when stopped, else with the fatal fault.
@@ -83,7 +85,7 @@ impl Ingest {
     /// One open stream, until it breaks (`Err`) or the work is over (`Ok`).
     async fn follow(&mut self) -> Result<()> {
         let identity = self.feed.identity().await?;
-        check_identity(&self.identity, &identity)?;
+        self.recognise(&identity)?;
         let mut cursor: Box<dyn FeedCursor> = self.feed.open(Some(&self.resume)).await?;
         if self.out.send(Ingested::Opened(cursor.coverage())).await.is_err() {
             return Ok(());
@@ -106,6 +108,21 @@ impl Ingest {
             self.resume = token;
         }
         Ok(())
+    }
+
+    /// Refuses another deployment. Where the id cannot be read any more only the name is left to compare: true the first time, which is told.
+    fn recognise(&mut self, seen: &str) -> Result<bool> {
+        check_identity(&self.identity, seen)?;
+        let hidden = has_id(&self.identity) && !has_id(seen);
+        let news = hidden && !self.id_hidden;
+        if news {
+            tracing::warn!(
+                known = %self.identity,
+                "the source does not show its id any more, so another deployment of the same name would not be noticed: grant clusterMonitor on admin, or read on local"
+            );
+        }
+        self.id_hidden = hidden;
+        Ok(news)
     }
 }
 
@@ -170,6 +187,14 @@ mod tests {
         assert!(ingest.follow().await.unwrap_err().may_heal());
         assert_eq!(told(&mut replies), ["opened", "healthy", "events"]);
         assert_eq!(ingest.failures, 0);
+    }
+
+    #[test]
+    fn rule_7_an_id_that_cannot_be_read_any_more_is_told_once() {
+        let (mut ingest, _, _replies) = ingest(&MemoryFeed::new("shop", SOURCE));
+        let told = ["rs:set-1:1", "rs:set-1", "rs:set-1", "rs:set-1:1", "rs:set-1"].map(|seen| ingest.recognise(seen).unwrap());
+        assert_eq!(told, [false, true, false, false, true]);
+        assert_eq!(ingest.recognise("rs:set-1:2").unwrap_err().kind, Kind::HistoryLost);
     }
 
     #[test]
