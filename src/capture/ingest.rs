@@ -8,7 +8,7 @@ use std::time::Duration;
 use bson::RawDocumentBuf;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Coverage, has_id, same_source};
+use crate::ledger::{Coverage, START_ANEW, has_id, same_source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
@@ -132,7 +132,7 @@ pub(super) fn check_identity(stored: &str, seen: &str) -> Result<()> {
         return Ok(());
     }
     Err(Fault::history_lost(format!(
-        "the source is another deployment now ({seen}, the capture was started on {stored}): its history cannot continue here; start a new capture"
+        "the source is another deployment now ({seen}, the capture was started on {stored}): its history cannot continue here. Correct the source's URI, or {START_ANEW}"
     )))
 }
 
@@ -205,6 +205,10 @@ mod tests {
         for fault in [Fault::rejected("x"), Fault::config("x"), Fault::transient("x"), Fault::unknown("x"), Fault::missing("x")] {
             assert!(!is_fatal(&fault), "{:?}", fault.kind);
         }
-        assert_eq!(check_identity("rs:a:1", "rs:a:2").unwrap_err().kind, Kind::HistoryLost);
+        let other = check_identity("rs:a:1", "rs:a:2").unwrap_err();
+        assert!(
+            other.kind == Kind::HistoryLost && other.what.contains("Correct the source's URI") && other.what.contains(START_ANEW),
+            "{other}"
+        );
     }
 }

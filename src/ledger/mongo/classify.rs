@@ -11,6 +11,9 @@ use crate::fault::{Fault, Kind};
 /// Longest message of a driver error that is passed on.
 const MAX_MESSAGE: usize = 400;
 
+/// The way out when a history has ended: this version starts captures of empty databases only.
+pub(crate) const START_ANEW: &str = "save what is needed (mongodump, or argon restore into another database), empty the database, start a capture of it into another branch, load it again";
+
 /// What was being done when the error came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -106,14 +109,14 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
 /// The way out is the same whatever the server calls it.
 fn history_lost(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more: start a new capture into another branch (a larger oplog bridges longer stops)"
+        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more, history ends there. To go on: {START_ANEW}; a larger oplog bridges longer stops"
     ))
 }
 
 /// Reading again meets the same event for ever, so the stream ends here as if its history were lost.
 fn too_large(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it: keep documents and updates below about 8 MB and start a new capture into another branch"
+        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it, history ends there. To go on: {START_ANEW}, and keep documents and updates below about 8 MB"
     ))
 }
 
@@ -237,7 +240,7 @@ mod tests {
         for code in [286, 280, 464, 136] {
             assert_eq!(run(code, "x"), Some(Kind::HistoryLost), "{code}");
         }
-        assert!(by_code(286, "x", Phase::Run).is_some_and(|f| f.what.contains("start a new capture")));
+        assert!(by_code(286, "x", Phase::Run).is_some_and(|f| f.what.contains(START_ANEW)));
         for code in [260, 50811] {
             assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
             assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");
@@ -280,7 +283,7 @@ mod tests {
     fn an_event_that_cannot_be_sent_ends_the_stream_and_says_what_to_do() {
         for phase in [Phase::Open, Phase::Read] {
             let fault = by_code(10334, "BSONObjectTooLarge", phase).unwrap();
-            assert!(fault.kind == Kind::HistoryLost && fault.what.contains("16 MB") && fault.what.contains("another branch"), "{fault}");
+            assert!(fault.kind == Kind::HistoryLost && fault.what.contains("16 MB") && fault.what.contains(START_ANEW), "{fault}");
         }
         assert_eq!(by_code(10334, "BSONObjectTooLarge", Phase::Run).map(|f| f.kind), Some(Kind::Rejected), "a write that is too large");
     }
