@@ -154,7 +154,7 @@ async fn list(context: &Context, output: Output) -> Result<()> {
     })
 }
 
-fn state_name(state: CaptureState) -> &'static str {
+pub(super) fn state_name(state: CaptureState) -> &'static str {
     match state {
         CaptureState::Running => "running",
         CaptureState::Stopped => "stopped",

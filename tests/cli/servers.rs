@@ -192,6 +192,27 @@ async fn what_may_not_be_captured_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
+async fn doctor_says_whether_a_database_can_be_captured() {
+    let place = Place::new("doctor").await;
+    let source = place.source.name();
+    let doctor = async |db: &str| place.argon(&["doctor", "--source-db", db]).await;
+    let told = |output: &argon::devkit::Output, code: i32, says: &[&str]| {
+        assert_eq!(output.code, code, "{output:?}");
+        for part in says {
+            assert!(output.stdout.contains(part), "{part:?} is not said: {output:?}");
+        }
+    };
+    told(&doctor(source).await, 0, &["the replica set argon-devkit", "has no documents yet"]);
+    place.source.collection("orders").insert_one(doc! {"_id": 1}).await.unwrap();
+    told(&doctor(source).await, 1, &["FAILED   source database", "orders", "start the capture first"]);
+    told(&doctor(&place.metadata).await, 1, &["FAILED   source database", &place.metadata, "metadata database"]);
+    place.source.collection::<Document>("orders").drop().await.unwrap();
+    place.start_capture().await;
+    place.source.collection("orders").insert_one(doc! {"_id": 1}).await.unwrap();
+    told(&doctor(source).await, 0, &["captured into shop/main (running)"]);
+}
+
+#[tokio::test]
 async fn names_and_ids_that_are_not_there_are_named_with_those_that_are() {
     let place = Place::new("names").await;
     let none = place.argon(&["branch", "show", BRANCH]).await;
