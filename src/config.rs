@@ -85,6 +85,10 @@ pub struct EngineSettings {
     /// How long finished jobs are kept.
     #[arg(long = "job-cleanup-interval", env = "JOB_CLEANUP_INTERVAL", default_value = "24h", value_name = "TIME", value_parser = |s: &str| time(s, 1_000, 31_536_000_000))]
     pub job_cleanup: Duration,
+    /// Hard limit of a running job: after it the job is taken from its process although that lives, and the attempt counts. More: a job that hangs
+    /// in a way that nothing else notices holds its branch longer. Never less than a minute more than --process-timeout.
+    #[arg(long = "job-stuck-timeout", env = "JOB_STUCK_TIMEOUT", default_value = "10m", value_name = "TIME", value_parser = |s: &str| time(s, 10_000, 604_800_000))]
+    pub job_stuck: Duration,
     /// Time without a heartbeat after which this process counts as dead and others take over.
     #[arg(long = "lease", env = "ARGON_LEASE", default_value = "15s", value_name = "TIME", value_parser = |s: &str| time(s, 3_000, 600_000))]
     pub lease: Duration,
@@ -97,6 +101,13 @@ pub struct EngineSettings {
     /// How long a stop may take before leases are given back.
     #[arg(long = "shutdown-timeout", env = "ARGON_SHUTDOWN_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = |s: &str| time(s, 1_000, 3_600_000))]
     pub shutdown_timeout: Duration,
+}
+
+impl EngineSettings {
+    /// `JOB_STUCK_TIMEOUT` as it is applied: a worker that ends an overdue attempt by itself comes first, whatever the two settings say.
+    pub fn stuck_after(&self) -> Duration {
+        self.job_stuck.max(self.process_timeout + Duration::from_secs(60))
+    }
 }
 
 /// Names of all variables, for the near-miss warning and the test that holds the documentation to this table.
@@ -116,6 +127,7 @@ pub const VARIABLES: &[&str] = &[
     "JOB_RETRY_DELAY",
     "JOB_RETRY_MAX_DELAY",
     "JOB_CLEANUP_INTERVAL",
+    "JOB_STUCK_TIMEOUT",
     "ARGON_LEASE",
     "ARGON_QUEUE_MAX_BYTES",
     "ARGON_MEMORY_BUDGET",
@@ -240,6 +252,16 @@ mod tests {
         assert!(error.contains("21") && error.contains("1..=20"), "{error}");
         let error = Cli::try_parse_from(["x", "--batch-max-bytes", "1KiB"]).unwrap_err().to_string();
         assert!(error.contains("64.00 KiB"), "{error}");
+    }
+
+    #[test]
+    fn a_job_is_stuck_only_after_its_attempt_would_be_overdue() {
+        use clap::Parser;
+        let after = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.stuck_after();
+        assert_eq!(after(&[]), Duration::from_secs(600));
+        assert_eq!(after(&["--job-stuck-timeout", "7m"]), Duration::from_secs(420));
+        assert_eq!(after(&["--process-timeout", "20m"]), Duration::from_secs(1_260));
+        assert!(Cli::try_parse_from(["x", "--job-stuck-timeout", "5s"]).unwrap_err().to_string().contains("10s to 7days"));
     }
 
     #[test]

@@ -114,9 +114,9 @@ impl Captures {
     fn look_at(&self, capture: Capture, here: &mut Here) {
         let task = here.by_task.values().find(|task| task.capture == capture.id);
         match (task, capture.state) {
-            // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
-            (Some(task), CaptureState::Stopped | CaptureState::Failed) => task.stop.drain(),
-            (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
+            // The operator stopped or paused it: drain it here; the fence makes sure that nothing more is stored.
+            (Some(task), CaptureState::Stopped | CaptureState::Paused | CaptureState::Failed) => task.stop.drain(),
+            (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Paused | CaptureState::Failed) => {}
             // Ours although it does not run here: the answer of a take, or of a release, was lost.
             (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => self.begin(capture, here),
             (None, CaptureState::Running) => {}

@@ -257,7 +257,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(15);
 
     fn engine(id: &str) -> EngineBeat {
-        EngineBeat { id: id.into(), host: id.into(), boot: "boot".into(), pid: 1, beat_ms: 0 }
+        EngineBeat { id: id.into(), host: id.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None }
     }
 
     async fn ids(ledger: &MemoryLedger) -> Vec<EngineId> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::ledger::{EngineId, Job, JobKind, SharedLedger};
+use crate::ledger::{ClaimRequest, EngineId, Job, JobKind, SharedLedger};
 use crate::queue;
 use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
@@ -105,7 +105,7 @@ impl Claimer {
             suspects.held = false;
             return self.claim_alone(permits).await;
         }
-        let jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
+        let jobs = match self.ledger.claim(&ClaimRequest::new(&self.settings.engine, &[JobKind::Sync], permits.len())).await {
             Ok(jobs) => jobs,
             Err(fault) => {
                 tracing::warn!(error = %fault, "could not look for jobs");
@@ -141,7 +141,7 @@ impl Claimer {
 
     /// A suspect if one comes first, with every slot until it has ended.
     async fn claim_alone(&self, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
-        let jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
+        let jobs = self.ledger.claim(&ClaimRequest::new(&self.settings.engine, &[JobKind::Sync], 1).alone(true)).await.unwrap_or_default();
         self.run_alone(jobs, permits).await
     }
 
