@@ -54,6 +54,7 @@ pub mod config;
 pub mod devkit;
 pub mod engine;
 pub mod fault;
+pub mod http;
 pub mod ledger;
 pub mod pool;
 pub mod queue;

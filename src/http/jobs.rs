@@ -289,7 +289,7 @@ pub(super) async fn list(call: Call<JobsQuery, NoBody>) -> Result<Json<JobsPage>
     let q = call.query;
     let limit = within("limit", q.limit.unwrap_or(PAGE), 1, MOST)?;
     let filter =
-        JobFilter { state: q.state, kind: q.kind, branch: branch_id(&call.api, q.branch).await?, engine: q.engine, error: q.error, after: q.after };
+        JobFilter { state: q.state, kind: q.kind, branch: branch_filter(&call.api, q.branch).await?, engine: q.engine, error: q.error, after: q.after };
     let jobs = call.api.ledger.jobs(&filter, limit as usize).await?;
     let next = (jobs.len() == limit as usize).then(|| jobs.last().map(|job| job.id.clone())).flatten();
     Ok(Json(JobsPage { jobs: jobs.into_iter().map(Into::into).collect(), next }))
@@ -366,7 +366,7 @@ pub(super) async fn submit(call: Call<NoQuery, Json<NewJobRequest>>) -> Result<C
         return Err(Problem::bad_request("count: several jobs cannot share an id or a unique_key"));
     }
     let id = asked.id.map(|id| uuid::Uuid::parse_str(&id).map_err(|e| Problem::bad_request(format!("id: {e}")))).transpose()?;
-    let branch = branch_id(&call.api, asked.branch).await?;
+    let branch = branch_filter(&call.api, asked.branch).await?;
     let params = bson::rawdoc! { "duration_ms": i64::try_from(duration).unwrap_or(i64::MAX), "failure_rate": failure_rate };
     let kind = match asked.kind {
         SubmitKind::Noop => JobKind::Noop,
@@ -402,7 +402,7 @@ pub(super) async fn cancel_many(call: Call<NoQuery, Json<BulkRequest>>) -> Resul
 async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Json<BulkAnswer>, Problem> {
     let Json(asked) = call.body;
     let limit = within("limit", asked.limit.unwrap_or(10_000), 1, BULK_MOST)?;
-    let branch = branch_id(&call.api, asked.branch).await?;
+    let branch = branch_filter(&call.api, asked.branch).await?;
     let filter = JobFilter { state: asked.state, kind: asked.kind, branch, engine: asked.engine, error: asked.error, after: None };
     let done = call.api.ledger.bulk(action, &filter, limit as usize, asked.dry_run).await?;
     if !asked.dry_run {
@@ -425,13 +425,20 @@ async fn find(api: &Api, id: &str) -> Result<Job, Problem> {
 }
 
 /// The id of a branch given by name or id.
-pub(super) async fn branch_id(api: &Api, given: Option<String>) -> Result<Option<String>, Problem> {
-    let Some(given) = given else { return Ok(None) };
-    let found = match api.ledger.branch_named(&given).await? {
+pub(super) async fn branch_id(api: &Api, given: &str) -> Result<String, Problem> {
+    let found = match api.ledger.branch_named(given).await? {
         Some(branch) => Some(branch),
-        None => api.ledger.branch(&given).await?,
+        None => api.ledger.branch(given).await?,
     };
-    found.map(|branch| Some(branch.id)).ok_or_else(|| Problem::not_found(format!("there is no branch {given:?}")))
+    found.map(|branch| branch.id).ok_or_else(|| Problem::not_found(format!("there is no branch {given:?}")))
+}
+
+/// The same for a filter.
+async fn branch_filter(api: &Api, given: Option<String>) -> Result<Option<String>, Problem> {
+    match given {
+        Some(given) => branch_id(api, &given).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// A value within its bounds, or 400.

@@ -58,10 +58,7 @@ async fn set(call: Call<NoQuery, Json<PauseRequest>>, paused: bool) -> Result<Js
     let Json(asked) = call.body;
     let target = match (asked.kind, asked.branch, asked.all) {
         (Some(kind), None, false) => PauseTarget::Kind(kind),
-        (None, Some(branch), false) => match branch_id(&call.api, Some(branch)).await? {
-            Some(id) => PauseTarget::Branch(id),
-            None => PauseTarget::All, // a name was given, so this cannot be
-        },
+        (None, Some(branch), false) => PauseTarget::Branch(branch_id(&call.api, &branch).await?),
         (None, None, true) => PauseTarget::All,
         _ => return Err(Problem::bad_request("say what: exactly one of kind, branch and all: true")),
     };
