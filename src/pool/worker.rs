@@ -134,6 +134,7 @@ impl Worker {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(job = %job.id, attempt = job.attempt, error = %fault, delay = %humantime::format_duration(*delay), "attempt failed, will be repeated");
             }
+            Failed::Cancelled => tracing::info!(job = %job.id, "job cancelled"),
             Failed::Dead { .. } => {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(job = %job.id, attempt = job.attempt, error = %fault, "job is dead: see `argon jobs show`, then `argon jobs retry`");
