@@ -16,7 +16,7 @@ use super::health::{Check, Probes};
 use super::metrics::Scraper;
 use crate::fault::{Fault, Result};
 use crate::ledger::{EngineStatus, PoolRow, SharedLedger};
-use crate::pool::scaler::Decision;
+use crate::pool::Decision;
 use crate::runtime::clock;
 use crate::runtime::pulse::Pulse;
 use crate::store::Store;

@@ -149,7 +149,7 @@ impl Tokens {
 }
 
 /// Refuses a listener that others can reach and where nobody has to say who they are, unless that was asked for.
-pub fn check_open(addr: SocketAddr, open: bool, allowed: bool) -> Result<()> {
+pub(super) fn check_open(addr: SocketAddr, open: bool, allowed: bool) -> Result<()> {
     if !open || addr.ip().to_canonical().is_loopback() {
         return Ok(());
     }

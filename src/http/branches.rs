@@ -19,7 +19,7 @@ const MOST: u32 = 200;
 /// Paging by name.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PageQuery {
+pub(super) struct PageQuery {
     /// Only those after this name: the `next` of the page before.
     #[serde(default)]
     pub after: Option<String>,

@@ -24,7 +24,7 @@ use super::problem::Problem;
 
 /// A request as handlers see it.
 #[derive(Debug, Clone)]
-pub struct Call<Q, B> {
+pub(super) struct Call<Q, B> {
     pub api: Arc<Api>,
     pub caller: Caller,
     /// The `{id}` of the path, decoded; empty where the path has none.
@@ -35,7 +35,7 @@ pub struct Call<Q, B> {
 
 /// A request before its types are known.
 #[derive(Debug)]
-pub struct RawCall {
+pub(super) struct RawCall {
     pub api: Arc<Api>,
     pub caller: Caller,
     pub id: String,
@@ -47,36 +47,32 @@ pub struct RawCall {
 /// No query parameters.
 #[derive(Debug, Clone, Copy, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NoQuery {}
+pub(super) struct NoQuery {}
 
 /// No body; one that is sent is not looked at.
 #[derive(Debug, Clone, Copy)]
-pub struct NoBody;
+pub(super) struct NoBody;
 
 /// A JSON body, or a JSON answer with status 200.
 #[derive(Debug, Clone)]
-pub struct Json<T>(pub T);
-
-/// A JSON body that may be left out.
-#[derive(Debug, Clone)]
-pub struct MaybeJson<T>(pub Option<T>);
+pub(super) struct Json<T>(pub T);
 
 /// What a body can be read as.
-pub trait Content: Sized + Send + 'static {
+pub(super) trait Content: Sized + Send + 'static {
     fn read(content_type: Option<&str>, body: &[u8]) -> Result<Self, Problem>;
-    /// Schema, and whether it must be there; `None` for no body.
-    fn describe(generator: &mut SchemaGenerator) -> Option<(Schema, bool)>;
+    /// Its schema; `None` for no body.
+    fn describe(generator: &mut SchemaGenerator) -> Option<Schema>;
 }
 
 /// What a handler can answer.
-pub trait Answer: Send + 'static {
+pub(super) trait Answer: Send + 'static {
     fn respond(self) -> Response;
     fn describe(generator: &mut SchemaGenerator) -> Vec<Described>;
 }
 
 /// One possible answer.
 #[derive(Debug, Clone)]
-pub struct Described {
+pub(super) struct Described {
     pub status: u16,
     pub about: &'static str,
     pub content_type: &'static str,
@@ -86,9 +82,9 @@ pub struct Described {
 /// The types of a route as the documentation needs them. Requests and answers are described by generators of their own, since a field with a
 /// default may be left out of the one and is always in the other.
 #[derive(Debug)]
-pub struct Types {
+pub(super) struct Types {
     pub query: Schema,
-    pub body: Option<(Schema, bool)>,
+    pub body: Option<Schema>,
     pub answers: Vec<Described>,
 }
 
@@ -113,7 +109,7 @@ impl std::fmt::Debug for Route {
 }
 
 /// Makes a route of a handler.
-pub fn route<Q, B, A, F, R>(method: Method, path: &'static str, scope: Scope, about: &'static str, handler: F) -> Route
+pub(super) fn route<Q, B, A, F, R>(method: Method, path: &'static str, scope: Scope, about: &'static str, handler: F) -> Route
 where
     Q: DeserializeOwned + JsonSchema + Send + 'static,
     B: Content,
@@ -148,7 +144,7 @@ impl Content for NoBody {
         Ok(Self)
     }
 
-    fn describe(_: &mut SchemaGenerator) -> Option<(Schema, bool)> {
+    fn describe(_: &mut SchemaGenerator) -> Option<Schema> {
         None
     }
 }
@@ -160,21 +156,8 @@ impl<T: DeserializeOwned + JsonSchema + Send + 'static> Content for Json<T> {
         Ok(Self(read))
     }
 
-    fn describe(generator: &mut SchemaGenerator) -> Option<(Schema, bool)> {
-        Some((generator.subschema_for::<T>(), true))
-    }
-}
-
-impl<T: DeserializeOwned + JsonSchema + Send + 'static> Content for MaybeJson<T> {
-    fn read(content_type: Option<&str>, body: &[u8]) -> Result<Self, Problem> {
-        if body.is_empty() {
-            return Ok(Self(None));
-        }
-        Json::<T>::read(content_type, body).map(|Json(read)| Self(Some(read)))
-    }
-
-    fn describe(generator: &mut SchemaGenerator) -> Option<(Schema, bool)> {
-        Some((generator.subschema_for::<T>(), false))
+    fn describe(generator: &mut SchemaGenerator) -> Option<Schema> {
+        Some(generator.subschema_for::<T>())
     }
 }
 
@@ -199,7 +182,7 @@ impl<T: Serialize + JsonSchema + Send + 'static> Answer for Json<T> {
 
 /// JSON that was created by this call (201), or had been there (200).
 #[derive(Debug, Clone)]
-pub struct Created<T> {
+pub(super) struct Created<T> {
     pub created: bool,
     pub body: T,
 }
@@ -219,7 +202,7 @@ impl<T: Serialize + JsonSchema + Send + 'static> Answer for Created<T> {
 
 /// JSON that is an answer either way: 200, or 503 when the thing asked about is not well.
 #[derive(Debug, Clone)]
-pub struct Verdict<T> {
+pub(super) struct Verdict<T> {
     pub well: bool,
     pub body: T,
 }
@@ -236,7 +219,7 @@ impl<T: Serialize + JsonSchema + Send + 'static> Answer for Verdict<T> {
 
 /// Prometheus' text.
 #[derive(Debug, Clone)]
-pub struct MetricsText(pub String);
+pub(super) struct MetricsText(pub String);
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -252,7 +235,7 @@ impl Answer for MetricsText {
 
 /// Server-sent events, as a body that ends when the engine stops.
 #[derive(Debug)]
-pub struct EventStream(pub Body);
+pub(super) struct EventStream(pub Body);
 
 impl Answer for EventStream {
     fn respond(self) -> Response {
@@ -313,7 +296,5 @@ mod tests {
         for wrong in ["", "{}", r#"{"n":1,"m":2}"#, r#"{"n":256}"#, r#"{"n":"1"}"#, "[1]", r#"{"n":1}x"#, "\u{0}"] {
             assert_eq!(read(Some("application/json"), wrong), Err(400), "{wrong:?}");
         }
-        assert!(MaybeJson::<Sample>::read(None, b"").unwrap().0.is_none());
-        assert_eq!(MaybeJson::<Sample>::read(None, b"{}").unwrap_err().status.as_u16(), 415);
     }
 }

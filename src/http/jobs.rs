@@ -112,7 +112,7 @@ impl From<Job> for JobView {
             cancel_requested: job.cancel_requested,
             parked: job.parked,
             sync,
-            params: params.map(|p| bson::Bson::Document(p).into_relaxed_extjson()),
+            params: params.and_then(|p| serde_json::to_value(p).ok()),
         }
     }
 }
@@ -120,7 +120,7 @@ impl From<Job> for JobView {
 /// Which jobs.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct JobsQuery {
+pub(super) struct JobsQuery {
     #[serde(default)]
     pub state: Option<JobState>,
     #[serde(default)]
@@ -154,7 +154,7 @@ pub struct JobsPage {
 /// Query of `DELETE /api/v1/jobs/{id}`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct DeleteQuery {
+pub(super) struct DeleteQuery {
     /// `discard`: the changes of this sync job are lost to history for good, and that is meant.
     #[serde(default)]
     pub confirm: Option<String>,

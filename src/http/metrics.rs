@@ -54,7 +54,7 @@ impl Scraper {
                     *captures.entry(*name).or_default() += 1;
                 }
             }
-            Ok(Stored { stats, captures })
+            Ok::<_, Fault>(Stored { stats, captures })
         });
         let answer = tokio::time::timeout(ASK_TIME, asked).await.map_err(|_| Fault::transient("MongoDB has not answered in time"))?;
         let stored = Arc::new(answer.map_err(|e| Fault::unknown(e.to_string()))??);

@@ -17,7 +17,7 @@ use super::routes;
 
 /// The document as it is served.
 #[derive(Debug, Clone, Serialize)]
-pub struct Document(pub Value);
+pub(super) struct Document(pub Value);
 
 impl JsonSchema for Document {
     fn schema_name() -> std::borrow::Cow<'static, str> {
@@ -103,8 +103,8 @@ fn operation(route: &Route, requests: &mut SchemaGenerator, answers: &mut Schema
         "parameters": parameters,
         "responses": responses,
     });
-    if let Some((schema, required)) = types.body {
-        operation["requestBody"] = json!({ "required": required, "content": { "application/json": { "schema": schema } } });
+    if let Some(schema) = types.body {
+        operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
     }
     operation["security"] = if route.scope == Scope::Public { json!([]) } else { json!([{ "token": [] }]) };
     operation["x-argon-scope"] = json!(route.scope.name());

@@ -10,7 +10,7 @@ use super::jobs::within;
 use super::problem::Problem;
 use super::workers::Pool;
 use crate::branch::point::rfc3339;
-use crate::pool::scaler::Decision;
+use crate::pool::Decision;
 
 /// Decisions that are kept.
 const MOST: u32 = 256;
@@ -18,7 +18,7 @@ const MOST: u32 = 256;
 /// Query of `GET /api/v1/scaler`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ScalerQuery {
+pub(super) struct ScalerQuery {
     /// How many decisions, 60 unless said otherwise.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]

@@ -178,7 +178,7 @@ pub enum ScaleScope {
 /// Query of `/api/v1/workers/scale`.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ScaleQuery {
+pub(super) struct ScaleQuery {
     #[serde(default)]
     pub scope: ScaleScope,
 }
