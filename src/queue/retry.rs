@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::fault::{Fault, Kind};
-use crate::ledger::{Failed, JobError, MAX_JOB_ERRORS};
+use crate::ledger::{Failed, Job, JobError, MAX_JOB_ERRORS};
 use crate::runtime::backoff::Backoff;
 
 /// Longest error text kept of an attempt; fifty of them stay far below a document's 16 MB.
@@ -22,6 +22,20 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// The policy of one job, which may have its own number of retries.
+    #[must_use]
+    pub fn of(self, job: &Job) -> Self {
+        Self { retries: job.retries.unwrap_or(self.retries), ..self }
+    }
+
+    /// What becomes of a job that has run for longer than `limit` (`JOB_STUCK_TIMEOUT`) in a process that lives: the attempt is over and counts.
+    pub fn after_stuck(&self, job: &Job, limit: Duration, unit: f64) -> Failed {
+        let engine = job.lease.as_ref().map_or("", |lease| lease.engine.as_str());
+        let limit = humantime::format_duration(limit);
+        let fault = Fault::unknown(format!("no outcome within JOB_STUCK_TIMEOUT ({limit}): taken from {engine}, which may still be at it"));
+        self.of(job).after(job.attempt, job.error_count, &fault, unit)
+    }
+
     /// What becomes of a job whose attempt number `attempt` failed, after `error_count` earlier errors.
     pub fn after(&self, attempt: u32, error_count: u32, fault: &Fault, unit: f64) -> Failed {
         let error = clip_error(&fault.what);
