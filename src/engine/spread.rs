@@ -116,10 +116,11 @@ impl Spread {
         take
     }
 
-    /// Only while every capture has an owner, and only from the fullest engine, so that engines never move captures at cross purposes.
+    /// Only when the last one has found its place and nothing is left of the dead, and only from the fullest engine, so that engines never move
+    /// captures at cross purposes.
     fn to_give(&self, now: Instant, captures: &[Seen]) -> Option<CaptureId> {
-        let all_owned = captures.iter().all(|c| c.owner.as_ref().is_some_and(|o| self.engine_since.contains_key(o)));
-        if !all_owned || self.may_give_at.is_some_and(|at| now < at) {
+        let of_the_dead = captures.iter().any(|c| c.owner.as_ref().is_some_and(|o| !self.engine_since.contains_key(o)));
+        if of_the_dead || !self.given.is_empty() || self.may_give_at.is_some_and(|at| now < at) {
             return None;
         }
         let load = |engine: &EngineId| captures.iter().filter(|c| c.owner.as_ref() == Some(engine)).count();

@@ -130,7 +130,7 @@ pub struct Kind {
 }
 
 /// The handlers of one engine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<Vec<Kind>>);
 
 impl Registry {

@@ -9,4 +9,4 @@ mod job;
 pub use commit::{CommitHandle, Committer};
 pub use gap::discard;
 pub(crate) use job::Targets;
-pub use job::{SyncJob, SyncOutcome, Watch};
+pub use job::SyncJob;
