@@ -95,12 +95,13 @@ pub struct EngineSettings {
     /// Longest delay before a repeat.
     #[arg(long = "retry-max-delay", env = "JOB_RETRY_MAX_DELAY", default_value = "10m", value_name = "TIME", value_parser = |s: &str| time(s, 10, 86_400_000))]
     pub retry_max_delay: Duration,
-    /// Time after which a job of a living engine is taken away from it; longer than WORKER_PROCESS_TIMEOUT.
-    #[arg(long = "job-stuck-timeout", env = "JOB_STUCK_TIMEOUT", default_value = "10m", value_name = "TIME", value_parser = |s: &str| time(s, 2_000, 172_800_000))]
-    pub stuck_timeout: Duration,
     /// How long finished jobs are kept.
     #[arg(long = "job-cleanup-interval", env = "JOB_CLEANUP_INTERVAL", default_value = "24h", value_name = "TIME", value_parser = |s: &str| time(s, 1_000, 31_536_000_000))]
     pub job_cleanup: Duration,
+    /// Hard limit of a running job: after it the job is taken from its process although that lives, and the attempt counts. More: a job that hangs
+    /// in a way that nothing else notices holds its branch longer. Never less than a minute more than --process-timeout.
+    #[arg(long = "job-stuck-timeout", env = "JOB_STUCK_TIMEOUT", default_value = "10m", value_name = "TIME", value_parser = |s: &str| time(s, 10_000, 604_800_000))]
+    pub job_stuck: Duration,
     /// Time without a heartbeat after which this process counts as dead and others take over.
     #[arg(long = "lease", env = "ARGON_LEASE", default_value = "15s", value_name = "TIME", value_parser = |s: &str| time(s, 3_000, 600_000))]
     pub lease: Duration,
@@ -127,15 +128,12 @@ impl EngineSettings {
                 "WORKER_POOL_SIZE is {size}: allowed are {min} to {max}, the values of WORKER_POOL_MIN and WORKER_POOL_MAX"
             )));
         }
-        if self.stuck_timeout <= self.process_timeout {
-            return Err(Fault::config(format!(
-                "JOB_STUCK_TIMEOUT is {}: it must be longer than WORKER_PROCESS_TIMEOUT ({}), else jobs are taken from engines that still may \
-                 work on them",
-                humantime::format_duration(self.stuck_timeout),
-                humantime::format_duration(self.process_timeout)
-            )));
-        }
         Ok(())
+    }
+
+    /// `JOB_STUCK_TIMEOUT` as it is applied: a worker that ends an overdue attempt by itself comes first, whatever the two settings say.
+    pub fn stuck_after(&self) -> Duration {
+        self.job_stuck.max(self.process_timeout + Duration::from_secs(60))
     }
 }
 
@@ -214,8 +212,8 @@ pub const VARIABLES: &[&str] = &[
     "JOB_RETRY_COUNT",
     "JOB_RETRY_DELAY",
     "JOB_RETRY_MAX_DELAY",
-    "JOB_STUCK_TIMEOUT",
     "JOB_CLEANUP_INTERVAL",
+    "JOB_STUCK_TIMEOUT",
     "ARGON_LEASE",
     "ARGON_QUEUE_MAX_BYTES",
     "ARGON_MEMORY_BUDGET",
@@ -352,7 +350,6 @@ mod tests {
             (["--pool-min", "9", "--pool-max", "8"], ["WORKER_POOL_MIN is 9", "1 to 8"]),
             (["--pool-min", "6", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "6 to 20"]),
             (["--pool-max", "4", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "1 to 4"]),
-            (["--process-timeout", "10m", "--job-stuck-timeout", "10m"], ["JOB_STUCK_TIMEOUT is 10m", "WORKER_PROCESS_TIMEOUT (10m)"]),
         ] {
             let error = check(&args).unwrap_err();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
@@ -368,6 +365,16 @@ mod tests {
             let error = slots(text).unwrap_err();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn a_job_is_stuck_only_after_its_attempt_would_be_overdue() {
+        use clap::Parser;
+        let after = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.stuck_after();
+        assert_eq!(after(&[]), Duration::from_secs(600));
+        assert_eq!(after(&["--job-stuck-timeout", "7m"]), Duration::from_secs(420));
+        assert_eq!(after(&["--process-timeout", "20m"]), Duration::from_secs(1_260));
+        assert!(Cli::try_parse_from(["x", "--job-stuck-timeout", "5s"]).unwrap_err().to_string().contains("10s to 7days"));
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl Bed {
         let batch = NewBatch { job: random::ordered_id(), branch: ID.into(), spec, parts };
         let write = Checkpoint { capture: CAPTURE.into(), fence: self.fence, expected_next_seq: first_seq, after, batch: Some(batch) };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
-        self.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0)
+        self.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0)
     }
 
     /// Puts the segment of a running job into history.

@@ -153,6 +153,7 @@ fn state_name(state: CaptureState) -> &'static str {
         CaptureState::Running => "running",
         CaptureState::Stopped => "stopped",
         CaptureState::Failed => "failed",
+        CaptureState::Paused => "paused",
     }
 }
 

@@ -91,7 +91,7 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
                 Some(name) => Some(branch_named(&ledger, &name).await?.id),
                 None => None,
             };
-            let filter = JobFilter { state: state.map(Into::into), kind: None, branch, after };
+            let filter = JobFilter { state: state.map(Into::into), branch, after, ..JobFilter::default() };
             list(&ledger.jobs(&filter, limit as usize).await?, output)?;
         }
         Command::Show { id } => show(&find(&ledger, &id).await?, output)?,

@@ -63,7 +63,7 @@ impl Upkeep {
         tasks.spawn(part.clone().cancel_loop(of.in_work.clone()));
         tasks.spawn(part.clone().reconcile_loop(of.in_work.clone()));
         tasks.spawn(part.clone().promote_loop(bell));
-        tasks.spawn(part.clone().stuck_loop(of.settings.stuck_timeout, of.retry));
+        tasks.spawn(part.clone().stuck_loop(of.settings.stuck_after(), of.retry));
         tasks.spawn(part.clone().heads_loop());
         tasks.spawn(part.clone().figures_loop());
         tasks.spawn(part.clone().sweep_loop(of.settings.job_cleanup));

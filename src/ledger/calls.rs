@@ -7,7 +7,8 @@ use bson::RawDocumentBuf;
 use bytes::Bytes;
 
 use super::{
-    Branch, BranchId, Capture, CaptureId, Counters, EngineId, JobId, JobKind, JobLease, JobState, Pauses, Position, Priority, SegmentRow, SyncSpec,
+    Branch, BranchId, Capture, CaptureId, Counters, EngineId, JobId, JobKind, JobLease, JobState, Pauses, Position, Priority, SegmentRow,
+    SyncSpec,
 };
 
 /// A capture, its branch and base 0, created in one transaction.

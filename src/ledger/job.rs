@@ -289,7 +289,14 @@ mod tests {
         for field in ["params", "unique_key", "retries", "cancel_requested", "parked"] {
             assert!(!stored.contains_key(field), "{field}");
         }
-        let whole = Job { cancel_requested: true, parked: true, retries: Some(1), unique_key: Some("k".into()), params: Some(rawdoc! { "a": 1 }), ..job };
+        let whole = Job {
+            cancel_requested: true,
+            parked: true,
+            retries: Some(1),
+            unique_key: Some("k".into()),
+            params: Some(rawdoc! { "a": 1 }),
+            ..job
+        };
         let stored = bson::serialize_to_document(&whole).unwrap();
         assert_eq!(stored.get_document("params"), Ok(&doc! { "a": 1 }));
         assert_eq!(bson::deserialize_from_document::<Job>(stored).unwrap(), whole);

@@ -113,19 +113,65 @@ pub struct Counters {
     pub revived: BTreeMap<JobKind, u64>,
 }
 
+/// One of the [`Counters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tally {
+    Done,
+    Failed,
+    Dead,
+    Cancelled,
+    Revived,
+}
+
+impl Tally {
+    const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::Dead, Self::Cancelled, Self::Revived];
+
+    /// The field of the document.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+            Self::Revived => "revived",
+        }
+    }
+}
+
 impl Counters {
     /// Adds another process's.
     pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in [
-            (&mut self.done, &other.done),
-            (&mut self.failed, &other.failed),
-            (&mut self.dead, &other.dead),
-            (&mut self.cancelled, &other.cancelled),
-            (&mut self.revived, &other.revived),
-        ] {
-            for (kind, n) in theirs {
-                *mine.entry(*kind).or_default() += n;
+        let mut theirs = other.clone();
+        for tally in Tally::ALL {
+            for (kind, n) in std::mem::take(theirs.of(tally)) {
+                self.count(tally, kind, n);
             }
+        }
+    }
+
+    /// Adds `n` jobs of a kind.
+    pub(super) fn count(&mut self, tally: Tally, kind: JobKind, n: u64) {
+        if n > 0 {
+            *self.of(tally).entry(kind).or_default() += n;
+        }
+    }
+
+    /// What is not nothing: `(field, kind, n)`.
+    pub(super) fn entries(&self) -> Vec<(&'static str, JobKind, u64)> {
+        let mut all = self.clone();
+        Tally::ALL
+            .into_iter()
+            .flat_map(|tally| std::mem::take(all.of(tally)).into_iter().map(move |(kind, n)| (tally.field(), kind, n)))
+            .collect()
+    }
+
+    fn of(&mut self, tally: Tally) -> &mut BTreeMap<JobKind, u64> {
+        match tally {
+            Tally::Done => &mut self.done,
+            Tally::Failed => &mut self.failed,
+            Tally::Dead => &mut self.dead,
+            Tally::Cancelled => &mut self.cancelled,
+            Tally::Revived => &mut self.revived,
         }
     }
 }

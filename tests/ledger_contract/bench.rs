@@ -72,7 +72,7 @@ impl Bench {
 
     /// Claims and begins with what it got.
     pub(crate) async fn claim(&self, engine: &str, limit: usize) -> Vec<Job> {
-        let mut jobs = self.ledger.claim(engine, &[JobKind::Sync], limit, false).await.unwrap();
+        let mut jobs = self.ledger.claim(&ClaimRequest::new(engine, &[JobKind::Sync], limit)).await.unwrap();
         for job in &mut jobs {
             self.start(job).await;
         }
@@ -180,7 +180,7 @@ pub(crate) fn new_capture(capture: &str, branch: &str, name: &str) -> NewCapture
 }
 
 pub(crate) fn beat(engine: &str) -> EngineBeat {
-    EngineBeat { id: engine.to_owned(), host: "$host".to_owned(), boot: "b".to_owned(), pid: 1, beat_ms: 0 }
+    EngineBeat { id: engine.to_owned(), host: "$host".to_owned(), boot: "b".to_owned(), pid: 1, beat_ms: 0, status: None }
 }
 
 pub(crate) fn lease(job: &Job) -> JobLease {

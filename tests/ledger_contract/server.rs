@@ -42,7 +42,7 @@ async fn no_hot_query_scans_a_collection() {
         line.put(1).await;
     }
     let jobs = b.claim("e1", 5).await;
-    b.ledger.claim("e1", &[JobKind::Sync], 1, true).await.unwrap();
+    b.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1).alone(true)).await.unwrap();
     b.ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await.unwrap();
     b.ledger.payload(&jobs[0].id).await.unwrap();
     b.ledger.commit(&[commit(&jobs[0])]).await.unwrap();
@@ -129,7 +129,7 @@ async fn answers_lost_inside_a_transaction_are_found_out() {
     }
     // A claim whose answer is lost finds by its token what it got.
     fail_command(&admin, 1, doc! { "failCommands": ["update"], "closeConnection": true }).await;
-    let claimed = match b.ledger.claim("e1", &[JobKind::Sync], 4, false).await {
+    let claimed = match b.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 4)).await {
         Ok(jobs) => jobs.len() as u64,
         Err(fault) => {
             assert_eq!(fault.kind, Kind::Unknown, "{fault}");

@@ -117,7 +117,7 @@ impl Twin {
             }
             Call::Claim { engine, limit, alone } => {
                 self.bench.beat(ENGINES[*engine]).await;
-                let got = ledger.claim(ENGINES[*engine], &[JobKind::Sync], *limit, *alone).await.unwrap();
+                let got = ledger.claim(&ClaimRequest::new(ENGINES[*engine], &[JobKind::Sync], *limit).alone(*alone)).await.unwrap();
                 self.given.extend(got.clone());
                 format!("{:?}", got.iter().map(bare).collect::<Vec<_>>())
             }

@@ -121,6 +121,7 @@ pub(crate) fn settings() -> EngineSettings {
         retry_delay: Duration::from_millis(50),
         retry_max_delay: Duration::from_millis(200),
         job_cleanup: Duration::from_secs(3_600),
+        job_stuck: Duration::from_secs(600),
         lease: Duration::from_millis(1_500),
         queue_max_bytes: 1 << 20,
         memory_budget: 64 << 20,
@@ -211,7 +212,7 @@ impl World {
         let stop = Shutdown::new();
         let engine = Engine { ledger: ledger.clone(), store: store.clone(), sources: sources(feed.clone()), settings, stop: stop.clone() };
         // Hosts of their own: on one host a second engine with this pid would prove the first one dead.
-        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0 };
+        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None };
         let engine = runtime.spawn(engine.run_as(me));
         self.wait(&format!("{name} signs on"), || {
             self.runtime.block_on(async { self.ledger.engines().await.unwrap().iter().any(|e| e.id == name) })
