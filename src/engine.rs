@@ -36,7 +36,7 @@ use tokio::task::JoinSet;
 use crate::capture::{AssemblePolicy, CaptureSettings};
 use crate::config::EngineSettings;
 use crate::fault::{Fault, Result};
-use crate::jobs::{KindSpec, Parts, Registry};
+use crate::jobs::{KINDS, KindSpec, Parts, Registry};
 use crate::ledger::{EngineBeat, SharedLedger};
 use crate::pool::{Claimer, Crew, Finisher, InWork, Marker, MemoryBudget, Pool, Runner, SharedPauses, Sick, Worker};
 use crate::queue::RetryPolicy;
@@ -66,7 +66,7 @@ pub struct Engine {
     pub store: Store,
     pub sources: Arc<dyn SourceOpener>,
     pub settings: EngineSettings,
-    /// What jobs there are: [`jobs::KINDS`](crate::jobs::KINDS).
+    /// What jobs there are, as a rule [`KINDS`].
     pub kinds: &'static [KindSpec],
     /// Where it is seen from.
     pub view: EngineHandle,
@@ -85,6 +85,12 @@ pub enum EngineEnd {
 }
 
 impl Engine {
+    /// An engine with the kinds of jobs of this version and a view of its own.
+    pub fn new(ledger: SharedLedger, store: Store, sources: Arc<dyn SourceOpener>, settings: EngineSettings, stop: Shutdown) -> Self {
+        let view = EngineHandle::new(&settings, stop.clone());
+        Self { ledger, store, sources, settings, kinds: KINDS, view, stop }
+    }
+
     /// Runs until `stop` is drained from outside or the lease is lost.
     pub async fn run(self) -> Result<EngineEnd> {
         self.run_as(identity::this_process()).await

@@ -204,3 +204,7 @@ fn overdue(limit: Duration, overtime: Overtime, computing: bool) -> Fault {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "attempt_tests.rs"]
+mod tests;

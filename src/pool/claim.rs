@@ -233,3 +233,7 @@ impl Drop for Closing<'_> {
         self.closed.notify_one();
     }
 }
+
+#[cfg(test)]
+#[path = "claim_tests.rs"]
+mod tests;
