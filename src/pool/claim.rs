@@ -199,7 +199,7 @@ impl Claimer {
         }
     }
 
-    /// The attempts do not count: nobody has begun them.
+    /// The attempts do not count: nobody has begun them. At the end of the engine this is bounded by its giving-back time.
     async fn give_back(&self, jobs: Vec<Claimed>) {
         let all = futures_util::stream::iter(jobs).for_each_concurrent(GIVE_BACK, |claimed| async move {
             let Some(lease) = claimed.job.held() else { return };
@@ -212,10 +212,7 @@ impl Claimer {
                 tracing::warn!(job = %lease.id, error = %fault, "could not give a job back that nobody has begun");
             }
         });
-        tokio::select! {
-            () = all => {}
-            () = self.stop.aborting() => {}
-        }
+        all.await;
     }
 }
 
