@@ -79,9 +79,29 @@ impl Bench {
         jobs
     }
 
+    /// Claims jobs of a kind and begins with them.
+    pub(crate) async fn claim_kind(&self, engine: &str, kind: JobKind, limit: usize) -> Vec<Job> {
+        let request = ClaimRequest::new(engine, &[kind], limit).start(limit);
+        self.ledger.claim(&request).await.unwrap()
+    }
+
+    /// Stores noop jobs.
+    pub(crate) async fn put_noops(&self, n: usize) {
+        let jobs: Vec<NewJob> = (0..n).map(|_| NewJob::new(random::ordered_id(), JobKind::Noop)).collect();
+        assert!(self.ledger.enqueue(&jobs).await.unwrap().iter().all(|outcome| *outcome == Enqueued::Stored));
+    }
+
+    pub(crate) fn ends(&self, jobs: &[Job]) -> Vec<Finish> {
+        jobs.iter().map(|job| Finish { lease: lease(job), kind: job.kind }).collect()
+    }
+
+    pub(crate) async fn finish(&self, engine: &str, jobs: &[Job]) -> Vec<Finished> {
+        self.ledger.finish(engine, &self.ends(jobs)).await.unwrap()
+    }
+
     pub(crate) async fn start(&self, job: &mut Job) {
         assert!(self.ledger.start(&lease(job)).await.unwrap());
-        job.lease.as_mut().unwrap().started = true;
+        job.lease = self.job(&job.id).await.lease;
     }
 
     pub(crate) async fn job(&self, id: &str) -> Job {
