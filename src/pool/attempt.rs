@@ -37,25 +37,25 @@ pub(crate) enum End {
 
 /// A part of this process that cannot be mended: it must end.
 #[derive(Debug, Clone, Default)]
-pub struct Sick {
+pub(crate) struct Sick {
     token: CancellationToken,
     why: Arc<Mutex<Option<String>>>,
 }
 
 impl Sick {
     /// The first reason stays.
-    pub fn report(&self, why: String) {
+    pub(crate) fn report(&self, why: String) {
         self.why.lock().get_or_insert(why);
         self.token.cancel();
     }
 
     /// Why, if it is.
-    pub fn why(&self) -> Option<String> {
+    pub(crate) fn why(&self) -> Option<String> {
         self.why.lock().clone()
     }
 
     /// Completes when it is.
-    pub async fn reported(&self) -> Fault {
+    pub(crate) async fn reported(&self) -> Fault {
         self.token.cancelled().await;
         Fault::unknown(self.why().unwrap_or_default())
     }

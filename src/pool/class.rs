@@ -144,7 +144,7 @@ mod tests {
         let cells = class.adjust();
         assert_eq!(names(&cells), ["sync-worker-0", "sync-worker-1", "sync-worker-2", "sync-worker-3"]);
         for busy in [0, 3] {
-            cells[busy].begin(&"j".to_owned(), JobKind::Sync, clock::now());
+            cells[busy].begin(&"j".to_owned(), clock::now());
         }
         class.set_target(3);
         assert!(class.adjust().is_empty());

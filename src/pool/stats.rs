@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use crate::jobs::SlotClass;
-use crate::ledger::{JobId, JobKind};
+use crate::ledger::JobId;
 use crate::runtime::clock;
 
 /// Longest time that a histogram tells from longer ones.
@@ -17,13 +17,11 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 /// Two digits: a percentile is off by a hundredth at most, and a histogram has 27 KB.
 const DIGITS: u8 = 2;
 
-/// How an attempt ended, for the counters.
+/// How an attempt ended, for the counters. An outage, a stop, a cancelled job and a lost lease are neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tally {
     Succeeded,
     Failed,
-    /// Neither: an outage, a stop, a cancelled job, a lost lease.
-    Neither,
 }
 
 /// One worker, from its first start on; it keeps its figures when the pool shrinks and grows again.
@@ -40,7 +38,6 @@ pub(crate) struct WorkerCell {
 #[derive(Debug, Clone)]
 pub(crate) struct Current {
     pub job: JobId,
-    pub kind: JobKind,
     pub since: Instant,
 }
 
@@ -107,9 +104,9 @@ impl WorkerCell {
         self.figures.lock().current.as_ref().map(|c| now.saturating_duration_since(c.since))
     }
 
-    pub(crate) fn begin(&self, job: &JobId, kind: JobKind, now: Instant) {
+    pub(crate) fn begin(&self, job: &JobId, now: Instant) {
         let mut f = self.figures.lock();
-        f.current = Some(Current { job: job.clone(), kind, since: now });
+        f.current = Some(Current { job: job.clone(), since: now });
         f.last_active_ms = Some(clock::wall_ms());
     }
 
@@ -130,7 +127,6 @@ impl WorkerCell {
         match tally {
             Tally::Succeeded => f.succeeded += 1,
             Tally::Failed => f.failed += 1,
-            Tally::Neither => {}
         }
     }
 
@@ -256,7 +252,7 @@ mod tests {
         assert_eq!(cell.figures().p99, Duration::ZERO, "nothing yet");
         let now = clock::now();
         for n in 1..=100u64 {
-            cell.begin(&"j".to_owned(), JobKind::Sync, now);
+            cell.begin(&"j".to_owned(), now);
             cell.end(Duration::from_millis(n));
             cell.tally(if n > 90 { Tally::Failed } else { Tally::Succeeded });
         }
@@ -266,9 +262,8 @@ mod tests {
         let near = |at: Duration, ms: u64| at.abs_diff(Duration::from_millis(ms)) <= Duration::from_millis(ms) / 50;
         assert!(near(f.p50, 50) && near(f.p99, 99), "{f:?}");
         assert!(f.current.is_none() && f.last_active_ms.is_some());
-        cell.begin(&"k".to_owned(), JobKind::Noop, now);
-        let current = cell.figures().current.unwrap();
-        assert_eq!((current.job.as_str(), current.kind), ("k", JobKind::Noop));
+        cell.begin(&"k".to_owned(), now);
+        assert_eq!(cell.figures().current.unwrap().job, "k");
         assert_eq!(cell.age(now + Duration::from_secs(2)), Some(Duration::from_secs(2)));
     }
 

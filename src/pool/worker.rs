@@ -65,7 +65,7 @@ impl Worker {
         let Some(lease) = job.held() else { return };
         let began = clock::now();
         self.class.stats.begun(waited(&job, began.saturating_duration_since(at)), began);
-        cell.begin(&job.id, job.kind, began);
+        cell.begin(&job.id, began);
         let job = Arc::new(job);
         let end = self.runner.run(&job, &lease, &in_work.halt).await;
         let free = Busy { worker: self, cell, began };
