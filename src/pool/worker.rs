@@ -107,6 +107,7 @@ impl Worker {
                 cell.tally(Tally::Failed);
                 tracing::warn!(job = %job.id, attempt = job.attempt, error = %fault, delay = %humantime::format_duration(*delay), "attempt failed, will be repeated");
             }
+            Failed::Cancelled => tracing::info!(job = %job.id, "job cancelled"),
             Failed::Dead { .. } => {
                 stats.failed.fetch_add(1, Ordering::Relaxed);
                 cell.tally(Tally::Failed);
