@@ -117,7 +117,14 @@ impl Engine {
         let mut upkeep = started.inspect_err(|_| self.view.detach())?;
         tracing::info!(engine = %me.id, workers = pool.target(), store = %self.store.describe(), "engine started");
 
-        let runner = Runner::new(registry, settings.process_timeout, MemoryBudget::new(settings.memory_budget), marks, self.stop.clone(), life.sick.clone());
+        let runner = Runner::new(
+            registry,
+            settings.process_timeout,
+            MemoryBudget::new(settings.memory_budget),
+            marks,
+            self.stop.clone(),
+            life.sick.clone(),
+        );
         let mut stages = self.start_pool(&me, &life, runner, &pauses, in_work);
         stages.spawn(named("committer", committer.run()));
         stages.spawn(named("marker", marker.run()));

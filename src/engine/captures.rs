@@ -123,8 +123,7 @@ impl Captures {
         // The operator stopped or paused it: drain it here; the fence makes sure that nothing more is stored.
         here.by_task.values().filter(|task| !wanted.iter().any(|capture| capture.id == task.capture)).for_each(|task| task.stop.drain());
         let is_here = |id: &str| here.by_task.values().any(|task| task.capture == id);
-        let seen: Vec<Seen> =
-            wanted.iter().map(|c| Seen { id: c.id.clone(), owner: c.owner.clone(), here: is_here(&c.id) }).collect();
+        let seen: Vec<Seen> = wanted.iter().map(|c| Seen { id: c.id.clone(), owner: c.owner.clone(), here: is_here(&c.id) }).collect();
         if seen.iter().any(|capture| capture.owner.is_none() && !capture.here) {
             self.look_for_others().await;
         }

@@ -111,14 +111,15 @@ async fn whatever_a_handler_does_is_a_failed_attempt_and_nothing_else() {
 #[tokio::test]
 async fn only_time_spent_computing_uses_up_an_attempt_where_a_kind_says_so() {
     let policy = RetryPolicy { retries: 0, backoff: Backoff { base: LIMIT, cap: LIMIT } };
-    for (overtime, computing, counts) in [
-        (Overtime::Counts, false, true),
-        (Overtime::CountsIfComputing, true, true),
-        (Overtime::CountsIfComputing, false, false),
-    ] {
+    for (overtime, computing, counts) in
+        [(Overtime::Counts, false, true), (Overtime::CountsIfComputing, true, true), (Overtime::CountsIfComputing, false, false)]
+    {
         let after = policy.after(1, 0, &overdue(LIMIT, overtime, computing), 0.5);
         let counted = matches!(after, Failed::Dead { .. });
-        assert!(counted == counts && (counted || matches!(after, Failed::GiveBack { error: Some(_), .. })), "{overtime:?} {computing}: {after:?}");
+        assert!(
+            counted == counts && (counted || matches!(after, Failed::GiveBack { error: Some(_), .. })),
+            "{overtime:?} {computing}: {after:?}"
+        );
     }
     let End::Failed(fault) = Bed::new(Mark::IfLong, Overtime::CountsIfComputing).run("hangs").await else { panic!("it did not fail") };
     assert_eq!(fault.kind, Kind::Transient);
@@ -126,11 +127,7 @@ async fn only_time_spent_computing_uses_up_an_attempt_where_a_kind_says_so() {
 
 #[tokio::test]
 async fn an_operator_stops_an_attempt_unless_it_was_done_already() {
-    for (what, why, done) in [
-        ("obeys", Why::Asked, false),
-        ("was done already", Why::Asked, true),
-        ("obeys", Why::Lost, false),
-    ] {
+    for (what, why, done) in [("obeys", Why::Asked, false), ("was done already", Why::Asked, true), ("obeys", Why::Lost, false)] {
         let bed = Bed::new(Mark::IfLong, Overtime::Counts);
         let job = bed.claim(what).await;
         let guard = bed.in_work.enter(&job);
@@ -139,15 +136,18 @@ async fn an_operator_stops_an_attempt_unless_it_was_done_already() {
             Why::Lost => bed.in_work.lost(&job.held().unwrap()),
         }
         // Before it begins: whatever it would do.
-        let halted = bed.runner.run(&job, &job.held().unwrap(), &guard.halt);
+        let held = job.held().unwrap();
+        let halted = bed.runner.run(&job, &held, &guard.halt);
         let end = tokio::time::timeout(LIMIT, halted).await.unwrap();
         match (&end, why, done) {
-            (End::Cancelled, Why::Asked, _) | (End::Ended(Outcome::Done), Why::Asked, true) | (End::Ended(Outcome::Fenced), Why::Lost, _) => {}
+            (End::Cancelled, Why::Asked, _)
+            | (End::Ended(Outcome::Done), Why::Asked, true)
+            | (End::Ended(Outcome::Fenced), Why::Lost, _) => {}
             _ => panic!("{what} {why:?}: {end:?}"),
         }
         // While it runs.
         let guard = bed.in_work.enter(&job);
-        let (job, held, in_work) = (job.clone(), job.held().unwrap(), bed.in_work.clone());
+        let in_work = bed.in_work.clone();
         let halting = async {
             tokio::time::sleep(LIMIT / 6).await;
             match why {
@@ -157,7 +157,9 @@ async fn an_operator_stops_an_attempt_unless_it_was_done_already() {
         };
         let (end, ()) = tokio::join!(bed.runner.run(&job, &held, &guard.halt), halting);
         match (&end, why, done) {
-            (End::Cancelled, Why::Asked, false) | (End::Ended(Outcome::Done), Why::Asked, true) | (End::Ended(Outcome::Fenced), Why::Lost, _) => {}
+            (End::Cancelled, Why::Asked, false)
+            | (End::Ended(Outcome::Done), Why::Asked, true)
+            | (End::Ended(Outcome::Fenced), Why::Lost, _) => {}
             _ => panic!("{what} {why:?} while running: {end:?}"),
         }
     }

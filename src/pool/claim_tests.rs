@@ -113,6 +113,7 @@ async fn rule_26_a_suspect_gets_its_turn_although_the_queue_is_never_empty() {
                     others += 1;
                     running.push(claimed);
                     bed.put(JobKind::Noop, 1).await; // never empty
+                    bed.work.notify_one();
                     bed.ledger.advance(Duration::from_millis(500));
                     if running.len() > 1 {
                         bed.finish(running.remove(0)).await; // never idle

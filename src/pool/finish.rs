@@ -100,7 +100,9 @@ impl Finisher {
                 }
                 // It is not in work any more: it is given back when that is noticed.
                 Ok(None) => tracing::warn!(job = %success.finish.lease.id, "the ledger answered fewer ends than asked"),
-                Err(fault) => tracing::warn!(job = %success.finish.lease.id, error = %fault, "could not record a success, the job will be done again"),
+                Err(fault) => {
+                    tracing::warn!(job = %success.finish.lease.id, error = %fault, "could not record a success, the job will be done again")
+                }
             }
             stats.finishing.fetch_sub(1, Ordering::Relaxed);
             drop(success.in_work);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::attempt::{Runner, End};
+use super::attempt::{End, Runner};
 use super::claim::Claimed;
 use super::class::Class;
 use super::finish::{FinishHandle, Success};
@@ -113,7 +113,6 @@ impl Worker {
                 cell.tally(Tally::Failed);
                 tracing::error!(job = %job.id, attempt = job.attempt, error = %fault, "job is dead: see `argon jobs show`, then `argon jobs retry`");
             }
-            Failed::Cancelled => {}
         }
         self.record(lease, &how).await;
     }

@@ -55,13 +55,15 @@ fn short_jobs_run_by_the_thousand_and_are_counted_for_good() {
     let status = engine.view.status();
     assert_eq!((status.attempts.succeeded, status.attempts.failed, status.attempts.fenced), (3_000, 0, 0));
     assert_eq!(status.workers.iter().map(|row| row.processed).sum::<u64>(), 3_000);
-    assert_eq!(status.workers.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["sync-worker-0", "sync-worker-1", "sync-worker-2", "sync-worker-3"]);
+    assert_eq!(
+        status.workers.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(),
+        ["sync-worker-0", "sync-worker-1", "sync-worker-2", "sync-worker-3"]
+    );
     assert!(status.workers.iter().all(|row| row.p99_ms >= row.p50_ms && row.last_active_ms.is_some()));
-    assert_eq!(status.slots.iter().map(|slot| (slot.kind, slot.capacity)).collect::<Vec<_>>(), [
-        (JobKind::Compression, 2),
-        (JobKind::Notification, 1),
-        (JobKind::Cleanup, 1)
-    ]);
+    assert_eq!(
+        status.slots.iter().map(|slot| (slot.kind, slot.capacity)).collect::<Vec<_>>(),
+        [(JobKind::Compression, 2), (JobKind::Notification, 1), (JobKind::Cleanup, 1)]
+    );
     // The heartbeat tells the others.
     world.wait("the heartbeat says so", || {
         let engines = world.runtime.block_on(world.ledger.engines()).unwrap();
@@ -253,9 +255,13 @@ fn a_failing_job_is_a_failed_attempt_and_nothing_else() {
     world.runtime.block_on(world.ledger.enqueue(std::slice::from_ref(&wrong))).unwrap();
     engine.view.wake();
     world.wait("five are dead", || world.count(JobState::Dead) == 5);
-    for (id, attempts, word) in
-        [(&unknown, 2, "told to fail"), (&rejected, 1, "told to fail"), (&panics, 2, "panicked"), (&own.id, 4, "told to fail"), (&wrong.id, 1, "parameters")]
-    {
+    for (id, attempts, word) in [
+        (&unknown, 2, "told to fail"),
+        (&rejected, 1, "told to fail"),
+        (&panics, 2, "panicked"),
+        (&own.id, 4, "told to fail"),
+        (&wrong.id, 1, "parameters"),
+    ] {
         let job = world.job(id);
         assert_eq!(job.attempt, attempts, "{:?}", job.errors);
         assert!(job.errors.last().unwrap().error.contains(word), "{:?}", job.errors);
