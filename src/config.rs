@@ -3,13 +3,16 @@
 //! Owns: parsing and ranges. Does not own: what a setting does (the stage that takes it).
 //! AWS credentials are not settings of Argon: they come from the SDK's own chain.
 
-use std::path::PathBuf;
+mod http;
+
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::fault::{Fault, Result};
 use crate::store::Switch;
+
+pub use http::{HttpSettings, Secret};
 
 /// Where metadata and objects live: taken by every command.
 #[derive(Debug, Clone, Args)]
@@ -59,9 +62,22 @@ impl Connection {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineSettings {
-    /// Sync workers. More: more segments in flight, more memory, more load on MongoDB and the store.
+    /// Sync workers at the start and when idle. More: more segments in flight, more memory, more load on MongoDB and the store.
     #[arg(long = "pool-size", env = "WORKER_POOL_SIZE", default_value = "5", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
     pub pool_size: u16,
+    /// Sync workers that are never gone below, whatever is congested.
+    #[arg(long = "pool-min", env = "WORKER_POOL_MIN", default_value = "1", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_min: u16,
+    /// Sync workers that are never gone beyond, whatever the load.
+    #[arg(long = "pool-max", env = "WORKER_POOL_MAX", default_value = "20", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_max: u16,
+    /// Whether the number of sync workers follows the load. false: there are WORKER_POOL_SIZE, or as many as an operator asks for; dry-run: so too,
+    /// and what would have been done is shown.
+    #[arg(long = "autoscale", env = "WORKER_AUTOSCALE", default_value = "true", value_name = "true|false|dry-run", value_parser = autoscale)]
+    pub autoscale: Autoscale,
+    /// Workers for the other kinds of jobs, each 0..20; a kind that is not named keeps its default. More: more of them at once.
+    #[arg(long = "slots", env = "WORKER_SLOTS", default_value = "compression=2,notification=1,cleanup=1", value_name = "KIND=N,..", value_parser = slots)]
+    pub slots: Slots,
     /// Changes at which a batch may close (not a cap: batches grow under load). More: fewer, larger jobs, later.
     #[arg(long = "batch-size", env = "WORKER_BATCH_SIZE", default_value = "100", value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub batch_size: u32,
@@ -105,95 +121,79 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
+    /// What no single setting can tell: whether they fit together.
+    pub fn check(&self) -> Result<()> {
+        let (min, size, max) = (self.pool_min, self.pool_size, self.pool_max);
+        if min > max {
+            return Err(Fault::config(format!("WORKER_POOL_MIN is {min}: allowed are 1 to {max}, the value of WORKER_POOL_MAX")));
+        }
+        if !(min..=max).contains(&size) {
+            return Err(Fault::config(format!(
+                "WORKER_POOL_SIZE is {size}: allowed are {min} to {max}, the values of WORKER_POOL_MIN and WORKER_POOL_MAX"
+            )));
+        }
+        Ok(())
+    }
+
     /// `JOB_STUCK_TIMEOUT` as it is applied: a worker that ends an overdue attempt by itself comes first, whatever the two settings say.
     pub fn stuck_after(&self) -> Duration {
         self.job_stuck.max(self.process_timeout + Duration::from_secs(60))
     }
 }
 
-/// Settings of the interface over HTTP (`argon run`).
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-#[command(next_help_heading = "HTTP")]
-pub struct HttpSettings {
-    /// Address of the API, or off. Reachable from other machines only with a token.
-    #[arg(long = "http-addr", env = "ARGON_HTTP_ADDR", default_value = "127.0.0.1:8080", value_name = "HOST:PORT|off")]
-    pub addr: Option<String>,
-    /// A second address that serves only /metrics, /health and /ready, without a token: no load of the API can starve it.
-    #[arg(long, env = "ARGON_METRICS_ADDR", value_name = "HOST:PORT")]
-    pub metrics_addr: Option<String>,
-    /// Unix socket for the command line of this user, or off; default: one per HTTP port in the user's runtime directory.
-    #[arg(long, env = "ARGON_CONTROL_SOCKET", value_name = "PATH|off")]
-    pub control_socket: Option<PathBuf>,
-    /// Token of scope admin. On the command line others of this machine can see it: prefer the variable, or a file.
-    #[arg(long, env = "ARGON_API_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub api_token: Option<Secret>,
-    /// File of tokens, one `scope:token` a line (read, operate, admin); read again when it changes.
-    #[arg(long, env = "ARGON_API_TOKENS_FILE", value_name = "PATH")]
-    pub api_tokens_file: Option<PathBuf>,
-    /// Listen without any token also where other machines reach it.
-    #[arg(long, env = "ARGON_ALLOW_UNAUTHENTICATED", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "true|false", action = clap::ArgAction::Set)]
-    pub allow_unauthenticated: bool,
-    /// Certificate chain of the API in PEM form; read again when it changes.
-    #[arg(long, env = "ARGON_TLS_CERT", value_name = "PATH")]
-    pub tls_cert: Option<PathBuf>,
-    /// Its private key in PEM form.
-    #[arg(long, env = "ARGON_TLS_KEY", value_name = "PATH")]
-    pub tls_key: Option<PathBuf>,
-    /// Clients must show a certificate of this authority (PEM). What they may do is still a matter of tokens, if there are any.
-    #[arg(long, env = "ARGON_TLS_CLIENT_CA", value_name = "PATH")]
-    pub tls_client_ca: Option<PathBuf>,
-    /// Requests a second that one client may make to the API, after a burst of twice as many; 0: no limit.
-    #[arg(long, env = "ARGON_API_RATE", default_value = "50", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub api_rate: u32,
-    /// Open connections of an address, at most. More: more files, and up to 64 KiB of memory each.
-    #[arg(long = "http-max-connections", env = "ARGON_HTTP_MAX_CONNECTIONS", default_value = "512", value_name = "N", value_parser = |s: &str| count(s, 8, 100_000))]
-    pub max_connections: usize,
-    /// The same for one client; above the 96 that answers and streams can keep busy, so that its /health finds a place.
-    #[arg(long = "http-max-connections-per-client", env = "ARGON_HTTP_MAX_CONNECTIONS_PER_CLIENT", default_value = "128", value_name = "N", value_parser = |s: &str| count(s, 4, 100_000))]
-    pub max_connections_per_client: usize,
+/// Whether the number of sync workers follows the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Autoscale {
+    On,
+    Off,
+    /// Decides and shows, changes nothing.
+    DryRun,
 }
 
-impl Default for HttpSettings {
-    /// As without any flag or variable.
+fn autoscale(text: &str) -> Result<Autoscale, String> {
+    match text.trim() {
+        "true" | "on" => Ok(Autoscale::On),
+        "false" | "off" => Ok(Autoscale::Off),
+        "dry-run" => Ok(Autoscale::DryRun),
+        _ => Err("allowed are true, false and dry-run".into()),
+    }
+}
+
+/// Workers of the classes that are not sized by the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slots {
+    pub compression: u16,
+    pub notification: u16,
+    pub cleanup: u16,
+}
+
+impl Default for Slots {
     fn default() -> Self {
-        Self {
-            addr: Some("127.0.0.1:8080".into()),
-            metrics_addr: None,
-            control_socket: None,
-            api_token: None,
-            api_tokens_file: None,
-            allow_unauthenticated: false,
-            tls_cert: None,
-            tls_key: None,
-            tls_client_ca: None,
-            api_rate: 50,
-            max_connections: 512,
-            max_connections_per_client: 128,
-        }
+        Self { compression: 2, notification: 1, cleanup: 1 }
     }
 }
 
-/// What must not get into a log by way of a `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+/// Most workers of one of these classes.
+const MAX_SLOTS: u16 = 20;
 
-impl Secret {
-    /// The text itself.
-    pub fn reveal(&self) -> &str {
-        &self.0
+/// `compression=2,notification=1,cleanup=1`
+fn slots(text: &str) -> Result<Slots, String> {
+    let mut slots = Slots::default();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (kind, count) = part.split_once('=').map_or((part, ""), |(kind, count)| (kind.trim(), count.trim()));
+        let slot = match kind {
+            "compression" => &mut slots.compression,
+            "notification" => &mut slots.notification,
+            "cleanup" => &mut slots.cleanup,
+            "sync" | "noop" | "snapshot" => return Err(format!("{kind} jobs run on the sync workers, whose number is WORKER_POOL_SIZE")),
+            _ => return Err(format!("{kind} is not one of compression, notification, cleanup")),
+        };
+        *slot = match count.parse() {
+            Ok(n) if n <= MAX_SLOTS => n,
+            _ => return Err(format!("{kind} has '{count}': allowed are 0 to {MAX_SLOTS}")),
+        };
     }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
+    Ok(slots)
 }
 
 /// Names of all variables, for the near-miss warning and the test that holds the documentation to this table.
@@ -205,6 +205,10 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_S3_PATH_STYLE",
     "ARGON_S3_CHECKSUMS",
     "WORKER_POOL_SIZE",
+    "WORKER_POOL_MIN",
+    "WORKER_POOL_MAX",
+    "WORKER_AUTOSCALE",
+    "WORKER_SLOTS",
     "WORKER_BATCH_SIZE",
     "WORKER_BATCH_TIMEOUT",
     "ARGON_BATCH_MAX_BYTES",
@@ -280,15 +284,6 @@ fn time(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, String> {
     }
 }
 
-/// A whole number within bounds.
-fn count(text: &str, min: usize, max: usize) -> Result<usize, String> {
-    match text.trim().parse::<usize>() {
-        Ok(n) if (min..=max).contains(&n) => Ok(n),
-        Ok(_) => Err(format!("allowed are {min} to {max}")),
-        Err(_) => Err("not a whole number".into()),
-    }
-}
-
 /// A size in bytes: `4MiB`, `1GiB`, `1048576`.
 pub fn size(text: &str, min: u64, max: u64) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
@@ -345,19 +340,6 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_flags() {
-        use clap::CommandFactory;
-        // Not from the environment of whoever runs the tests.
-        let command = Cli::command().mut_args(|arg| arg.env(None::<clap::builder::OsStr>));
-        let parsed = <Cli as clap::FromArgMatches>::from_arg_matches(&command.get_matches_from(["x"])).unwrap();
-        assert_eq!(parsed.http, HttpSettings::default());
-        let command = Cli::command().mut_args(|arg| arg.env(None::<clap::builder::OsStr>));
-        let given = command.get_matches_from(["x", "--allow-unauthenticated", "--api-token", "hush"]);
-        let parsed = <Cli as clap::FromArgMatches>::from_arg_matches(&given).unwrap();
-        assert!(parsed.http.allow_unauthenticated && !format!("{parsed:?}").contains("hush"));
-    }
-
-    #[test]
     fn every_flag_with_a_variable_is_in_the_table_of_variables() {
         use clap::CommandFactory;
         for arg in Cli::command().get_arguments() {
@@ -374,6 +356,33 @@ mod tests {
         assert!(error.contains("21") && error.contains("1..=20"), "{error}");
         let error = Cli::try_parse_from(["x", "--batch-max-bytes", "1KiB"]).unwrap_err().to_string();
         assert!(error.contains("64.00 KiB"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_together_are_refused_with_variable_value_and_range() {
+        use clap::Parser;
+        let check = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.check().map_err(|fault| fault.what);
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["--pool-size", "7", "--pool-min", "7", "--pool-max", "7", "--autoscale", "false"]), Ok(()));
+        for (args, words) in [
+            (["--pool-min", "9", "--pool-max", "8"], ["WORKER_POOL_MIN is 9", "1 to 8"]),
+            (["--pool-min", "6", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "6 to 20"]),
+            (["--pool-max", "4", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "1 to 4"]),
+        ] {
+            let error = check(&args).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn slots_are_named_by_kind_and_others_keep_their_default() {
+        assert_eq!(slots("compression=2,notification=1,cleanup=1"), Ok(Slots::default()));
+        assert_eq!(slots(" compression = 5 , "), Ok(Slots { compression: 5, ..Slots::default() }));
+        assert_eq!(slots("cleanup=0"), Ok(Slots { cleanup: 0, ..Slots::default() }));
+        for (text, word) in [("sync=3", "WORKER_POOL_SIZE"), ("mail=1", "mail"), ("cleanup=21", "0 to 20"), ("cleanup", "0 to 20")] {
+            let error = slots(text).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

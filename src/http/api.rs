@@ -7,16 +7,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::events::EventHub;
 use super::health::{Check, Probes};
 use super::metrics::Scraper;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::ledger::{EngineStatus, PoolRow, SharedLedger};
-use crate::pool::Decision;
+use crate::pool::scaler::Decision;
 use crate::runtime::clock;
 use crate::runtime::pulse::Pulse;
 use crate::store::Store;
@@ -50,67 +49,10 @@ pub trait EngineView: Send + Sync + Debug {
 /// Parts of an engine that it judges itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineChecks {
-    /// Captures are followed: none that is this engine's waits or has failed.
+    /// What the engine says of following captures; what their rows say is looked at besides.
     pub captures: Check,
     /// Workers run, and none hangs beyond what it can be stopped from.
     pub workers: Check,
-}
-
-/// An [`EngineView`] that is one engine after the other: a process whose lease was lost goes on as a new one.
-#[derive(Debug, Default)]
-pub struct CurrentEngine {
-    engine: RwLock<Option<Arc<dyn EngineView>>>,
-}
-
-impl CurrentEngine {
-    /// None yet.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    /// From now on it is this one.
-    pub fn set(&self, engine: Arc<dyn EngineView>) {
-        *self.engine.write() = Some(engine);
-    }
-
-    fn get(&self) -> Option<Arc<dyn EngineView>> {
-        self.engine.read().clone()
-    }
-
-    fn running(&self) -> Result<Arc<dyn EngineView>> {
-        self.get().ok_or_else(|| Fault::transient("the engine is starting"))
-    }
-}
-
-impl EngineView for CurrentEngine {
-    fn id(&self) -> String {
-        self.get().map(|e| e.id()).unwrap_or_default()
-    }
-
-    fn status(&self) -> EngineStatus {
-        self.get().map(|e| e.status()).unwrap_or_default()
-    }
-
-    fn decisions(&self) -> Vec<Decision> {
-        self.get().map(|e| e.decisions()).unwrap_or_default()
-    }
-
-    fn scale(&self, target: u16, hold: Option<Duration>) -> Result<PoolRow> {
-        self.running()?.scale(target, hold)
-    }
-
-    fn release_pin(&self) -> Result<PoolRow> {
-        self.running()?.release_pin()
-    }
-
-    fn checks(&self) -> EngineChecks {
-        let starting = || Check::degraded("the engine is starting");
-        self.get().map_or_else(|| EngineChecks { captures: starting(), workers: starting() }, |e| e.checks())
-    }
-
-    fn is_draining(&self) -> bool {
-        self.get().is_some_and(|e| e.is_draining())
-    }
 }
 
 /// Everything that handlers use.

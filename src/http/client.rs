@@ -123,7 +123,8 @@ impl Client {
     }
 
     fn read<A: DeserializeOwned>(&self, body: &[u8]) -> Result<A> {
-        serde_json::from_slice(body).map_err(|e| Fault::corrupt(format!("{} gave an answer that this version does not read: {e}", self.place)))
+        serde_json::from_slice(body)
+            .map_err(|e| Fault::corrupt(format!("{} gave an answer that this version does not read: {e}", self.place)))
     }
 
     fn failed(&self, error: &reqwest::Error) -> Fault {
@@ -164,7 +165,10 @@ fn token_of(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).map_err(|e| Fault::config(format!("--token-file {}: {e}", path.display())))?;
     let token = text.trim();
     if token.is_empty() || token.chars().any(|c| !c.is_ascii_graphic()) {
-        return Err(Fault::config(format!("--token-file {}: it holds no token, which is one line of letters, digits and punctuation", path.display())));
+        return Err(Fault::config(format!(
+            "--token-file {}: it holds no token, which is one line of letters, digits and punctuation",
+            path.display()
+        )));
     }
     Ok(token.to_owned())
 }
@@ -217,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_asked_is_said_before() {
-        let url = |url: &str, token_file: Option<PathBuf>| Client::new(&Target::Url { url: url.into(), token_file, ca_file: None }).map(|_| ());
+        let url =
+            |url: &str, token_file: Option<PathBuf>| Client::new(&Target::Url { url: url.into(), token_file, ca_file: None }).map(|_| ());
         assert!(url("argon.example:8080", None).unwrap_err().what.contains("--api"));
         assert!(url("https://argon.example", Some("/nonexistent/token".into())).unwrap_err().what.contains("/nonexistent/token"));
         assert!(url("https://argon.example/", None).is_ok());

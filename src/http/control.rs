@@ -95,7 +95,8 @@ impl ControlSocket {
         };
         let failed = |e: &dyn std::fmt::Display| Fault::transient(format!("control socket {}: {e}", path.display()));
         let server = tiny_http::Server::from_listener(listener, None).map_err(|e| failed(&e))?;
-        let thread = std::thread::Builder::new().name("argon-control".into()).spawn(move || receiver.run(&server)).map_err(|e| failed(&e))?;
+        let thread =
+            std::thread::Builder::new().name("argon-control".into()).spawn(move || receiver.run(&server)).map_err(|e| failed(&e))?;
         Ok(Self { path: path.to_owned(), stop, receiver: Some(thread), _lock: lock })
     }
 
@@ -245,9 +246,8 @@ impl Receiver {
         let (api, router, runtime) = (self.api.clone(), self.router.clone(), self.runtime.clone());
         let ask = move || {
             for mut request in inbox {
-                let response = translate(&mut request).map_or_else(IntoResponse::into_response, |translated| {
-                    ask(&api, &router, &runtime, translated)
-                });
+                let response =
+                    translate(&mut request).map_or_else(IntoResponse::into_response, |translated| ask(&api, &router, &runtime, translated));
                 respond(request, response);
             }
         };
@@ -275,7 +275,8 @@ fn ask(api: &Api, router: &Router, runtime: &tokio::runtime::Handle, request: Re
         }
         let lag = api.pulse.lag();
         if lag > STALLED {
-            return Problem::busy(format!("the async runtime has not run for {:.1} s; /health still answers here", lag.as_secs_f64())).into_response();
+            return Problem::busy(format!("the async runtime has not run for {:.1} s; /health still answers here", lag.as_secs_f64()))
+                .into_response();
         }
         if began.elapsed() > CALL_TIME + STALLED {
             return Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "not done in time; it may still happen").into_response();
@@ -287,7 +288,8 @@ fn ask(api: &Api, router: &Router, runtime: &tokio::runtime::Handle, request: Re
 async fn whole(response: Response) -> Response {
     let (parts, body) = response.into_parts();
     if parts.headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes() == b"text/event-stream") {
-        return Problem::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", "events are streamed on the network listener only").into_response();
+        return Problem::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", "events are streamed on the network listener only")
+            .into_response();
     }
     match body.collect().await {
         Ok(body) => Response::from_parts(parts, Body::from(body.to_bytes())),
@@ -299,7 +301,11 @@ async fn whole(response: Response) -> Response {
 fn check_body(request: &tiny_http::Request) -> std::result::Result<(), Problem> {
     let named = |name: &'static str| request.headers().iter().filter(move |h| h.field.equiv(name));
     if named("Transfer-Encoding").next().is_some() || named("Expect").next().is_some() || named("Upgrade").next().is_some() {
-        return Err(Problem::new(StatusCode::LENGTH_REQUIRED, "length_required", "send a Content-Length, and nothing else that frames a body"));
+        return Err(Problem::new(
+            StatusCode::LENGTH_REQUIRED,
+            "length_required",
+            "send a Content-Length, and nothing else that frames a body",
+        ));
     }
     if named("Connection").any(|h| h.value.as_str().to_ascii_lowercase().contains("upgrade")) {
         return Err(Problem::bad_request("there is nothing to upgrade to"));

@@ -91,7 +91,8 @@ impl Front {
             let taken = limit.lock().take(&(client_of(peer), name), clock::now());
             taken.map_err(|wait| {
                 let status = axum::http::StatusCode::TOO_MANY_REQUESTS;
-                Problem::new(status, "too_many_requests", "more requests than ARGON_API_RATE allows a client: come back later").retry_after(wait)
+                Problem::new(status, "too_many_requests", "more requests than ARGON_API_RATE allows a client: come back later")
+                    .retry_after(wait)
             })?;
         }
         match caller {
@@ -153,7 +154,10 @@ impl Guard {
         };
         // On an address that others reach, names cannot be known: that was allowed with ARGON_ALLOW_UNAUTHENTICATED.
         let loopback = self.bound.ip().to_canonical().is_loopback();
-        if loopback && let Some(host) = host_of(request) && !self.is_ours(host) {
+        if loopback
+            && let Some(host) = host_of(request)
+            && !self.is_ours(host)
+        {
             return refused("this Host is not ours");
         }
         let own = host_of(request).unwrap_or_default();

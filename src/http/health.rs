@@ -18,7 +18,7 @@ use super::api::Api;
 use super::call::{Call, NoBody, NoQuery, Verdict};
 use super::problem::Problem;
 use crate::fault::{Fault, Result};
-use crate::ledger::SharedLedger;
+use crate::ledger::{Capture, CaptureState, SharedLedger};
 use crate::runtime::random;
 use crate::store::Store;
 
@@ -28,6 +28,8 @@ const MONGODB_TIME: Duration = Duration::from_secs(3);
 /// The same for the store; a listing of one object costs a fraction of a cent a day.
 const ASK_STORE: Duration = Duration::from_secs(30);
 const STORE_TIME: Duration = Duration::from_secs(10);
+/// The same for the rows of captures.
+const ASK_CAPTURES: Duration = Duration::from_secs(5);
 /// Delay of the runtime that is worth a word, and the one at which nothing works any more.
 const LAG_DEGRADED: Duration = Duration::from_secs(1);
 const LAG_UNHEALTHY: Duration = Duration::from_secs(5);
@@ -127,6 +129,7 @@ pub struct Ready {
 pub(super) struct Probes {
     mongodb: Arc<RwLock<Check>>,
     store: Arc<RwLock<Check>>,
+    captures: Arc<RwLock<Check>>,
 }
 
 impl Probes {
@@ -146,11 +149,33 @@ impl Probes {
                 async move { store.list(".argon-probe/health", None, 1).await.map(drop) }
             }
         };
+        let ask_captures = {
+            let ledger = ledger.clone();
+            move || {
+                let ledger = ledger.clone();
+                async move { ledger.captures().await.and_then(|captures| judge(&captures)) }
+            }
+        };
         Self {
             mongodb: probe("MongoDB", ASK_MONGODB, MONGODB_TIME, stop.clone(), ask_mongodb),
             store: probe("the store", ASK_STORE, STORE_TIME, stop.clone(), ask_store),
+            captures: probe("MongoDB", ASK_CAPTURES, MONGODB_TIME, stop.clone(), ask_captures),
         }
     }
+}
+
+/// Captures that do not get on, of any engine: one that has failed, or runs and says what it waits for.
+fn judge(captures: &[Capture]) -> Result<()> {
+    let ill = captures.iter().filter_map(|c| {
+        let reason = c.reason.as_deref();
+        match c.state {
+            CaptureState::Failed => Some(format!("{} has failed: {}", c.branch_name, reason.unwrap_or("no reason given"))),
+            CaptureState::Running => reason.map(|reason| format!("{} waits: {reason}", c.branch_name)),
+            CaptureState::Stopped | CaptureState::Paused => None,
+        }
+    });
+    let ill: Vec<String> = ill.take(10).collect();
+    if ill.is_empty() { Ok(()) } else { Err(Fault::rejected(ill.join("; "))) }
 }
 
 /// One question, again and again. It is a task of its own that is left behind when it takes too long: dropping a driver's future half way
@@ -189,10 +214,12 @@ impl Api {
     /// The health of the process now.
     pub fn health(&self) -> Health {
         let engine = self.engine.checks();
+        let rows = self.probes.captures.read().clone();
+        let captures = if engine.captures.status >= rows.status { engine.captures } else { rows };
         let checks = Checks {
             mongodb: self.probes.mongodb.read().clone(),
             store: self.probes.store.read().clone(),
-            captures: engine.captures,
+            captures,
             workers: engine.workers,
             runtime: runtime(self.pulse.lag()),
         };

@@ -13,6 +13,7 @@ use super::auth::Scope;
 use super::call::{Call, Created, Json, NoBody, NoQuery};
 use super::problem::Problem;
 use crate::fault::Fault;
+use crate::jobs::noop::{NoopFault, NoopParams};
 use crate::ledger::{Bulk, Cancelled, Enqueued, Job, JobError, JobFilter, JobKind, JobState, NewJob, Priority};
 use crate::runtime::random;
 use crate::sync::discard;
@@ -22,7 +23,7 @@ const PAGE: u32 = 100;
 const MOST: u32 = 1_000;
 /// Jobs that one bulk call does, at most: its time stays far below that of a request.
 const BULK_MOST: u32 = 100_000;
-/// Longest delay and duration of a submitted job.
+/// Longest delay of a submitted job.
 const MOST_SECONDS: u64 = 31 * 24 * 3_600;
 /// What confirms that history may be lost.
 const CONFIRM: &str = "discard";
@@ -208,12 +209,18 @@ pub struct NewJobRequest {
     pub branch: Option<String>,
     /// How long it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 86400000))]
+    #[schemars(range(min = 0, max = 3600000))]
     pub duration_ms: Option<u64>,
-    /// Share of its attempts that fail, 0 to 1.
+    /// Share of its attempts that fail, 0 to 1; where it is not given: all if `fault` or `panic` is, else none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub failure_rate: Option<f64>,
+    /// What a failing attempt fails with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<NoopFault>,
+    /// Failing attempts panic.
+    #[serde(default)]
+    pub panic: bool,
     /// How many of them, each a job of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -288,8 +295,14 @@ pub struct BulkAnswer {
 pub(super) async fn list(call: Call<JobsQuery, NoBody>) -> Result<Json<JobsPage>, Problem> {
     let q = call.query;
     let limit = within("limit", q.limit.unwrap_or(PAGE), 1, MOST)?;
-    let filter =
-        JobFilter { state: q.state, kind: q.kind, branch: branch_filter(&call.api, q.branch).await?, engine: q.engine, error: q.error, after: q.after };
+    let filter = JobFilter {
+        state: q.state,
+        kind: q.kind,
+        branch: branch_filter(&call.api, q.branch).await?,
+        engine: q.engine,
+        error: q.error,
+        after: q.after,
+    };
     let jobs = call.api.ledger.jobs(&filter, limit as usize).await?;
     let next = (jobs.len() == limit as usize).then(|| jobs.last().map(|job| job.id.clone())).flatten();
     Ok(Json(JobsPage { jobs: jobs.into_iter().map(Into::into).collect(), next }))
@@ -354,8 +367,10 @@ pub(super) async fn submit(call: Call<NoQuery, Json<NewJobRequest>>) -> Result<C
     let Json(asked) = call.body;
     let count = within("count", asked.count.unwrap_or(1), 1, MOST)?;
     let delay = within("delay_seconds", asked.delay_seconds.unwrap_or(0), 0, MOST_SECONDS)?;
-    let duration = within("duration_ms", asked.duration_ms.unwrap_or(0), 0, 86_400_000)?;
-    let failure_rate = within("failure_rate", asked.failure_rate.unwrap_or(0.0), 0.0, 1.0)?;
+    let (duration_ms, failure_rate) = (asked.duration_ms.unwrap_or_default(), asked.failure_rate);
+    let params = NoopParams { duration_ms, failure_rate, fault: asked.fault, panic: asked.panic };
+    params.check().map_err(|fault| Problem::bad_request(fault.what))?;
+    let params = bson::serialize_to_raw_document_buf(&params).map_err(|e| Fault::corrupt(e.to_string()))?;
     if let Some(retries) = asked.retries {
         within("retries", retries, 0, 100)?;
     }
@@ -367,7 +382,6 @@ pub(super) async fn submit(call: Call<NoQuery, Json<NewJobRequest>>) -> Result<C
     }
     let id = asked.id.map(|id| uuid::Uuid::parse_str(&id).map_err(|e| Problem::bad_request(format!("id: {e}")))).transpose()?;
     let branch = branch_filter(&call.api, asked.branch).await?;
-    let params = bson::rawdoc! { "duration_ms": i64::try_from(duration).unwrap_or(i64::MAX), "failure_rate": failure_rate };
     let kind = match asked.kind {
         SubmitKind::Noop => JobKind::Noop,
     };
@@ -421,7 +435,10 @@ async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Js
 }
 
 async fn find(api: &Api, id: &str) -> Result<Job, Problem> {
-    api.ledger.job(id).await?.ok_or_else(|| Problem::not_found(format!("there is no job {id:?}: finished ones are removed after JOB_CLEANUP_INTERVAL")))
+    api.ledger
+        .job(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format!("there is no job {id:?}: finished ones are removed after JOB_CLEANUP_INTERVAL")))
 }
 
 /// The id of a branch given by name or id.

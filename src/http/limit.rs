@@ -81,7 +81,11 @@ mod tests {
         assert_eq!(wait.as_millis(), 100);
         assert!(buckets.take(&"b", now).is_ok(), "another client has a bucket of its own");
         assert!(buckets.take(&"a", now + wait + Duration::from_millis(1)).is_ok());
-        assert_eq!((0..1000).filter(|_| buckets.take(&"a", now + Duration::from_secs(60)).is_ok()).count(), 20, "it never holds more than a burst");
+        assert_eq!(
+            (0..1000).filter(|_| buckets.take(&"a", now + Duration::from_secs(60)).is_ok()).count(),
+            20,
+            "it never holds more than a burst"
+        );
     }
 
     #[test]

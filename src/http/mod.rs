@@ -29,6 +29,7 @@ mod openapi;
 mod patient;
 mod problem;
 mod queue;
+mod real;
 mod routes;
 mod scaling;
 mod tls;
@@ -36,14 +37,16 @@ mod twin;
 mod watched;
 mod workers;
 
-pub use api::{Api, CurrentEngine, EngineChecks, EngineView};
+pub use api::{Api, EngineChecks, EngineView};
 pub use auth::{Caller, Scope, Tokens};
 pub use branches::{BranchStats, BranchesPage, Level};
 pub use call::Route;
 pub use captures::{CaptureView, CapturesPage};
 pub use connections::Caps;
 pub use health::{Check, Checks, Condition, Health, Ready};
-pub use jobs::{BulkAnswer, BulkRequest, JobChange, JobErrorView, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted, SyncView};
+pub use jobs::{
+    BulkAnswer, BulkRequest, JobChange, JobErrorView, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted, SyncView,
+};
 pub use openapi::document as openapi_document;
 pub use problem::{ErrorAnswer, ErrorBody, Problem};
 pub use queue::{PauseRequest, PauseView, PausesView};

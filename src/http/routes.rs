@@ -149,7 +149,11 @@ async fn serve(api: &Arc<Api>, route: &Arc<Route>, id: String, request: Request)
         Ok(Ok(response)) => Ok(response),
         Ok(Err(panic)) => {
             tracing::error!(route = ?route, error = %panic, "a handler panicked");
-            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", "this request has met a bug; the engine goes on, its log says where"))
+            Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "unknown",
+                "this request has met a bug; the engine goes on, its log says where",
+            ))
         }
         Err(_) => {
             let said = format!("not done after {} s; it may still happen", CALL_TIME.as_secs());
@@ -224,7 +228,11 @@ mod tests {
             assert!([Method::GET, Method::POST, Method::DELETE].contains(&line.method), "{line:?}");
             assert!(line.path.matches('{').count() <= 1 && (line.path.contains('{') == line.path.contains("{id}")), "{line:?}");
             let changes = line.method != Method::GET;
-            assert_eq!(changes, line.scope >= Scope::Operate, "{line:?}: what changes something takes a right, what looks takes no more than that");
+            assert_eq!(
+                changes,
+                line.scope >= Scope::Operate,
+                "{line:?}: what changes something takes a right, what looks takes no more than that"
+            );
         }
         for path in METRICS_PATHS {
             assert!(table.iter().any(|line| line.path == path && line.scope == Scope::Public), "{path}");

@@ -10,7 +10,7 @@ use super::jobs::within;
 use super::problem::Problem;
 use super::workers::Pool;
 use crate::branch::point::rfc3339;
-use crate::pool::Decision;
+use crate::pool::scaler::Decision;
 
 /// Decisions that are kept.
 const MOST: u32 = 256;

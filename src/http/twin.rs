@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::api::{EngineChecks, EngineView};
 use crate::fault::{Fault, Result};
 use crate::ledger::{EngineStatus, JobKind, PinRow, PoolRow, SlotRow, WorkerRow};
-use crate::pool::{Decision, Direction, Inputs, Reason};
+use crate::pool::scaler::{Decision, Direction, Inputs, Reason};
 use crate::runtime::clock;
 
 /// The twin of a running engine.

@@ -321,7 +321,11 @@ pub(super) async fn scale(call: Call<ScaleQuery, Json<ScaleRequest>>) -> Result<
     let target = match (asked.target_workers, asked.release) {
         (None, true) if asked.minutes.is_none() => None,
         (Some(target), false) => Some(checked(target)?),
-        _ => return Err(Problem::bad_request("give either target_workers (1 to 20, and minutes if it shall end by itself) or release: true")),
+        _ => {
+            return Err(Problem::bad_request(
+                "give either target_workers (1 to 20, and minutes if it shall end by itself) or release: true",
+            ));
+        }
     };
     if asked.minutes.is_some_and(|m| !(1..=MOST_MINUTES).contains(&m)) {
         return Err(Problem::bad_request(format!("minutes: allowed are 1 to {MOST_MINUTES}")));
@@ -349,7 +353,8 @@ async fn set_scale(api: &Api, scope: ScaleScope, target: Option<u16>, hold: Opti
         api.ledger.set_scale(target, hold, by).await.map_err(|fault| fault.at("this engine has changed, the others have not been told"))?;
     }
     tracing::info!(target, hold_s = hold.map(|h| h.as_secs()), ?scope, by, "number of workers set by an operator");
-    api.events.publish("scale", &serde_json::json!({ "target_workers": target, "scope": scope, "by": by, "time": rfc3339(clock::wall_ms()) }));
+    api.events
+        .publish("scale", &serde_json::json!({ "target_workers": target, "scope": scope, "by": by, "time": rfc3339(clock::wall_ms()) }));
     Ok(ScaleAnswer {
         message: if target.is_some() { "workers scaled successfully" } else { "workers released successfully" }.into(),
         target_workers: target.unwrap_or(row.target),

@@ -129,7 +129,11 @@ mod tests {
     #[test]
     fn names_follow_the_conventions_of_prometheus_and_each_is_used_once() {
         for (i, metric) in ALL.iter().enumerate() {
-            assert!(metric.name.starts_with("argon_") && metric.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", metric.name);
+            assert!(
+                metric.name.starts_with("argon_") && metric.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+                "{}",
+                metric.name
+            );
             assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
             assert!(metric.help.ends_with('.'), "{}", metric.name);
             assert!(!ALL[i + 1..].iter().any(|other| other.name == metric.name), "{}", metric.name);
