@@ -1,6 +1,7 @@
 //! Owns: a branch as users see it, one object for `--json` and REST (docs: the command line).
 //! Does not own: the rows (`ledger`), what `captured_until` means (`point`).
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::point::{captured_until, rfc3339};
@@ -11,7 +12,7 @@ use crate::ledger::{
 };
 
 /// The JSON object of a branch.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct BranchView {
     pub id: String,
     pub name: String,
@@ -36,7 +37,7 @@ pub struct BranchView {
 }
 
 /// The end of the committed history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HeadView {
     pub seq: u64,
     pub cluster_time: ClusterTime,
@@ -45,14 +46,14 @@ pub struct HeadView {
 }
 
 /// Points between which a restore works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Restorable {
     pub from: String,
     pub to: String,
 }
 
 /// What a branch adds up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TotalsView {
     pub changes: u64,
     pub raw_bytes: u64,

@@ -41,6 +41,10 @@ impl ArgonProcess {
         let mut launch = Launch::new(binary, args, dir.path().join("stdout"));
         launch.stderr = Some(dir.path().join("stderr"));
         launch.env = env.to_vec();
+        // Engines of tests and benchmarks run beside each other, and beside one that somebody uses.
+        if !env.iter().any(|(name, _)| name == "ARGON_HTTP_ADDR") {
+            launch.env.push(("ARGON_HTTP_ADDR".into(), "127.0.0.1:0".into()));
+        }
         launch.env_remove = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| is_setting(name)).collect();
         launch.dir = Some(dir.path().to_owned());
         Ok(Self { process: Process::start("argon", &launch)?, dir })

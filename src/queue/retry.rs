@@ -100,6 +100,34 @@ mod tests {
         assert_eq!(POLICY.after(1, 0, &Fault::cancelled("stop"), 0.5), Failed::GiveBack { delay: Duration::ZERO, error: None });
     }
 
+    fn job(attempt: u32, retries: Option<u32>) -> Job {
+        let row = bson::rawdoc! {
+            "_id": "j1", "kind": "noop", "state": "running", "run_at_ms": 1i64, "sched_key": 1i64, "created_ms": 1i64, "finished_ms": null,
+            "attempt": i64::from(attempt), "crashes": 0, "lease": { "engine": "e1", "token": "t", "claimed_ms": 1i64 },
+            "errors": [], "error_count": 0, "sync": null,
+        };
+        Job { retries, ..bson::deserialize_from_slice(row.as_bytes()).unwrap() }
+    }
+
+    #[test]
+    fn a_job_may_have_its_own_number_of_retries() {
+        let fault = Fault::unknown("x");
+        for (attempt, retries, dead) in [(1, Some(0), true), (4, None, true), (4, Some(9), false), (3, None, false)] {
+            let job = job(attempt, retries);
+            let after = POLICY.of(&job).after(job.attempt, 0, &fault, 0.5);
+            assert_eq!(matches!(after, Failed::Dead { .. }), dead, "{attempt} {retries:?}");
+        }
+    }
+
+    #[test]
+    fn a_stuck_attempt_counts_and_says_where_it_was() {
+        let limit = Duration::from_secs(600);
+        let Failed::Retry { error, .. } = POLICY.after_stuck(&job(1, None), limit, 0.5) else { panic!("it is tried again") };
+        assert!(error.contains("JOB_STUCK_TIMEOUT (10m)") && error.contains("e1"), "{error}");
+        assert!(matches!(POLICY.after_stuck(&job(4, None), limit, 0.5), Failed::Dead { .. }));
+        assert!(matches!(POLICY.after_stuck(&job(1, Some(0)), limit, 0.5), Failed::Dead { .. }));
+    }
+
     #[test]
     fn delays_grow_with_attempts_and_outages_are_tried_again_within_half_a_minute() {
         let retried = POLICY.after(3, 0, &Fault::unknown("x"), 1.0);

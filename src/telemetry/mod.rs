@@ -1,4 +1,6 @@
-//! Owns: logging. Does not own: what is logged, or the settings (`config`).
+//! Owns: logging, and the one table of metrics (`metrics`). Does not own: what is logged, its settings (`config`), or the figures.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 

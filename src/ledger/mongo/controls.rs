@@ -116,7 +116,7 @@ impl Inner {
             .return_document(ReturnDocument::After)
             .await;
         match stored {
-            Ok(leader) => Ok(leader.is_some_and(|leader| leader.get_str("engine") == Ok(engine))),
+            Ok(leader) => Ok(leader.is_some_and(|leader| leader.get_str("engine").is_ok_and(|holder| holder == engine))),
             Err(e) if is_duplicate(&e) => Ok(false), // another was the first at the same moment
             Err(e) => Err(fault_of(e)),
         }

@@ -97,10 +97,11 @@ impl Inner {
         }
         let first = |kind: JobKind| async move {
             let of = doc! { "state": word(JobState::Ready), "kind": word(kind) };
-            let first = self.jobs_coll().clone_with_type::<First>().find_one(of).hint(Hint::Name(JOBS_READY.to_owned()));
+            let jobs = self.jobs_coll().clone_with_type::<First>();
+            let first = jobs.find_one(of).hint(Hint::Name(JOBS_READY.to_owned()));
             let first = first.sort(doc! { "sched_key": 1, "_id": 1 }).projection(doc! { "run_at_ms": 1, "now_ms": now() });
             let found = first.await.map_err(fault_of)?;
-            Ok(found.map(|first| (kind, rules::waited(first.run_at_ms, first.now_ms))))
+            Ok::<_, crate::fault::Fault>(found.map(|first| (kind, rules::waited(first.run_at_ms, first.now_ms))))
         };
         let all = futures_util::future::try_join_all(JobKind::ALL.map(first)).await?;
         Ok(all.into_iter().flatten().collect())
