@@ -21,9 +21,9 @@ pub use output::Output;
 
 use self::output::Fate;
 use self::table::Table;
-use super::catalogue::{Catalogue, Effect, Kind, Uuid};
+use super::catalogue::{Catalogue, Effect, Uuid};
 use super::point::Bound;
-use crate::change::{ChangeRef, Op, parse_stored_event, write_canonical_id};
+use crate::change::{ChangeRef, Op, is_passed_over, parse_stored_event};
 use crate::fault::{Fault, Result};
 
 /// Bounds of a fold.
@@ -160,27 +160,27 @@ impl Folder {
                     self.table.drop_collection(*coll);
                 }
             }
-            Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is an {what}"))?,
+            Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is {what}"))?,
             Err(fault) => self.refuse(seq, &fault.what)?,
         }
         Ok(())
     }
 
     fn data(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
+        if is_passed_over(change.coll) {
+            return Ok(());
+        }
         let Some(uuid) = change.uuid.or_else(|| self.catalogue.collection_named(change.coll).map(|c| c.uuid)) else {
             return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
         };
-        match self.catalogue.collections.get(&uuid) {
-            Some(known) if known.kind == Kind::Timeseries => return Ok(()), // recorded, not restored
-            Some(_) => {}
+        if !self.catalogue.collections.contains_key(&uuid) {
             // Dropped before the listing, whose create was before the token.
-            None if change.time <= self.catalogue.listed_at => return Ok(()),
-            None => return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll)),
+            if change.time <= self.catalogue.listed_at {
+                return Ok(());
+            }
+            return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
         }
-        self.key.clear();
-        let named = change.key.is_some_and(|key| write_canonical_id(key, &mut self.key))
-            || change.body.is_some_and(|body| matches!(change.op, Op::Insert | Op::Replace) && write_canonical_id(body, &mut self.key));
-        if !named {
+        if !change.write_document_key(&mut self.key) {
             return self.refuse(seq, "has no _id");
         }
         let next = u32::try_from(self.uuids.len()).map_err(|_| Fault::rejected("more than 2^32 collections in one history"))?;

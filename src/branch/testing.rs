@@ -26,7 +26,7 @@ const UUID: [u8; 16] = [7; 16];
 /// When the base was listed; change N is of second `BASE.t + N`.
 const BASE: ClusterTime = ClusterTime { t: 100, i: 1 };
 
-/// One change: its transaction's letter, or `.` for none, and what it does.
+/// One change: its transaction's letter, or `.` for none, and what it does; an [`Op::Event`] is of a type that nobody knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) txn: char,
@@ -166,9 +166,10 @@ impl Bed {
             let body = match change.op {
                 Op::Update => Some(rawdoc! {"u": {"n": 1}}),
                 Op::Delete => None,
+                Op::Event => Some(rawdoc! {"operationType": "neverSeenBefore", "ns": {"db": "d", "coll": "c"}}),
                 _ => Some(rawdoc! {"_id": change.id, "n": 0}),
             };
-            let key = (!matches!(change.op, Op::Insert | Op::Replace)).then_some(&*key);
+            let key = (!matches!(change.op, Op::Insert | Op::Replace | Op::Event)).then_some(&*key);
             let row = ChangeRef {
                 op: change.op,
                 coll: "c",

@@ -18,6 +18,7 @@ use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
 
 use super::batch::Batch;
 use super::feed::Reply;
+use super::notice::{Notice, Notices};
 
 /// When batches close.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +84,7 @@ pub struct Assembler {
     rate: Rate,
     scratch: Scratch,
     idle: IdleToken,
+    notices: Notices,
 }
 
 impl Assembler {
@@ -98,6 +100,7 @@ impl Assembler {
             rate: Rate::new(now),
             scratch: Scratch::default(),
             idle: IdleToken { token: None, stored: now },
+            notices: Notices::default(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Assembler {
     ) -> Result<()> {
         let view = parse_event(event, &self.db, scratch)?;
         let change = view.change;
+        self.notices.look(self.next_seq, view.op_type, &change);
         let inside = match (change.txn, &self.last_txn) {
             (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
             _ => false,
@@ -198,6 +202,11 @@ impl Assembler {
     /// Whether the open batch has reached its size: no more replies are taken until it is gone.
     pub fn is_full(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.bytes() >= self.policy.max_bytes)
+    }
+
+    /// What must be told of the changes that were taken in since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.notices.take()
     }
 
     /// Closes the open batch at the end of the last reply.

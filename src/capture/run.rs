@@ -23,6 +23,7 @@ use super::batch::{Batch, Owner};
 use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
+use super::notice::Notice;
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
 const REPLIES: usize = 1;
@@ -84,7 +85,14 @@ impl CaptureRun {
             assembler: Some(assembler),
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
-            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, waiting: None, stop: reading.clone() },
+            notes: Notes {
+                ledger: self.ledger,
+                capture: capture.id.clone(),
+                branch: capture.branch_name.clone(),
+                fence: capture.fence,
+                waiting: None,
+                stop: reading.clone(),
+            },
         };
         let ingest: JoinHandle<Result<()>> = tokio::spawn(ingest.run());
         let store: JoinHandle<Result<StoreEnd>> = tokio::spawn(store.run(batches_rx));
@@ -169,6 +177,9 @@ impl AssembleStage {
             self.assembler = Some(assembler);
             closed?
         };
+        for notice in self.assembler.as_mut().map(Assembler::take_notices).unwrap_or_default() {
+            self.notes.passed(&notice);
+        }
         for batch in closed {
             if !self.send(batch).await {
                 break;
@@ -234,6 +245,7 @@ const TELLING: Duration = Duration::from_secs(10);
 struct Notes {
     ledger: SharedLedger,
     capture: String,
+    branch: String,
     fence: u64,
     /// What has been told last.
     waiting: Option<String>,
@@ -250,6 +262,16 @@ impl Notes {
             }
         }
         true
+    }
+
+    /// What has just been read and must be told.
+    fn passed(&self, notice: &Notice) {
+        match notice {
+            Notice::Unknown { op_type, seq, why } => tracing::warn!(
+                branch = %self.branch, op_type, seq, why,
+                "an event that this version cannot apply: it is kept, but restores stop before it"
+            ),
+        }
     }
 
     async fn healthy(&mut self) {

@@ -4,7 +4,7 @@ use bson::{Bson, Document as Doc, RawDocumentBuf, doc, rawdoc, spec::BinarySubty
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::ClusterTime;
+use crate::change::{ClusterTime, write_canonical_id};
 
 /// One change as a test writes it; each becomes one row.
 #[derive(Debug, Clone)]
@@ -297,4 +297,25 @@ fn rule_10_what_came_and_went_while_the_capture_was_started_fits_nothing_and_is_
             }
         }
     }
+}
+
+#[test]
+fn changes_in_the_servers_record_of_views_are_left_alone() {
+    let mut folder = Folder::new(Catalogue::default(), &options(u64::MAX, ALL));
+    let (key, view) = (rawdoc! {"_id": "d.v"}, rawdoc! {"_id": "d.v", "viewOn": "c", "pipeline": []});
+    for (seq, op) in (1..).zip([Op::Insert, Op::Update, Op::Replace, Op::Delete]) {
+        let change = ChangeRef {
+            op,
+            coll: "system.views",
+            uuid: Some(uuid(9)),
+            time: time(seq),
+            wall_ms: None,
+            txn: None,
+            key: Some(&key),
+            body: Some(&view),
+        };
+        assert_eq!(folder.apply(seq, &change).unwrap(), Flow::Continue, "{op:?}");
+    }
+    let mut folded = folder.finish().unwrap();
+    assert_eq!(folded.documents.next_batch().unwrap(), None);
 }
