@@ -1,7 +1,8 @@
 //! Owns: folding history into the state of a database at a point: its catalogue, and per document the last state, each written once.
 //! Does not own: reading history (`history`), writing the result (`restore`), DDL itself (`catalogue`).
 //!
-//! Documents follow the UUID of their collection, so a rename moves nothing and a drop forgets. Memory is bounded by a budget: what does not
+//! Documents follow the UUID of their collection, so a rename moves nothing and a drop forgets; a collection that is made again under its old
+//! UUID (`mongorestore --preserveUUID`) is another one. Memory is bounded by a budget: what does not
 //! fit is spilled into hash partitions and replayed at the end, one partition at a time (`table`, `output`).
 
 mod output;
@@ -74,7 +75,9 @@ pub struct Document {
 pub struct Folder {
     catalogue: Catalogue,
     table: Table,
+    /// Of the collections that exist.
     index: HashMap<Uuid, u32>,
+    /// By index, also of those that are gone.
     uuids: Vec<Uuid>,
     until: Bound,
     last: u64,
@@ -87,7 +90,7 @@ pub struct Folder {
 #[derive(Debug)]
 pub struct Folded {
     pub catalogue: Catalogue,
-    /// UUID by collection index; some may be gone from the catalogue.
+    /// UUID by collection index. One that was dropped and made again is there once for each life; documents come only of the last.
     pub collections: Vec<Uuid>,
     pub documents: Output,
     /// Last change that is in it; 0 for the base alone.
@@ -156,8 +159,10 @@ impl Folder {
         match self.catalogue.apply(body) {
             Ok(Effect::None) => {}
             Ok(Effect::Dropped(uuids)) => {
-                for coll in uuids.iter().filter_map(|uuid| self.index.get(uuid)) {
-                    self.table.drop_collection(*coll);
+                // SUBTLE: the index goes with the collection. What has been spilled of it is told apart by the index alone, and would come back
+                // if the UUID came back under the same one.
+                for coll in uuids.iter().filter_map(|uuid| self.index.remove(uuid)) {
+                    self.table.drop_collection(coll);
                 }
             }
             Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is {what}"))?,
@@ -209,11 +214,13 @@ impl Folder {
 
     /// The state after the last change applied.
     pub fn finish(self) -> Result<Folded> {
-        let fates = self.uuids.iter().map(|uuid| match self.catalogue.collections.get(uuid) {
-            None => Fate::Gone,
-            Some(collection) if collection.is_capped() => Fate::Capped,
-            Some(_) => Fate::Plain,
-        });
+        let alive = |coll: usize, uuid| self.index.get(uuid).is_some_and(|now| *now as usize == coll);
+        let fates =
+            self.uuids.iter().enumerate().map(|(coll, uuid)| match self.catalogue.collections.get(uuid).filter(|_| alive(coll, uuid)) {
+                None => Fate::Gone,
+                Some(collection) if collection.is_capped() => Fate::Capped,
+                Some(_) => Fate::Plain,
+            });
         let (fates, spills) = (fates.collect(), self.table.spills);
         let documents = Output::new(self.table, fates, self.tolerance)?;
         Ok(Folded { catalogue: self.catalogue, collections: self.uuids, documents, seq: self.last, notes: self.notes, spills })

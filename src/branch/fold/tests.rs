@@ -118,30 +118,26 @@ fn fold(acts: &[Act], options: &FoldOptions) -> Result<Outcome> {
 /// Makes acts that fit: turns random ones into what is possible in the state so far.
 fn sensible(raw: Vec<(u8, u8, i32, u16)>) -> Vec<Act> {
     let mut alive: BTreeMap<u8, BTreeMap<i32, ()>> = BTreeMap::new();
-    let mut gone = Vec::new();
     let mut acts = Vec::new();
     for (what, n, id, v) in raw {
         let n = n % 4;
-        if gone.contains(&n) {
-            continue;
-        }
         let Some(ids) = alive.get_mut(&n) else {
             alive.insert(n, BTreeMap::new());
             acts.push(Act::Create(n, n == 1));
             continue;
         };
         acts.push(match what {
-            0..=1 if n == 3 && what == 0 => {
+            // The next act makes it again, under the same UUID.
+            0..=3 => {
                 alive.remove(&n);
-                gone.push(n);
                 Act::Drop(n)
             }
-            0..=1 => Act::Rename(n),
+            4..=5 => Act::Rename(n),
             _ if !ids.contains_key(&id) => {
                 ids.insert(id, ());
                 Act::Insert(n, id, v)
             }
-            2..=60 => Act::Set(n, id, v),
+            6..=60 => Act::Set(n, id, v),
             61..=90 => Act::Describe(n, id, v),
             91..=140 => Act::Replace(n, id, v),
             _ => {
@@ -243,6 +239,34 @@ fn dropped_collections_leave_nothing_even_after_a_spill() {
     for budget in [500, u64::MAX] {
         let (state, _, catalogue, _) = fold(&acts, &options(budget, ALL)).unwrap();
         assert_eq!((state.len(), catalogue.collections.len()), (1, 1));
+    }
+}
+
+#[test]
+fn a_collection_made_again_under_its_old_uuid_has_none_of_its_old_documents() {
+    for capped in [false, true] {
+        for lives in 1..4 {
+            let mut acts = Vec::new();
+            for life in 0..=lives {
+                acts.push(Act::Create(0, capped));
+                acts.extend((0..100).map(|i| Act::Insert(0, 1_000 * life + i, 39)));
+                acts.extend((0..50).map(|i| Act::Set(0, 1_000 * life + i, 7)));
+                acts.push(Act::Drop(0));
+            }
+            acts.extend([Act::Create(0, capped), Act::Insert(0, 5, 1), Act::Insert(0, -1, 1), Act::Set(0, 5, 2)]);
+            let (state, order, ..) = fold(&acts, &options(u64::MAX, ALL)).unwrap();
+            assert_eq!((state.len(), order.len()), (2, if capped { 2 } else { 0 }));
+            let (spilled, spilled_order, _, spills) = fold(&acts, &options(500, ALL)).unwrap();
+            assert!(spills > 5);
+            assert_eq!((spilled, spilled_order), (state, order), "{lives} lives, capped {capped}");
+            // What is only in the old life is not there to be changed.
+            for lost in [Act::Set(0, 9, 1), Act::Delete(0, 9), Act::Replace(0, 9, 1)] {
+                let acts = [&acts[..], &[lost]].concat();
+                for budget in [500, u64::MAX] {
+                    assert!(fold(&acts, &options(budget, ALL)).unwrap_err().what.contains("does not exist"));
+                }
+            }
+        }
     }
 }
 
