@@ -301,6 +301,24 @@ fn a_claim_of_a_huge_block_is_refused_before_it_is_allocated() {
     assert_eq!(entry.decode("o", &encoded.bytes[start..start + entry.stored_len as usize]).unwrap_err().kind, Kind::Corrupt);
 }
 
+/// A resume token holds the `_id` of its change in hex: one of 600 KB makes a token of 1.2 MB.
+#[test]
+fn a_header_with_a_large_token_comes_back_and_a_claim_beyond_the_object_is_refused() {
+    let (small, blocks, _) = segment(&inserts(9), 5);
+    let token = |len: usize| rawdoc! {"_data": format!("826B03E1BD00000009{}", "AB".repeat(len / 2))};
+    for (start, end) in [(100, 1_200_000), (1_200_000, 1_200_000), (16 << 20, 16 << 20)] {
+        let header = SegmentHeader { start_token: token(start), end_token: token(end), ..small.clone() };
+        let encoded = encode(&header, &blocks, &GO).unwrap();
+        verify_encoded(&encoded, &header, &blocks).unwrap();
+        assert_eq!(SegmentFile::parse("o", encoded.bytes.clone()).unwrap().header(), &header);
+        let cut = SegmentHeader::read("o", &encoded.bytes[..64 << 10]).unwrap_err();
+        assert!(cut.kind == Kind::Corrupt && cut.what.contains("left"), "{}", cut.what);
+    }
+    let mut lies = encode(&small, &blocks, &GO).unwrap().bytes.to_vec();
+    lies[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(SegmentHeader::read("o", &lies).unwrap_err().what.contains("limit"));
+}
+
 /// About 64 KiB in one object, of several blocks.
 fn target() -> Vec<u8> {
     let (.., encoded) = segment(&inserts(2950), 1000);
