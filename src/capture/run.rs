@@ -23,7 +23,7 @@ use super::batch::{Batch, Owner};
 use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
-use super::notice::Notice;
+use super::notice::{Notice, uncovered_timeseries};
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
 const REPLIES: usize = 1;
@@ -127,7 +127,9 @@ impl AssembleStage {
             tokio::select! {
                 // While a full batch waits for its slot no reply is taken: this is the backpressure to the stream.
                 item = replies.recv(), if !matches!(wait, Wait::Slot(_)) => match item {
-                    Some(Ingested::Reply(reply)) => self.take(reply).await?,
+                    Some(Ingested::Reply(reply)) => if !self.take(reply).await? {
+                        return Ok(());
+                    },
                     Some(Ingested::Opened(coverage)) => if !self.notes.opened(&coverage).await {
                         return Ok(());
                     },
@@ -161,8 +163,9 @@ impl AssembleStage {
         }
     }
 
-    async fn take(&mut self, reply: super::feed::Reply) -> Result<()> {
-        let Some(mut assembler) = self.assembler.take() else { return Ok(()) };
+    /// False when it is time to stop, with what the reply brought still untold: nothing more may be stored then.
+    async fn take(&mut self, reply: super::feed::Reply) -> Result<bool> {
+        let Some(mut assembler) = self.assembler.take() else { return Ok(true) };
         let now = clock::now();
         let closed = if reply.is_empty() {
             let closed = assembler.feed(&reply, now)?;
@@ -177,15 +180,16 @@ impl AssembleStage {
             self.assembler = Some(assembler);
             closed?
         };
-        for notice in self.assembler.as_mut().map(Assembler::take_notices).unwrap_or_default() {
-            self.notes.passed(&notice);
+        let notices = self.assembler.as_mut().map(Assembler::take_notices).unwrap_or_default();
+        if !self.notes.passed(notices).await {
+            return Ok(false);
         }
         for batch in closed {
             if !self.send(batch).await {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Closes the open batch, or stores an idle token, if it is time and the slot is free; false when the next stage is gone.
@@ -264,14 +268,22 @@ impl Notes {
         true
     }
 
-    /// What has just been read and must be told.
-    fn passed(&self, notice: &Notice) {
-        match notice {
-            Notice::Unknown { op_type, seq, why } => tracing::warn!(
-                branch = %self.branch, op_type, seq, why,
-                "an event that this version cannot apply: it is kept, but restores stop before it"
-            ),
+    /// Tells of what has just been read; what the branch does not cover is on it before any of it is stored. False when it is time to stop.
+    async fn passed(&self, notices: Vec<Notice>) -> bool {
+        let mut uncovered = Vec::new();
+        for notice in notices {
+            match notice {
+                Notice::Unknown { op_type, seq, why } => tracing::warn!(
+                    branch = %self.branch, op_type, seq, why,
+                    "an event that this version cannot apply: it is kept, but restores stop before it"
+                ),
+                Notice::Timeseries(name) => {
+                    tracing::warn!(branch = %self.branch, collection = %name, "a time-series collection is recorded but not restored by this version");
+                    uncovered.push(uncovered_timeseries(&name));
+                }
+            }
         }
+        self.opened(&Coverage { uncovered, ..Coverage::full() }).await
     }
 
     async fn healthy(&mut self) {

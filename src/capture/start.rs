@@ -22,6 +22,7 @@ use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::feed::ChangeFeed;
 use super::mongo::MongoFeed;
+use super::notice::uncovered_timeseries;
 use super::source;
 
 /// The first numbering epoch of a branch.
@@ -228,10 +229,8 @@ async fn write_bucket(store: &Store, new: &NewCapture, manifest: Vec<u8>) -> Res
     Ok(())
 }
 
-fn uncovered(catalogue: &Catalogue) -> Vec<String> {
-    let series = |name: &str| format!("{name}: time-series, recorded but not restored by this version");
-    let views = catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| series(&v.name));
-    views.collect()
+fn uncovered(catalogue: &Catalogue) -> impl Iterator<Item = String> {
+    catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| uncovered_timeseries(&v.name))
 }
 
 #[cfg(test)]
