@@ -12,7 +12,7 @@ use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_cat
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
 use crate::change::token_time;
-use crate::fault::{Fault, Kind, Result};
+use crate::fault::{Fault, Result};
 use crate::ledger::{
     Branch, BranchStatus, Capture, CaptureState, Coverage, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
     same_source, server_facts,
@@ -242,6 +242,7 @@ mod tests {
 
     use super::super::MemoryFeed;
     use super::*;
+    use crate::fault::Kind;
     use crate::ledger::{FaultyLedger, Ledger, LedgerCall, LedgerFaults, MemoryLedger, Mishap, Topology};
 
     #[tokio::test]
