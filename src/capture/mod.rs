@@ -1,7 +1,7 @@
 //! Capture: ingest -> assemble -> checkpoint. Follows one source database and feeds one branch.
 //!
 //! Owns: reading the stream with its own resume loop (`ingest`), closing batches (`assemble`, pure), the durable checkpoint
-//! (`checkpoint`), starting a capture (`start`), and the wiring of the three stages of one capture (`run`).
+//! (`checkpoint`), telling why it waits (`waits`), starting a capture (`start`), and the wiring of the three stages of one capture (`run`).
 //! Does not own: what happens to a batch after it is in the queue (`sync`).
 
 mod assemble;
@@ -16,6 +16,7 @@ mod notice;
 mod run;
 pub mod source;
 mod start;
+mod waits;
 
 pub use assemble::{AssemblePolicy, Assembler, Due};
 pub use batch::Batch;

@@ -24,6 +24,7 @@ use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
 use super::notice::{Notice, uncovered_timeseries};
+use super::waits::{By, Waits};
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
 const REPLIES: usize = 1;
@@ -71,10 +72,12 @@ impl CaptureRun {
         let capture = &self.capture;
         let owner = Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
         let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone());
+        let waits = Waits::new(self.ledger.clone(), capture.id.clone(), capture.fence);
         let store = CheckpointStage {
             ledger: self.ledger.clone(),
             cpu: self.cpu,
             owner,
+            waits: waits.clone(),
             bell: self.bell,
             queue_max_bytes: self.settings.queue_max_bytes,
             queued_bytes: capture.queued_bytes,
@@ -85,12 +88,12 @@ impl CaptureRun {
             assembler: Some(assembler),
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
+            waits,
             notes: Notes {
                 ledger: self.ledger,
                 capture: capture.id.clone(),
                 branch: capture.branch_name.clone(),
                 fence: capture.fence,
-                waiting: None,
                 stop: reading.clone(),
             },
         };
@@ -116,6 +119,7 @@ struct AssembleStage {
     /// One checkpoint in flight; the permit rides in the message.
     slot: Arc<Semaphore>,
     out: LinkTx<ToStore>,
+    waits: Waits,
     notes: Notes,
 }
 
@@ -133,8 +137,8 @@ impl AssembleStage {
                     Some(Ingested::Opened(coverage)) => if !self.notes.opened(&coverage).await {
                         return Ok(());
                     },
-                    Some(Ingested::Healthy) => self.notes.healthy().await,
-                    Some(Ingested::Waiting(reason)) => self.notes.waiting(&reason).await,
+                    Some(Ingested::Healthy) => self.waits.set(By::Source, None).await,
+                    Some(Ingested::Waiting(reason)) => self.waits.set(By::Source, Some(&reason)).await,
                     None => open = false,
                 },
                 () = sleep_until(wait.deadline()) => {}
@@ -242,17 +246,15 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 /// Pause before what must be told is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// How long telling may take: it is worth little, and replies wait behind it.
+/// How long one try may take.
 const TELLING: Duration = Duration::from_secs(10);
 
-/// Tells the metadata why a running capture waits; failures to tell are not failures of the capture.
+/// Tells the metadata what the source sends.
 struct Notes {
     ledger: SharedLedger,
     capture: String,
     branch: String,
     fence: u64,
-    /// What has been told last.
-    waiting: Option<String>,
     stop: Shutdown,
 }
 
@@ -286,23 +288,11 @@ impl Notes {
         self.opened(&Coverage { uncovered, ..Coverage::full() }).await
     }
 
-    async fn healthy(&mut self) {
-        self.waiting = None;
-        self.tell(self.ledger.note_capture(&self.capture, self.fence, None)).await;
-    }
-
-    async fn waiting(&mut self, reason: &str) {
-        if self.waiting.as_deref() != Some(reason) {
-            self.waiting = Some(reason.to_owned());
-            self.tell(self.ledger.note_capture(&self.capture, self.fence, Some(reason))).await;
-        }
-    }
-
     async fn tell(&self, note: impl Future<Output = Result<()>>) -> bool {
         match tokio::time::timeout(TELLING, note).await {
             Ok(Ok(())) => true,
             Ok(Err(fault)) => {
-                tracing::debug!(error = %fault, "could not note the state of the capture");
+                tracing::debug!(error = %fault, "could not note what the source sends");
                 false
             }
             Err(_) => false,

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::branch::mirror::publish;
+use crate::branch::view::waits_for;
 use crate::capture::{StartRequest, start};
 use crate::config::database_name;
 use crate::fault::{Fault, Result};
@@ -128,7 +129,12 @@ async fn mirror(ledger: &SharedLedger, store: Result<Store>, branch: &str) {
 
 async fn list(context: &Context, output: Output) -> Result<()> {
     let (ledger, _) = context.ledger().await?;
-    let captures = ledger.captures().await?;
+    let mut captures = ledger.captures().await?;
+    for capture in captures.iter_mut().filter(|c| c.reason.is_none()) {
+        if let Some(branch) = ledger.branch(&capture.branch).await? {
+            capture.reason = waits_for(&*ledger, &branch, capture.position.next_seq).await?;
+        }
+    }
     let views: Vec<_> = captures.iter().map(capture_view).collect();
     output.print(&json!({ "captures": views }), || {
         let rows: Vec<_> = captures
@@ -148,7 +154,7 @@ async fn list(context: &Context, output: Output) -> Result<()> {
     })
 }
 
-fn state_name(state: CaptureState) -> &'static str {
+pub(super) fn state_name(state: CaptureState) -> &'static str {
     match state {
         CaptureState::Running => "running",
         CaptureState::Stopped => "stopped",

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Connection};
+use crate::config::{self, Connection, Logging};
 use crate::fault::{Fault, Kind};
 use crate::telemetry;
 
@@ -60,6 +60,8 @@ impl Exit {
 pub struct Cli {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    logging: Logging,
     /// Print JSON: the object that the REST API returns.
     #[arg(long, global = true)]
     json: bool,
@@ -101,7 +103,7 @@ pub fn main() -> ExitCode {
     };
     let json = cli.json;
     let engine = matches!(cli.command, Command::Run(_));
-    telemetry::init_logging(engine);
+    telemetry::init_logging(engine, &cli.logging);
     if engine {
         crate::runtime::memory::begin_with_fixed_sizes();
     }
@@ -157,6 +159,15 @@ fn report(fault: &Fault, json: bool) -> Exit {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn the_help_of_run_is_the_table_of_settings() {
+        let mut command = super::Cli::command();
+        command.build();
+        let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        let missing: Vec<_> = crate::config::VARIABLES.iter().filter(|variable| !help.contains(**variable)).collect();
+        assert!(missing.is_empty(), "{missing:?} in {help}");
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_command_shows_an_example() {

@@ -16,7 +16,7 @@ pub(super) const JOBS_RUNNING: &str = "running_by_engine";
 pub(super) const JOBS_DEAD: &str = "dead";
 
 /// All collections of the metadata database.
-const COLLECTIONS: [&str; 8] = ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "gaps", "events"];
+const COLLECTIONS: [&str; 6] = ["captures", "branches", "segments", "jobs", "job_payloads", "engines"];
 
 struct Index {
     coll: &'static str,
