@@ -174,10 +174,15 @@ async fn boundary(ledger: &dyn Ledger, branch: &str, mut end: u64, mut closed: b
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::branch::testing::{Bed, NAME, lease};
+    use crate::branch::fold::FoldOptions;
+    use crate::branch::point::Bound;
+    use crate::branch::restore::fold;
+    use crate::branch::testing::{Bed, Change, ID, NAME, lease};
+    use crate::change::Op;
     use crate::ledger::{Failed, Head};
     use serde_json::json;
 
@@ -196,6 +201,27 @@ mod tests {
             assert_eq!((view.restorable.from.as_str(), view.restorable.to), ("seq:1", format!("seq:{to}")), "{before} {lost}");
             let reason = view.reason.unwrap();
             assert!(reason.contains(&format!("points after seq:{to} are behind the gap at seq:")), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_restorable_ends_before_an_event_that_nobody_knows_and_a_restore_agrees() {
+        let mut bed = Bed::new().await;
+        bed.add("..", Ends::Closed).await;
+        let change = |op, id| Change { txn: '.', op, id };
+        let job = bed.queue_changes(&[change(Op::Insert, 3), change(Op::Event, 4), change(Op::Insert, 5)], Ends::Closed).await;
+        bed.commit(&job).await;
+        let loss = bed.ledger.first_loss(ID).await.unwrap().unwrap();
+        assert_eq!((loss.first_seq, loss.holes), (3, 1));
+        let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+        assert_eq!(view.restorable.to, "seq:2");
+        let reason = view.reason.unwrap();
+        assert!(reason.contains("1 changes from seq:3 to seq:5 that this version cannot apply"), "{reason}");
+        let history = bed.history().await;
+        for (until, works) in [(2, true), (3, false), (5, false)] {
+            let options =
+                FoldOptions { budget: 1 << 20, dir: std::env::temp_dir(), expected: 0, until: Bound::Seq(until), tolerant: false };
+            assert_eq!(fold(&history, &options, Arc::default()).await.is_ok(), works, "seq:{until}");
         }
     }
 

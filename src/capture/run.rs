@@ -23,6 +23,7 @@ use super::batch::{Batch, Owner};
 use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
+use super::notice::{Notice, uncovered_timeseries};
 use super::waits::{By, Waits};
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
@@ -88,7 +89,13 @@ impl CaptureRun {
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
             waits,
-            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, stop: reading.clone() },
+            notes: Notes {
+                ledger: self.ledger,
+                capture: capture.id.clone(),
+                branch: capture.branch_name.clone(),
+                fence: capture.fence,
+                stop: reading.clone(),
+            },
         };
         let ingest: JoinHandle<Result<()>> = tokio::spawn(ingest.run());
         let store: JoinHandle<Result<StoreEnd>> = tokio::spawn(store.run(batches_rx));
@@ -124,7 +131,9 @@ impl AssembleStage {
             tokio::select! {
                 // While a full batch waits for its slot no reply is taken: this is the backpressure to the stream.
                 item = replies.recv(), if !matches!(wait, Wait::Slot(_)) => match item {
-                    Some(Ingested::Reply(reply)) => self.take(reply).await?,
+                    Some(Ingested::Reply(reply)) => if !self.take(reply).await? {
+                        return Ok(());
+                    },
                     Some(Ingested::Opened(coverage)) => if !self.notes.opened(&coverage).await {
                         return Ok(());
                     },
@@ -158,8 +167,9 @@ impl AssembleStage {
         }
     }
 
-    async fn take(&mut self, reply: super::feed::Reply) -> Result<()> {
-        let Some(mut assembler) = self.assembler.take() else { return Ok(()) };
+    /// False when it is time to stop, with what the reply brought still untold: nothing more may be stored then.
+    async fn take(&mut self, reply: super::feed::Reply) -> Result<bool> {
+        let Some(mut assembler) = self.assembler.take() else { return Ok(true) };
         let now = clock::now();
         let closed = if reply.is_empty() {
             let closed = assembler.feed(&reply, now)?;
@@ -174,12 +184,16 @@ impl AssembleStage {
             self.assembler = Some(assembler);
             closed?
         };
+        let notices = self.assembler.as_mut().map(Assembler::take_notices).unwrap_or_default();
+        if !self.notes.passed(notices).await {
+            return Ok(false);
+        }
         for batch in closed {
             if !self.send(batch).await {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Closes the open batch, or stores an idle token, if it is time and the slot is free; false when the next stage is gone.
@@ -239,6 +253,7 @@ const TELLING: Duration = Duration::from_secs(10);
 struct Notes {
     ledger: SharedLedger,
     capture: String,
+    branch: String,
     fence: u64,
     stop: Shutdown,
 }
@@ -253,6 +268,24 @@ impl Notes {
             }
         }
         true
+    }
+
+    /// Tells of what has just been read; what the branch does not cover is on it before any of it is stored. False when it is time to stop.
+    async fn passed(&self, notices: Vec<Notice>) -> bool {
+        let mut uncovered = Vec::new();
+        for notice in notices {
+            match notice {
+                Notice::Unknown { op_type, seq, why } => tracing::warn!(
+                    branch = %self.branch, op_type, seq, why,
+                    "an event that this version cannot apply: it is kept, but restores stop before it"
+                ),
+                Notice::Timeseries(name) => {
+                    tracing::warn!(branch = %self.branch, collection = %name, "a time-series collection is recorded but not restored by this version");
+                    uncovered.push(uncovered_timeseries(&name));
+                }
+            }
+        }
+        self.opened(&Coverage { uncovered, ..Coverage::full() }).await
     }
 
     async fn tell(&self, note: impl Future<Output = Result<()>>) -> bool {

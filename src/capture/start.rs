@@ -12,7 +12,7 @@ use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_cat
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
 use crate::change::token_time;
-use crate::fault::{Fault, Kind, Result};
+use crate::fault::{Fault, Result};
 use crate::ledger::{
     Branch, BranchStatus, Capture, CaptureState, Coverage, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
     same_source, server_facts,
@@ -22,6 +22,7 @@ use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::feed::ChangeFeed;
 use super::mongo::MongoFeed;
+use super::notice::uncovered_timeseries;
 use super::source;
 
 /// The first numbering epoch of a branch.
@@ -228,10 +229,8 @@ async fn write_bucket(store: &Store, new: &NewCapture, manifest: Vec<u8>) -> Res
     Ok(())
 }
 
-fn uncovered(catalogue: &Catalogue) -> Vec<String> {
-    let series = |name: &str| format!("{name}: time-series, recorded but not restored by this version");
-    let views = catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| series(&v.name));
-    views.collect()
+fn uncovered(catalogue: &Catalogue) -> impl Iterator<Item = String> {
+    catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| uncovered_timeseries(&v.name))
 }
 
 #[cfg(test)]
@@ -242,6 +241,7 @@ mod tests {
 
     use super::super::MemoryFeed;
     use super::*;
+    use crate::fault::Kind;
     use crate::ledger::{FaultyLedger, Ledger, LedgerCall, LedgerFaults, MemoryLedger, Mishap, Topology};
 
     #[tokio::test]

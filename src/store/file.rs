@@ -183,7 +183,7 @@ impl Tree {
             linked = std::fs::hard_link(&temp.path, &path);
         }
         match linked {
-            Ok(()) => self.sync_names(parent, Step::Commit).map(|()| Put::Stored),
+            Ok(()) => self.settle(parent, Step::Commit).map(|()| Put::Stored),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle(parent, Step::Prepare).map(|()| Put::Refused),
             Err(error) => {
                 self.end(parent, 0, true);

@@ -291,6 +291,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_job_whose_tokens_hold_a_large_id_is_committed_and_can_be_discarded() {
+        let mut bed = Bed::new().await;
+        bed.token_bytes = 1_200_000;
+        bed.add("..", Ends::Closed).await;
+        bed.lose("..", Ends::Closed).await;
+        bed.token_bytes = 0;
+        bed.add("..", Ends::Closed).await;
+        let kinds: Vec<_> = bed.rows().await.iter().map(|row| row.kind).collect();
+        assert_eq!(kinds, [SegmentKind::Changes, SegmentKind::Gap, SegmentKind::Changes]);
+        assert_eq!(bed.history().await.branch.head.seq, 6);
+    }
+
+    #[tokio::test]
     async fn a_waiting_job_can_be_discarded() {
         let mut bed = Bed::new().await;
         let job = bed.queue("..", Ends::Closed).await;
