@@ -20,7 +20,7 @@ use crate::ledger::{Failed, Job, JobFilter, JobId, JobLease, JobState, SharedLed
 /// A claim older than this (server time) whose answer has not come will not come: the driver gives up before.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Jobs of one look: more than one engine ever holds, see `window`.
-const PAGE: usize = 2_000;
+const PAGE: usize = 4_000;
 
 /// An attempt is a job and the token of its lease: a job may be claimed anew while an old attempt still ends.
 type AttemptId = (JobId, String);
