@@ -109,7 +109,7 @@ impl InWork {
     }
 
     /// Compares with what runs in this engine's name: attempts that are not ours any more are told to stop, and jobs that were claimed a while
-    /// ago and are not in work are given back. Returns how many were.
+    /// ago and are not in work are given back. Returns how many were; a fault when one could not be, and then the next look should be soon.
     pub async fn reconcile(&self, ledger: &SharedLedger, engine: &str) -> Result<u64> {
         let known: Vec<AttemptId> = self.0.lock().keys().cloned().collect();
         let now = ledger.now_ms().await?;
@@ -119,7 +119,7 @@ impl InWork {
         if running.len() < PAGE {
             self.tell_the_lost(known, &running);
         }
-        let mut given_back = 0;
+        let (mut given_back, mut failed) = (0, None);
         for job in running {
             let (Some(held), Some(lease)) = (job.held(), job.lease) else { continue };
             if lease.engine != engine || lease.claimed_ms >= oldest || self.0.lock().contains_key(&(held.id.clone(), held.token.clone())) {
@@ -133,11 +133,11 @@ impl InWork {
                     given_back += 1;
                 }
                 Ok(false) => {}
-                // One claim may have brought hundreds: the next look takes what this one does not.
-                Err(fault) => tracing::debug!(job = %held.id, error = %fault, "could not give a lost claim back"),
+                // One claim may have brought hundreds: the others do not wait for it.
+                Err(fault) => failed = Some(fault),
             }
         }
-        Ok(given_back)
+        failed.map_or(Ok(given_back), Err)
     }
 
     /// What was in work before the list was read and is not in it was taken away, or has ended and waits for the answer that says so. Who is
