@@ -130,10 +130,8 @@ async fn captures_spread_over_engines_move_when_one_ends_and_survive_a_rolling_r
         assert!(began.elapsed() < HANDED_OVER, "the captures were free for {:?}", began.elapsed());
         engines[n] = world.engine(&[]);
         let name = tag(&engines[n]);
-        until("the new engine lives", || async {
-            world.ledger.engines().await.ok()?.iter().any(|e| e.id.contains(&name)).then_some(())
-        })
-        .await;
+        until("the new engine lives", || async { world.ledger.engines().await.ok()?.iter().any(|e| e.id.contains(&name)).then_some(()) })
+            .await;
     }
     let last = write().await;
     for db in &databases {
