@@ -113,7 +113,7 @@ mod tests {
         use clap::{CommandFactory, FromArgMatches};
         // Not from the environment of whoever runs the tests.
         let parse = |args: &[&str]| {
-            let command = Cli::command().mut_args(|arg| arg.env(None::<clap::builder::OsStr>));
+            let command = Cli::command().mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
             Cli::from_arg_matches(&command.get_matches_from(args)).unwrap().http
         };
         assert_eq!(parse(&["x"]), HttpSettings::default());
