@@ -42,6 +42,8 @@ pub trait EngineView: Send + Sync + Debug {
     fn release_pin(&self) -> Result<PoolRow>;
     /// What the engine knows of its own parts.
     fn checks(&self) -> EngineChecks;
+    /// There may be new jobs: look now, not at the next turn.
+    fn wake(&self);
     /// It is stopping.
     fn is_draining(&self) -> bool;
 }

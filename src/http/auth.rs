@@ -12,7 +12,6 @@ use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::watched::Watched;
 use crate::config::HttpSettings;
 use crate::fault::{Fault, Result};
 
@@ -108,12 +107,8 @@ impl Tokens {
         self.from_env.is_empty() && self.file.is_none()
     }
 
-    /// Reads the file again when it has changed, at every call. What cannot be read leaves the tokens as they were: half a file that an editor
-    /// is writing must neither lock everybody out nor let anybody in.
-    pub(super) fn watched(&self) -> Option<Watched> {
-        self.file.clone().map(|file| Watched::new([file]))
-    }
-
+    /// Reads the file again. What cannot be read leaves the tokens as they were: half a file that an editor is writing must neither lock
+    /// everybody out nor let anybody in.
     pub(super) fn read_again(&self) {
         let Some(file) = &self.file else { return };
         match read(file) {

@@ -152,6 +152,10 @@ impl Content for NoBody {
 impl<T: DeserializeOwned + JsonSchema + Send + 'static> Content for Json<T> {
     fn read(content_type: Option<&str>, body: &[u8]) -> Result<Self, Problem> {
         check_json(content_type)?;
+        // serde reads a struct from an array as well, field by field, which nobody has documented.
+        if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Problem::bad_request("body: a JSON object is expected"));
+        }
         let read = serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("body: {e}")))?;
         Ok(Self(read))
     }

@@ -42,7 +42,7 @@ impl Client {
     /// Prepares; connects with the first request.
     pub fn new(target: &Target) -> Result<Self> {
         install_tls();
-        let builder = reqwest::Client::builder().timeout(TIME).connect_timeout(CONNECT_TIME).no_proxy();
+        let builder = reqwest::Client::builder().timeout(TIME).connect_timeout(CONNECT_TIME).pool_max_idle_per_host(0).no_proxy();
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|e| Fault::unknown(format!("no HTTP client: {}", whole(&e))));
         match target {
             Target::Socket(path) => Ok(Self {

@@ -6,15 +6,10 @@
 //! receiving thread from memory, whatever the runtime does; everything else goes to the router on the runtime through a few threads, and when
 //! the runtime is stalled the answer says so after a moment.
 //!
-//! SUBTLE: tiny_http serves this socket and never the network. It has no time limits, starts a thread for every connection (here: of one
-//! user), and when a request is dropped whose body was not read it allocates the length that was announced, which aborts the process when
-//! that is absurd. It reads bodies of up to [`BODY_BYTES`] itself before it hands a request over; nothing larger is ever taken, and such a
-//! request is answered and then forgotten instead of dropped ([`forget`]): its connection and thread stay until the process ends, so after
-//! [`FORGOTTEN`] of them the socket is closed.
+//! What reaches tiny_http are short, complete requests: it serves no network, and is never alone with a client (`guard`, which says why).
 
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,59 +27,34 @@ use tower_service::Service;
 use super::api::Api;
 use super::auth::Caller;
 use super::call;
+use super::guard::{self, Guard};
 use super::health::Condition;
 use super::problem::Problem;
-use super::routes::{self, CALL_TIME};
+use super::routes::{self, BODY_BYTES, CALL_TIME};
+use super::socket::Place;
 use crate::fault::{Fault, Result};
-use crate::runtime::random;
 
-/// Bytes of a body: what tiny_http reads by itself. The requests of the command line are a tenth of it.
-const BODY_BYTES: usize = 1_024;
+pub use super::socket::{default_path, runtime_dir};
+
 /// Threads that wait for the runtime, and requests that wait for a thread.
 const THREADS: usize = 4;
 const WAITING: usize = 16;
-/// Requests with a body that was not taken, before the socket is closed.
-const FORGOTTEN: u32 = 16;
 /// Delay of the runtime after which nobody waits for it any longer, and how often that is looked at.
 const STALLED: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
-/// A path of a Unix socket has at most so many bytes (Linux: 108 with the final zero).
-const MOST_PATH: usize = 107;
-
-/// Where the socket of the engine with this HTTP port is, if `ARGON_CONTROL_SOCKET` does not say it.
-pub fn default_path(port: u16) -> PathBuf {
-    runtime_dir().join(format!("control-{port}.sock"))
-}
-
-/// The user's own directory for such things.
-pub fn runtime_dir() -> PathBuf {
-    let uid = rustix::process::getuid().as_raw();
-    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute() && dir.is_dir());
-    let usual = || Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|dir| dir.is_dir());
-    match given.or_else(usual) {
-        Some(dir) => dir.join("argon"),
-        None => std::env::temp_dir().join(format!("argon-{uid}")),
-    }
-}
-
 /// A served socket. Dropping it closes and removes it.
 #[derive(Debug)]
 pub struct ControlSocket {
-    path: PathBuf,
+    place: Place,
     stop: Arc<AtomicBool>,
-    receiver: Option<std::thread::JoinHandle<()>>,
-    /// Held while the path is ours.
-    _lock: std::fs::File,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl ControlSocket {
     /// Binds `path` and serves it. `own_dir`: the directory is ours to make. To be called on the runtime that the router runs on.
     pub fn start(api: &Arc<Api>, path: &Path, own_dir: bool) -> Result<Self> {
-        if own_dir && let Some(dir) = path.parent() {
-            make_private(dir)?;
-        }
-        let lock = lock(path)?;
-        let listener = bind(path)?;
+        let place = Place::take(path, own_dir)?;
+        let (listener, inside, inner) = place.bind()?;
         let stop = Arc::new(AtomicBool::new(false));
         let receiver = Receiver {
             api: api.clone(),
@@ -93,88 +63,48 @@ impl ControlSocket {
             stop: stop.clone(),
             path: path.to_owned(),
         };
+        let guard = Guard { inner, open: Arc::default() };
         let failed = |e: &dyn std::fmt::Display| Fault::transient(format!("control socket {}: {e}", path.display()));
-        let server = tiny_http::Server::from_listener(listener, None).map_err(|e| failed(&e))?;
-        let thread =
-            std::thread::Builder::new().name("argon-control".into()).spawn(move || receiver.run(&server)).map_err(|e| failed(&e))?;
-        Ok(Self { path: path.to_owned(), stop, receiver: Some(thread), _lock: lock })
+        let server = tiny_http::Server::from_listener(inside, None).map_err(|e| failed(&e))?;
+        let mut socket = Self { place, stop: stop.clone(), threads: Vec::new() };
+        let accepting = std::thread::Builder::new().name("argon-control".into());
+        socket.threads.push(accepting.spawn(move || accept(&listener, &guard, &stop)).map_err(|e| failed(&e))?);
+        let receiving = std::thread::Builder::new().name("argon-control-in".into());
+        socket.threads.push(receiving.spawn(move || receiver.run(&server)).map_err(|e| failed(&e))?);
+        Ok(socket)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The receiver looks at the flag; tiny_http's accepting thread sees that it shall end when somebody connects.
-        if let Some(receiver) = self.receiver.take() {
-            let _ = receiver.join();
+        guard::wake(self.place.path());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
-        let _ = UnixStream::connect(&self.path);
-        let _ = std::fs::remove_file(&self.path);
+        self.place.remove();
     }
 }
 
-/// Makes the directory for sockets, or sees that it is one that nobody else can write to: under /tmp somebody else may have been first.
-fn make_private(dir: &Path) -> Result<()> {
-    let bad = |why: String| Fault::config(format!("the directory {} of the control socket {why}; set ARGON_CONTROL_SOCKET", dir.display()));
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(bad(format!("cannot be made: {e}"))),
+fn accept(listener: &UnixListener, guard: &Guard, stop: &AtomicBool) {
+    loop {
+        let accepted = listener.accept();
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        match accepted {
+            Ok((client, _)) => guard.take(client),
+            Err(error) => {
+                tracing::warn!(%error, "a connection of the control socket could not be accepted");
+                std::thread::sleep(LOOK); // out of files, most likely, and the next would fail as well
+            }
+        }
     }
-    let found = std::fs::symlink_metadata(dir).map_err(|e| bad(format!("cannot be read: {e}")))?;
-    if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() || found.mode() & 0o077 != 0 {
-        return Err(bad("is not a directory that is this user's alone (mode 0700)".into()));
-    }
-    Ok(())
-}
-
-/// Whoever holds the lock beside the socket owns the path. A file that is left behind locks nothing once its process has died.
-fn lock(path: &Path) -> Result<std::fs::File> {
-    let bad = |e: &dyn std::fmt::Display| Fault::config(format!("control socket {}: {e}; set ARGON_CONTROL_SOCKET", path.display()));
-    if path.as_os_str().len() > MOST_PATH {
-        return Err(bad(&format!("the path has more than {MOST_PATH} bytes")));
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    let mut options = std::fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.write(true).create(true).truncate(false).open(&beside).map_err(|e| bad(&e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(bad(&"another engine of this machine has it")),
-        Err(e) => Err(bad(&e)),
-    }
-}
-
-/// Binds under a fresh name in a directory that nobody else can enter, then moves the socket to its place: at no moment could anybody else
-/// open it, whatever the umask is, and what was there is replaced at once. It is a socket that nobody serves, or the start is refused.
-fn bind(path: &Path) -> Result<UnixListener> {
-    let bad = |e: &dyn std::fmt::Display| Fault::config(format!("control socket {}: {e}; set ARGON_CONTROL_SOCKET", path.display()));
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(bad(&"there is something else, which is not a socket")),
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(bad(&"another program serves it")),
-        _ => {}
-    }
-    let id = random::id();
-    let short = &id[..8];
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let fresh = dir.join(format!(".a{short}"));
-    std::fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(|e| bad(&e))?;
-    let inside = fresh.join("s");
-    let bound = (|| {
-        let listener = UnixListener::bind(&inside)?;
-        std::fs::set_permissions(&inside, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&inside, path)?;
-        Ok::<_, std::io::Error>(listener)
-    })();
-    let _ = std::fs::remove_file(&inside);
-    let _ = std::fs::remove_dir(&fresh);
-    bound.map_err(|e| bad(&e))
 }
 
 struct Receiver {
@@ -189,7 +119,6 @@ impl Receiver {
     fn run(self, server: &tiny_http::Server) {
         let (send, inbox) = crossbeam_channel::bounded::<tiny_http::Request>(WAITING);
         let threads: Vec<_> = (0..THREADS).filter_map(|i| self.asker(i, inbox.clone())).collect();
-        let mut forgotten = 0;
         while !self.stop.load(Ordering::Relaxed) {
             let request = match server.recv_timeout(LOOK) {
                 Ok(Some(request)) => request,
@@ -199,15 +128,6 @@ impl Receiver {
                     break;
                 }
             };
-            if let Err(problem) = check_body(&request) {
-                forgotten += 1;
-                forget(request, problem);
-                if forgotten == FORGOTTEN {
-                    tracing::error!(socket = %self.path.display(), "the control socket is closed: too many requests with a body that it does not take");
-                    break;
-                }
-                continue;
-            }
             match self.at_once(&request) {
                 Some(response) => respond(request, response),
                 None => {
@@ -295,36 +215,6 @@ async fn whole(response: Response) -> Response {
         Ok(body) => Response::from_parts(parts, Body::from(body.to_bytes())),
         Err(e) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "unknown", e.to_string()).into_response(),
     }
-}
-
-/// A request whose body tiny_http has not read itself is not taken, see the module's documentation.
-fn check_body(request: &tiny_http::Request) -> std::result::Result<(), Problem> {
-    let named = |name: &'static str| request.headers().iter().filter(move |h| h.field.equiv(name));
-    if named("Transfer-Encoding").next().is_some() || named("Expect").next().is_some() || named("Upgrade").next().is_some() {
-        return Err(Problem::new(
-            StatusCode::LENGTH_REQUIRED,
-            "length_required",
-            "send a Content-Length, and nothing else that frames a body",
-        ));
-    }
-    if named("Connection").any(|h| h.value.as_str().to_ascii_lowercase().contains("upgrade")) {
-        return Err(Problem::bad_request("there is nothing to upgrade to"));
-    }
-    let mut lengths = named("Content-Length");
-    let fits = lengths.next().is_none_or(|h| h.value.as_str().parse::<usize>().is_ok_and(|n| n <= BODY_BYTES));
-    if !fits || lengths.next().is_some() {
-        let said = format!("a body may have {BODY_BYTES} bytes here, announced once");
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", said));
-    }
-    Ok(())
-}
-
-/// Answers, and keeps tiny_http from dropping the reader of the body.
-fn forget(request: tiny_http::Request, problem: Problem) {
-    let (status, code, message) = (problem.status.as_u16(), problem.code, problem.message);
-    let text = serde_json::json!({ "error": { "code": code, "message": message } }).to_string();
-    let response = tiny_http::Response::from_string(text).with_status_code(status);
-    std::mem::forget(request.upgrade("close", response));
 }
 
 /// A request as the router takes it.

@@ -95,12 +95,8 @@ impl Front {
                     .retry_after(wait)
             })?;
         }
-        match caller {
-            Some(caller) => Ok(caller),
-            // What anyone may see is not refused to somebody who shows a wrong token.
-            None if !api => Ok(anonymous()),
-            None => Err(Problem::unauthorized("this token is not one of ours")),
-        }
+        // What anyone may see is not refused to somebody who shows a wrong token; everything else is (`routes`).
+        Ok(caller.unwrap_or_else(anonymous))
     }
 
     fn caller(&self, headers: &HeaderMap) -> Option<Caller> {

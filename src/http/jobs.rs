@@ -317,6 +317,7 @@ pub(super) async fn retry(call: Call<NoQuery, NoBody>) -> Result<Json<JobChange>
     if !call.api.ledger.retry_job(&job.id).await? {
         return Err(Problem::conflict(format!("job {} is {}: only dead and scheduled jobs can be retried", job.id, job.state)));
     }
+    call.api.engine.wake();
     changed(&call.api, &job.id, JobOutcome::Retried, &call.caller.name).await
 }
 
@@ -397,6 +398,7 @@ pub(super) async fn submit(call: Call<NoQuery, Json<NewJobRequest>>) -> Result<C
         })
         .collect();
     let outcomes = call.api.ledger.enqueue(&jobs).await?;
+    call.api.engine.wake();
     let created = outcomes.iter().filter(|outcome| **outcome == Enqueued::Stored).count() as u64;
     let ids = jobs.into_iter().zip(outcomes).map(|(job, outcome)| match outcome {
         Enqueued::Stored | Enqueued::Already => job.id,
@@ -420,6 +422,7 @@ async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Js
     let filter = JobFilter { state: asked.state, kind: asked.kind, branch, engine: asked.engine, error: asked.error, after: None };
     let done = call.api.ledger.bulk(action, &filter, limit as usize, asked.dry_run).await?;
     if !asked.dry_run {
+        call.api.engine.wake();
         tracing::info!(?action, ?filter, changed = done.changed, requested = done.requested, by = %call.caller.name, "jobs changed by an operator");
     }
     Ok(Json(BulkAnswer {

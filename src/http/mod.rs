@@ -7,7 +7,7 @@
 //! ```text
 //!  network ─▶ connections (caps) ─▶ TLS ─▶ hyper (head: 5 s, 16 KiB) ─▶ front (Host, token, rate) ─▶ routes (scope, body, time) ─▶ handler
 //!  metrics address ─▶ connections ─▶ hyper ─▶ /health /ready /metrics
-//!  control socket ─▶ tiny_http, own threads ─▶ /health from memory, the rest ─▶ routes
+//!  control socket ─▶ guard ─▶ tiny_http, own threads ─▶ /health from memory, the rest ─▶ routes
 //! ```
 
 mod api;
@@ -20,6 +20,7 @@ mod connections;
 pub mod control;
 mod events;
 mod front;
+mod guard;
 mod health;
 mod jobs;
 mod limit;
@@ -32,6 +33,7 @@ mod queue;
 mod real;
 mod routes;
 mod scaling;
+mod socket;
 mod tls;
 mod twin;
 mod watched;
@@ -67,6 +69,7 @@ use crate::fault::Result;
 use front::Front;
 use network::{Bound, Server};
 use tls::{Files, Tls};
+use watched::Watched;
 
 /// What listens. Stopping it ([`Listeners::stop`]) lets answers end; dropping it does not wait for them.
 #[derive(Debug)]
@@ -82,8 +85,12 @@ pub struct Listeners {
 
 /// Binds everything that the settings name, then serves it. Nothing is served when one of them cannot be.
 pub async fn start(api: &Arc<Api>, settings: &HttpSettings) -> Result<Listeners> {
+    // Marked before they are read: a change in between is one to read again.
+    let token_files = Watched::new(settings.api_tokens_file.clone());
     let tokens = Arc::new(Tokens::load(settings)?);
-    let tls = Files::of(settings)?.map(Tls::load).transpose()?.map(Arc::new);
+    let files = Files::of(settings)?;
+    let certificates = Watched::new(files.iter().flat_map(Files::all));
+    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
     let bound = match settings.addr.as_ref().filter(|addr| *addr != "off") {
         Some(addr) => Some(network::bind("ARGON_HTTP_ADDR", addr).await?),
         None => None,
@@ -108,6 +115,7 @@ pub async fn start(api: &Arc<Api>, settings: &HttpSettings) -> Result<Listeners>
         tasks: JoinSet::new(),
     };
     if let Some(bound) = bound {
+        listeners.tasks.spawn(watch((token_files, tokens.clone()), (certificates, tls.clone()), api.stop.clone()));
         listeners.serve_api(bound, settings, &tokens, tls, trusted);
     }
     if let Some(bound) = metrics {
@@ -137,7 +145,6 @@ impl Listeners {
         let front = Front::api(router, api.metrics.clone(), tokens.clone(), settings.api_rate, bound.addr, trusted);
         let scheme = if tls.is_some() { "https" } else { "http" };
         tracing::info!(url = %format!("{scheme}://{}", bound.addr), token = !tokens.is_open(), client_certificates = trusted, "API listens");
-        self.tasks.spawn(watch(tokens.clone(), tls.clone(), api.stop.clone()));
         let caps = Caps { total: settings.max_connections, per_client: settings.max_connections_per_client };
         self.serve("api", front, bound, tls, caps);
     }
@@ -172,9 +179,11 @@ impl Listeners {
 }
 
 /// Reads tokens and certificates again when their files change.
-async fn watch(tokens: Arc<Tokens>, tls: Option<Arc<Tls>>, stop: tokio_util::sync::CancellationToken) {
-    let mut files = tokens.watched();
-    let mut certificates = tls.as_ref().map(|tls| tls.watched());
+async fn watch(
+    (mut token_files, tokens): (Watched, Arc<Tokens>),
+    (mut certificates, tls): (Watched, Option<Arc<Tls>>),
+    stop: tokio_util::sync::CancellationToken,
+) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(watched::LOOK_AGAIN) => {}
@@ -183,18 +192,18 @@ async fn watch(tokens: Arc<Tokens>, tls: Option<Arc<Tls>>, stop: tokio_util::syn
         // A mounted secret may hang with its network file system: not on a thread of the runtime.
         let (tokens, tls) = (tokens.clone(), tls.clone());
         let looked = tokio::task::spawn_blocking(move || {
-            if files.as_mut().is_some_and(watched::Watched::has_changed) {
+            if token_files.has_changed() {
                 tokens.read_again();
             }
-            if let (Some(tls), Some(certificates)) = (tls, certificates.as_mut())
+            if let Some(tls) = tls
                 && certificates.has_changed()
             {
                 tls.read_again();
             }
-            (files, certificates)
+            (token_files, certificates)
         });
         match looked.await {
-            Ok(watched) => (files, certificates) = watched,
+            Ok(watched) => (token_files, certificates) = watched,
             Err(_) => return,
         }
     }

@@ -26,7 +26,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -35,10 +35,14 @@ use super::front::Front;
 use super::patient::Patient;
 use super::tls::Tls;
 use crate::fault::{Fault, Result};
+use crate::runtime::clock;
 use crate::telemetry::metrics::{HTTP_CONNECTIONS, HTTP_REFUSED, Metrics};
 
 /// Time for the head of a request, for a handshake, and between requests.
 const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Connections that the kernel holds until they are accepted. With the usual 128 a burst of slow clients makes the next client's connect wait for
+/// a second, until its system tries again.
+const BACKLOG: u32 = 4_096;
 /// Bytes of a head.
 const HEAD_BYTES: usize = 16 << 10;
 /// Time in which a client has to take something of what is written.
@@ -63,7 +67,7 @@ pub(super) async fn bind(variable: &str, text: &str) -> Result<Bound> {
         Ok(_) => return Err(Fault::config(format!("{variable}={text} is no address of this machine"))),
         Err(e) => return Err(Fault::config(format!("{variable}={text} is not host:port, such as 127.0.0.1:8080: {e}"))),
     };
-    let listener = TcpListener::bind(addresses.as_slice()).await.map_err(|e| match e.kind() {
+    let listener = listen(&addresses).map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => Fault::rejected(format!(
             "{variable}={text} is in use: another program, perhaps another argon run, listens there; stop it or choose another port"
         )),
@@ -75,6 +79,24 @@ pub(super) async fn bind(variable: &str, text: &str) -> Result<Bound> {
     })?;
     let addr = listener.local_addr().map_err(|e| Fault::unknown(format!("{variable}={text}: {e}")))?;
     Ok(Bound { listener, addr })
+}
+
+/// On the first of these addresses that can be bound.
+fn listen(addresses: &[SocketAddr]) -> std::io::Result<TcpListener> {
+    let mut failed = std::io::ErrorKind::InvalidInput.into();
+    for addr in addresses {
+        let bound = (|| {
+            let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?; // a restart must not wait for connections of the process before
+            socket.bind(*addr)?;
+            socket.listen(BACKLOG)
+        })();
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(e) => failed = e,
+        }
+    }
+    Err(failed)
 }
 
 /// A listener and what it serves.
@@ -101,7 +123,7 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer, &connections, &mut tasks),
+                Ok((stream, peer)) => self.admit(stream, peer, &connections, &mut tasks).await,
                 Err(error) => {
                     tracing::warn!(listener = self.name, %error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -115,19 +137,20 @@ impl Server {
         let _ = tokio::time::timeout(LAST_ANSWERS, rest).await; // what is left ends with the set
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &Arc<Connections>, tasks: &mut JoinSet<()>) {
-        let ticket = match connections.admit(peer.ip()) {
-            Admission::In { ticket, dropped } => {
-                if dropped {
-                    self.metrics.count(&HTTP_REFUSED, &["dropped"]);
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &Arc<Connections>, tasks: &mut JoinSet<()>) {
+        let (ticket, dropped) = loop {
+            match connections.admit(peer.ip(), clock::now()) {
+                Admission::In { ticket, dropped } => break (ticket, dropped),
+                Admission::Later(wait) => tokio::time::sleep(wait).await,
+                Admission::Full => {
+                    self.metrics.count(&HTTP_REFUSED, &["full"]);
+                    return; // every place is being answered: closing is the quickest answer, and costs no memory
                 }
-                ticket
-            }
-            Admission::Full => {
-                self.metrics.count(&HTTP_REFUSED, &["full"]);
-                return; // every place is being answered: closing is the quickest answer, and costs no memory
             }
         };
+        if dropped {
+            self.metrics.count(&HTTP_REFUSED, &["dropped"]);
+        }
         let _ = stream.set_nodelay(true); // answers are small and written whole
         let connection = Connection {
             front: self.front.clone(),
@@ -153,6 +176,7 @@ struct Connection {
 
 impl Connection {
     async fn shake_hands(self, stream: TcpStream, tls: Arc<Tls>) {
+        self.ticket.looked_at(); // a handshake takes several turns anyway
         let shaken = tokio::select! {
             biased;
             () = self.ticket.gone.cancelled() => return,
@@ -176,7 +200,9 @@ impl Connection {
             place.busy();
             let (front, place) = (front.clone(), place.clone());
             async move {
-                let response = front.answer(peer.ip(), request.map(Body::new)).await;
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(place.clone()); // a request whose body is missing is not complete either
+                let response = front.answer(peer.ip(), request).await;
                 Ok::<_, Infallible>(response.map(|body| Answered { body, place: Place(place) }))
             }
         });
@@ -187,6 +213,11 @@ impl Connection {
             .max_header_size(HEAD_BYTES)
             .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service);
         let mut connection = pin!(connection);
+        // Once, so that the table of connections knows that what had arrived has been read.
+        if let Some(ended) = futures_util::FutureExt::now_or_never(connection.as_mut()) {
+            return report(&metrics, peer, ended);
+        }
+        ticket.looked_at();
         let mut stopping = false;
         let ended = loop {
             tokio::select! {
@@ -199,17 +230,21 @@ impl Connection {
                 ended = connection.as_mut() => break ended,
             }
         };
-        if let Err(error) = ended {
-            let why = if error.is_timeout() {
-                "slow"
-            } else if error.is_parse() {
-                "malformed"
-            } else {
-                "broken"
-            };
-            metrics.count(&HTTP_REFUSED, &[why]);
-            tracing::debug!(%peer, %error, "connection ended");
-        }
+        report(&metrics, peer, ended);
+    }
+}
+
+fn report(metrics: &Metrics, peer: SocketAddr, ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        let why = if error.is_timeout() {
+            "slow"
+        } else if error.is_parse() {
+            "malformed"
+        } else {
+            "broken"
+        };
+        metrics.count(&HTTP_REFUSED, &[why]);
+        tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
@@ -223,7 +258,7 @@ struct Place(Arc<Ticket>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.waiting();
+        self.0.waiting(clock::now());
     }
 }
 

@@ -63,6 +63,7 @@ async fn set(call: Call<NoQuery, Json<PauseRequest>>, paused: bool) -> Result<Js
         _ => return Err(Problem::bad_request("say what: exactly one of kind, branch and all: true")),
     };
     call.api.ledger.set_pause(&target, paused, &call.caller.name).await?;
+    call.api.engine.wake();
     tracing::info!(?target, paused, by = %call.caller.name, "queue paused or resumed by an operator");
     let view = view(&call.api).await?;
     call.api.events.publish("pauses", &view);

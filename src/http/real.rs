@@ -39,6 +39,10 @@ impl EngineView for EngineHandle {
         checks(&self.facts())
     }
 
+    fn wake(&self) {
+        Self::wake(self);
+    }
+
     fn is_draining(&self) -> bool {
         Self::is_draining(self)
     }

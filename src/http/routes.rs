@@ -28,6 +28,7 @@ use super::call::{RawCall, Route, route};
 use super::connections::Ticket;
 use super::problem::Problem;
 use super::{branches, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
+use crate::runtime::clock;
 
 /// Bytes of a body.
 pub(super) const BODY_BYTES: usize = 1 << 20;
@@ -168,7 +169,9 @@ fn check_scope(caller: &Caller, route: &Route) -> Result<(), Problem> {
     }
     let needed = route.scope.name();
     if caller.scope == Scope::Public {
-        return Err(Problem::unauthorized(format!("this takes a token of scope {needed}: send Authorization: Bearer TOKEN")));
+        return Err(Problem::unauthorized(format!(
+            "this takes a token of scope {needed}, and none was sent, or one that is not ours: send Authorization: Bearer TOKEN"
+        )));
     }
     Err(Problem::forbidden(format!("this takes the scope {needed}, and the token has {}", caller.scope.name())))
 }
@@ -188,7 +191,7 @@ async fn read_body(
         return Err(too_large());
     }
     if let Some(ticket) = ticket {
-        ticket.waiting();
+        ticket.waiting(clock::now());
     }
     let reading = async {
         let (mut body, mut read, mut held) = (body, BytesMut::new(), Vec::new());

@@ -12,7 +12,6 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use super::watched::Watched;
 use crate::config::HttpSettings;
 use crate::fault::{Fault, Result};
 
@@ -44,6 +43,12 @@ impl Files {
     }
 }
 
+impl Files {
+    pub(super) fn all(&self) -> Vec<PathBuf> {
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
+    }
+}
+
 impl Tls {
     pub(super) fn load(files: Files) -> Result<Self> {
         let config = RwLock::new(Arc::new(read(&files)?));
@@ -58,11 +63,6 @@ impl Tls {
     /// For one more connection.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.read().clone())
-    }
-
-    pub(super) fn watched(&self) -> Watched {
-        let files = [&self.files.cert, &self.files.key].into_iter().chain(&self.files.client_ca);
-        Watched::new(files.cloned())
     }
 
     /// For connections from now on. What cannot be read changes nothing: a certificate is replaced in two steps, and between them it does not fit.

@@ -121,6 +121,8 @@ impl EngineView for TwinEngine {
         self.state.lock().checks.clone()
     }
 
+    fn wake(&self) {}
+
     fn is_draining(&self) -> bool {
         self.state.lock().draining
     }
