@@ -229,6 +229,26 @@ async fn a_resumed_branch_with_many_jobs_comes_back_by_and_by() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_branch_with_many_jobs_in_front_holds_nobody_up() {
+    let db = fresh();
+    let ledger = connect(&server().await.uri(), &db).await.unwrap();
+    ledger.prepare().await.unwrap();
+    let jobs: Collection<Document> = ledger.client().database(&db).collection("jobs");
+    let mut rows: Vec<Document> = (0..12_000).map(|n| row(n, JobState::Ready, false)).collect();
+    rows.iter_mut().for_each(|row| row.extend(doc! { "branch": "paused" }));
+    rows.push(row(12_000, JobState::Ready, false));
+    for part in rows.chunks(5_000) {
+        jobs.insert_many(part).await.unwrap();
+    }
+    ledger.set_pause(&PauseTarget::Branch("paused".to_owned()), true, "me").await.unwrap();
+    let request = ClaimRequest::new("e1", &JobKind::ALL, 10).pauses(ledger.pauses().await.unwrap());
+    let claimed = ledger.claim(&request).await.unwrap();
+    assert_eq!(claimed.iter().map(|j| j.id.as_str()).collect::<Vec<_>>(), ["ready-false-0012000"], "beyond what one claim puts aside");
+    assert!(ledger.claim(&request).await.unwrap().is_empty());
+    assert_eq!(jobs.count_documents(doc! { "parked": true }).await.unwrap(), 12_000, "the next one puts the rest aside");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_and_indexes_of_an_earlier_version_are_taken_over() {
     let db = fresh();
     let ledger = connect(&server().await.uri(), &db).await.unwrap();

@@ -92,9 +92,10 @@ impl Inner {
             return Ok(Vec::new());
         }
         let (mut lost, mut parked) = (0, 0);
-        while lost < MAX_ROUNDS && parked < rules::MAX_PARKS {
-            let found = self.candidates(&kinds, request, lost).await?;
-            if found.iter().any(|c| request.pauses.holds_branch(&c.branch)) {
+        while lost < MAX_ROUNDS {
+            let beyond = parked == rules::MAX_PARKS;
+            let found = self.candidates(&kinds, request, lost, beyond).await?;
+            if !beyond && found.iter().any(|c| request.pauses.holds_branch(&c.branch)) {
                 self.park(&kinds, &request.pauses).await?;
                 parked += 1;
                 continue;
@@ -112,8 +113,12 @@ impl Inner {
         Ok(Vec::new())
     }
 
-    async fn candidates(&self, kinds: &[JobKind], request: &ClaimRequest, round: usize) -> Result<Vec<Candidate>> {
-        let ready = doc! { "state": word(JobState::Ready), "kind": { "$in": words(kinds) } };
+    /// `beyond`: enough has been put aside for one claim. What lies behind the rest of it, others must not wait for.
+    async fn candidates(&self, kinds: &[JobKind], request: &ClaimRequest, round: usize, beyond: bool) -> Result<Vec<Candidate>> {
+        let mut ready = doc! { "state": word(JobState::Ready), "kind": { "$in": words(kinds) } };
+        if beyond {
+            ready.insert("branch", doc! { "$nin": request.pauses.branches().collect::<Vec<_>>() });
+        }
         if request.alone {
             let first = self.ready_ids(ready.clone(), 1).await?;
             match first.first() {
@@ -225,7 +230,12 @@ impl Inner {
         let token = random::id();
         let guard = doc! { "_id": { "$in": ids }, "state": { "$in": words(&queue::states_before(JobEvent::Claimed)) } };
         let first = ids.get(..request.start.min(ids.len())).unwrap_or_default();
-        let started: Bson = doc! { "$in": ["$_id", { "$literal": first }] }.into();
+        // The usual cases are constants: the server looks through a list once for every job.
+        let started: Bson = match first.len() {
+            0 => false.into(),
+            n if n == ids.len() => true.into(),
+            _ => doc! { "$in": ["$_id", { "$literal": first }] }.into(),
+        };
         let lease = doc! {
             "engine": text(&request.engine), "token": text(&token), "claimed_ms": now(),
             "started": started.clone(), "started_ms": { "$cond": [started, now(), "$$REMOVE"] },
