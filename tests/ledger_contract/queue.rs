@@ -208,6 +208,9 @@ pub(crate) async fn jobs_are_finished_together_and_counted_once(b: Bench) {
     let outcomes = b.ledger.finish("e2", &wrong).await.unwrap();
     assert_eq!(outcomes, [Finished::Fenced, Finished::Fenced, Finished::Already, Finished::Fenced]);
     assert_eq!(b.ledger.depth().await.unwrap().running, 2);
+    for odd in &wrong[..2] {
+        assert_eq!(b.ledger.finish("e2", std::slice::from_ref(odd)).await.unwrap(), [Finished::Fenced], "{odd:?}");
+    }
     // An old attempt of a job whose new attempt is in the same call.
     b.ledger.fail(&lease(&again[0]), &Failed::GiveBack { delay: Duration::ZERO, error: None }).await.unwrap();
     let new = b.claim_kind("e2", JobKind::Noop, 1).await;
