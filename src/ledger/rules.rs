@@ -22,6 +22,8 @@ pub(super) const MAX_KEY: usize = 500;
 pub(super) const CHUNK: usize = 1_000;
 /// Chunks of one promotion; the next one goes on.
 pub(super) const MAX_CHUNKS: usize = 20;
+/// Chunks of jobs of paused branches that one claim puts aside; the next goes on.
+pub(super) const MAX_PARKS: usize = 10;
 /// Depth is exact up to here, then one more.
 pub(super) const DEPTH_LIMIT: u64 = 10_000;
 

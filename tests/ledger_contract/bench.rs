@@ -72,11 +72,7 @@ impl Bench {
 
     /// Claims and begins with what it got.
     pub(crate) async fn claim(&self, engine: &str, limit: usize) -> Vec<Job> {
-        let mut jobs = self.ledger.claim(&ClaimRequest::new(engine, &[JobKind::Sync], limit)).await.unwrap();
-        for job in &mut jobs {
-            self.start(job).await;
-        }
-        jobs
+        self.claim_kind(engine, JobKind::Sync, limit).await
     }
 
     /// Claims jobs of a kind and begins with them.
@@ -101,7 +97,13 @@ impl Bench {
 
     pub(crate) async fn start(&self, job: &mut Job) {
         assert!(self.ledger.start(&lease(job)).await.unwrap());
+        self.settle().await;
         job.lease = self.job(&job.id).await.lease;
+    }
+
+    /// Waits until a majority has what was written before: a start is answered earlier, and reads are of the majority.
+    pub(crate) async fn settle(&self) {
+        self.ledger.set_scale(None, None, "").await.unwrap();
     }
 
     pub(crate) async fn job(&self, id: &str) -> Job {

@@ -159,6 +159,7 @@ pub(crate) async fn a_claim_marks_as_started_what_goes_to_a_free_worker(b: Bench
     let before = b.job(&jobs[1].id).await;
     b.pass(2 * MS).await;
     assert_eq!(b.ledger.start_many(&leases).await.unwrap(), [true, true, true, false]);
+    b.settle().await;
     assert_eq!(b.job(&jobs[1].id).await, before, "a start is when it was");
     let second = b.job(&jobs[2].id).await.lease.unwrap();
     assert!(second.started && second.started_ms.unwrap() > second.claimed_ms);

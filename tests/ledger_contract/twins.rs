@@ -260,7 +260,7 @@ impl Twin {
                 format!("{led} {:?}", ledger.leader().await.unwrap())
             }
             Call::Retire { engine } => outcome(ledger.retire(ENGINES[*engine]).await),
-            Call::Sweep => outcome(ledger.sweep_jobs(Duration::ZERO, 2).await),
+            Call::Sweep => outcome(ledger.sweep_jobs(Duration::ZERO, 1_000).await),
         }
     }
 

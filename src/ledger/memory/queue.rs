@@ -56,27 +56,21 @@ impl State {
 
     pub(super) fn claim(&mut self, request: &ClaimRequest, token: &str, now: i64) -> Vec<Job> {
         let kinds = request.pauses.open(&request.kinds);
-        for job in self.jobs.values_mut().filter(|job| kinds.contains(&job.kind) && request.pauses.holds_branch(&job.branch)) {
-            if let Some(state) = queue::transition(job.state, JobEvent::Parked) {
-                (job.state, job.parked) = (state, true);
+        let mut parked = 0;
+        let ready = loop {
+            let ready = self.candidates(&kinds, request);
+            let held = |id: &JobId| self.jobs.get(id).is_some_and(|job| request.pauses.holds_branch(&job.branch));
+            if !ready.iter().any(held) {
+                break ready;
             }
-        }
-        let mut ready: Vec<(i64, JobId, bool)> = self
-            .jobs
-            .values()
-            .filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind))
-            .map(|j| (j.sched_key, j.id.clone(), queue::is_suspect(j.crashes)))
-            .collect();
-        ready.sort();
-        let first_is_suspect = ready.first().is_some_and(|(_, _, suspect)| *suspect);
-        if request.alone && first_is_suspect {
-            ready.truncate(1);
-        } else {
-            ready.retain(|(_, _, suspect)| !suspect);
-        }
-        ready.truncate(request.limit);
+            if parked == rules::MAX_PARKS {
+                return Vec::new();
+            }
+            self.park(&kinds, &request.pauses);
+            parked += 1;
+        };
         let mut claimed = Vec::with_capacity(ready.len());
-        for (n, (_, id, _)) in ready.into_iter().enumerate() {
+        for (n, id) in ready.into_iter().enumerate() {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
             let Some(state) = queue::transition(job.state, JobEvent::Claimed) else { continue };
             job.state = state;
@@ -89,10 +83,35 @@ impl State {
         claimed
     }
 
+    fn in_line(&self, kinds: &[JobKind]) -> Vec<&Job> {
+        let mut ready: Vec<&Job> = self.jobs.values().filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind)).collect();
+        ready.sort_by_key(|j| (j.sched_key, &j.id));
+        ready
+    }
+
+    fn candidates(&self, kinds: &[JobKind], request: &ClaimRequest) -> Vec<JobId> {
+        let mut ready = self.in_line(kinds);
+        if request.alone && ready.first().is_some_and(|j| queue::is_suspect(j.crashes)) {
+            ready.truncate(1);
+        } else {
+            ready.retain(|j| !queue::is_suspect(j.crashes));
+        }
+        ready.into_iter().take(request.limit).map(|j| j.id.clone()).collect()
+    }
+
+    /// Those that come first in line, as many as one look of the real one sees.
+    fn park(&mut self, kinds: &[JobKind], pauses: &Pauses) {
+        let held = self.in_line(kinds).into_iter().take(rules::CHUNK).filter(|j| pauses.holds_branch(&j.branch));
+        for id in held.map(|j| j.id.clone()).collect::<Vec<_>>() {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            if let Some(state) = queue::transition(job.state, JobEvent::Parked) {
+                (job.state, job.parked) = (state, true);
+            }
+        }
+    }
+
     pub(super) fn suspect_waits(&self, kinds: &[JobKind], patience: Duration, now: i64) -> bool {
-        let ready = self.jobs.values().filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind));
-        let first = ready.min_by(|a, b| (a.sched_key, &a.id).cmp(&(b.sched_key, &b.id)));
-        first.is_some_and(|j| queue::suspect_is_due(j.crashes, j.run_at_ms, now, patience))
+        self.in_line(kinds).first().is_some_and(|j| queue::suspect_is_due(j.crashes, j.run_at_ms, now, patience))
     }
 
     pub(super) fn start(&mut self, lease: &JobLease, now: i64) -> bool {

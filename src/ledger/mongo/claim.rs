@@ -20,8 +20,6 @@ use crate::runtime::random;
 
 /// Rounds of a claim that finds jobs and loses them all to others.
 const MAX_ROUNDS: usize = 5;
-/// Chunks of jobs of paused branches that one claim puts aside; the next goes on.
-const MAX_PARKS: usize = 10;
 
 /// What a claim looks at before it takes a job.
 #[derive(Debug, serde::Deserialize)]
@@ -90,7 +88,7 @@ impl Inner {
             return Ok(Vec::new());
         }
         let (mut lost, mut parked) = (0, 0);
-        while lost < MAX_ROUNDS && parked < MAX_PARKS {
+        while lost < MAX_ROUNDS && parked < rules::MAX_PARKS {
             let found = self.candidates(&kinds, request, lost).await?;
             if found.iter().any(|c| request.pauses.holds_branch(&c.branch)) {
                 self.park(&kinds, &request.pauses).await?;
