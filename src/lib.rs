@@ -37,9 +37,9 @@
 //! |---|---|---|---|
 //! | `replies` | ingest → assemble | 1 | one reply is read while one is parsed; a reply may hold 16 MiB |
 //! | `batches` | assemble → checkpoint | 1 | the slot semaphore allows one checkpoint in flight, the next batch grows meanwhile |
-//! | inboxes | claimer → workers of a class | a tenth of a second of work, 2 to 512 jobs; none of jobs over a second | hides the round trip of a claim, and leaves the rest of the queue to other engines |
+//! | inboxes | claimer → workers of a class | a tenth of a second of work, 2 to 1,000 jobs; none of jobs over a second | hides the round trip of a claim, and leaves the rest of the queue to other engines |
 //! | `marks` | workers → marker | 64 | every worker has at most one |
-//! | `finishes` | workers → finisher | 1,024 | short jobs end by the thousand a second, and are put on record in groups of 256 |
+//! | `finishes` | workers → finisher | 1,024 | short jobs end by the thousand a second, and are put on record in groups of 512 |
 //! | CPU pool | async stages → rayon | 2 a thread | one unit runs while one waits |
 //! | `commits` | workers → committer | 64 | every worker has at most one |
 //!

@@ -56,9 +56,9 @@ impl Spread {
     /// One look. `engines`: those that live and do not drain; this one is always among them. `captures`: all that should run.
     pub(super) fn look(&mut self, now: Instant, engines: &[EngineId], captures: &[Seen]) -> Plan {
         self.remember(now, engines, captures);
-        let mut plan = Plan { take: self.to_take(now, captures), give: None };
+        let mut plan = Plan { take: self.takes(now, captures), give: None };
         if plan.take.is_empty() {
-            plan.give = self.to_give(now, captures);
+            plan.give = self.gives(now, captures);
         }
         if let Some(id) = &plan.give {
             self.given.insert(id.clone());
@@ -92,7 +92,7 @@ impl Spread {
         self.given.retain(|id| !elsewhere(id) && !gone(id));
     }
 
-    fn to_take(&mut self, now: Instant, captures: &[Seen]) -> Vec<CaptureId> {
+    fn takes(&mut self, now: Instant, captures: &[Seen]) -> Vec<CaptureId> {
         let mine = captures.iter().filter(|c| c.here || self.is_mine(c)).count();
         let mut room = captures.len().div_ceil(self.engine_since.len()).saturating_sub(mine);
         let mut take = Vec::new();
@@ -118,7 +118,7 @@ impl Spread {
 
     /// Only when the last one has found its place and nothing is left of the dead, and only from the fullest engine, so that engines never move
     /// captures at cross purposes.
-    fn to_give(&self, now: Instant, captures: &[Seen]) -> Option<CaptureId> {
+    fn gives(&self, now: Instant, captures: &[Seen]) -> Option<CaptureId> {
         let of_the_dead = captures.iter().any(|c| c.owner.as_ref().is_some_and(|o| !self.engine_since.contains_key(o)));
         if of_the_dead || !self.given.is_empty() || self.may_give_at.is_some_and(|at| now < at) {
             return None;

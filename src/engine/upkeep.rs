@@ -22,6 +22,8 @@ use crate::runtime::{clock, random};
 
 /// Jobs claimed here without our knowing (the answer was lost), and jobs taken away from us, are looked for this often.
 const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+/// After such a look that failed.
+const RECONCILE_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// At the end, how long calls under way are waited for, and how long signing off may take.
 const FINISH_TIME: Duration = Duration::from_secs(3);
@@ -191,11 +193,16 @@ impl Part {
     }
 
     async fn reconcile_loop(self, in_work: InWork) {
-        while self.pause(random::jitter(RECONCILE_EVERY)).await {
+        let mut every = RECONCILE_EVERY;
+        while self.pause(random::jitter(every)).await {
+            every = RECONCILE_EVERY;
             match in_work.reconcile(&self.ledger, &self.me.id).await {
                 Ok(0) => {}
                 Ok(_) => self.life.work.notify_one(),
-                Err(fault) => tracing::debug!(error = %fault, "could not look for lost claims"),
+                Err(fault) => {
+                    tracing::debug!(error = %fault, "could not look for lost claims, or not give all of them back");
+                    every = RECONCILE_AGAIN;
+                }
             }
         }
     }

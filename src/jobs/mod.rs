@@ -100,6 +100,9 @@ pub struct Parts {
     pub upload_time: Duration,
 }
 
+/// Makes the handler of a kind for one engine.
+pub type MakeHandler = fn(&Parts) -> Arc<dyn Handler>;
+
 /// One line of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct KindSpec {
@@ -109,7 +112,7 @@ pub struct KindSpec {
     pub timeout: Option<Duration>,
     pub mark: Mark,
     pub overtime: Overtime,
-    pub handler: Option<fn(&Parts) -> Arc<dyn Handler>>,
+    pub handler: Option<MakeHandler>,
 }
 
 /// The table.

@@ -25,7 +25,7 @@ use crate::runtime::shutdown::Shutdown;
 /// Waiting successes: when the metadata is away, workers wait here with what they have done, and no more is claimed.
 const WAITING: usize = 1_024;
 /// Successes of one write: a short transaction.
-const GROUP: usize = 256;
+const GROUP: usize = 512;
 /// Pauses while a group cannot be recorded.
 const AGAIN: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(5) };
 

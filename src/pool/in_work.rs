@@ -20,7 +20,7 @@ use crate::ledger::{Failed, Job, JobFilter, JobId, JobLease, JobState, SharedLed
 /// A claim older than this (server time) whose answer has not come will not come: the driver gives up before.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Jobs of one look: more than one engine ever holds, see `window`.
-const PAGE: usize = 2_000;
+const PAGE: usize = 4_000;
 
 /// An attempt is a job and the token of its lease: a job may be claimed anew while an old attempt still ends.
 type AttemptId = (JobId, String);
@@ -109,7 +109,7 @@ impl InWork {
     }
 
     /// Compares with what runs in this engine's name: attempts that are not ours any more are told to stop, and jobs that were claimed a while
-    /// ago and are not in work are given back. Returns how many were.
+    /// ago and are not in work are given back. Returns how many were; a fault when one could not be, and then the next look should be soon.
     pub async fn reconcile(&self, ledger: &SharedLedger, engine: &str) -> Result<u64> {
         let known: Vec<AttemptId> = self.0.lock().keys().cloned().collect();
         let now = ledger.now_ms().await?;
@@ -119,7 +119,7 @@ impl InWork {
         if running.len() < PAGE {
             self.tell_the_lost(known, &running);
         }
-        let mut given_back = 0;
+        let (mut given_back, mut failed) = (0, None);
         for job in running {
             let (Some(held), Some(lease)) = (job.held(), job.lease) else { continue };
             if lease.engine != engine || lease.claimed_ms >= oldest || self.0.lock().contains_key(&(held.id.clone(), held.token.clone())) {
@@ -127,12 +127,17 @@ impl InWork {
             }
             // Fenced by the lease: an attempt that has ended since the list was read is not touched.
             let how = Failed::GiveBack { delay: Duration::ZERO, error: Some("the answer of the claim was lost".to_owned()) };
-            if ledger.fail(&held, &how).await? {
-                tracing::warn!(job = %held.id, "gave back a job that was claimed here without our knowing");
-                given_back += 1;
+            match ledger.fail(&held, &how).await {
+                Ok(true) => {
+                    tracing::warn!(job = %held.id, "gave back a job that was claimed here without our knowing");
+                    given_back += 1;
+                }
+                Ok(false) => {}
+                // One claim may have brought hundreds: the others do not wait for it.
+                Err(fault) => failed = Some(fault),
             }
         }
-        Ok(given_back)
+        failed.map_or(Ok(given_back), Err)
     }
 
     /// What was in work before the list was read and is not in it was taken away, or has ended and waits for the answer that says so. Who is

@@ -10,7 +10,7 @@ const LEAST: usize = 2;
 /// From here on the round trip is nothing, and a job had better wait where any engine can take it.
 const LONG: Duration = Duration::from_secs(1);
 /// Waiting jobs, however short they are: what one claim may bring, and what a crash would make others wait for.
-const MOST: usize = 512;
+const MOST: usize = 1_000;
 
 /// Jobs that may wait for `workers`, given the mean time of a job as far as it is known.
 pub(crate) fn prefetch(workers: usize, mean: Option<Duration>) -> usize {
@@ -43,8 +43,8 @@ mod tests {
             (5, Some(ms(999)), 2),
             (5, Some(ms(50)), 10),
             (5, Some(ms(10)), 50),
-            (20, Some(ms(1)), 512),
-            (8, Some(Duration::ZERO), 512),
+            (20, Some(ms(1)), 1_000),
+            (8, Some(Duration::ZERO), 1_000),
             (0, Some(ms(1)), 2),
         ] {
             assert_eq!(prefetch(workers, mean), expected, "{workers} {mean:?}");

@@ -129,7 +129,7 @@ fn the_pool_follows_the_load_and_says_why() {
     world.wait("it has grown", || engine.view.status().pool.current > 4);
     let decisions = engine.view.decisions();
     assert!(decisions.iter().any(|d| d.changed && d.target > d.actual && d.inputs.backlog > 0), "{decisions:#?}");
-    assert_eq!(decisions.iter().map(|d| d.target).max(), Some(8).min(decisions.iter().map(|d| d.target).max()), "never beyond the bound");
+    assert!(decisions.iter().all(|d| d.target <= 8), "never beyond the bound");
     engine.kill();
 }
 
