@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::api::Api;
-use super::call::{Call, Json, NoBody, NoQuery};
+use super::call::{Call, Json, NoBody, NoQuery, whole};
 use super::problem::Problem;
 use crate::branch::point::rfc3339;
 use crate::fault::{Fault, Result};
@@ -150,13 +150,17 @@ pub struct Queue {
 /// `POST /api/v1/workers/scale`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["target_workers"], "properties": { "target_workers": { "type": "integer" }, "release": { "const": false } } },
+    { "required": ["release"], "properties": { "release": { "const": true }, "target_workers": { "type": "null" }, "minutes": { "type": "null" } } },
+]))]
 pub struct ScaleRequest {
     /// Sync workers of the engine, 1 to 20, until released.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 20))]
     pub target_workers: Option<i64>,
     /// The pin ends by itself after so many minutes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 44640))]
     pub minutes: Option<u64>,
     /// Ends the pin instead: the scaler decides again.
