@@ -91,7 +91,7 @@ pub(crate) async fn a_crash_loop_is_counted_as_dead(b: Bench) {
     for n in 0..3 {
         let engine = format!("dies{n}");
         b.beat(&engine).await;
-        assert_eq!(b.ledger.claim(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.unwrap().len(), 1);
+        assert_eq!(b.claim_with(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.len(), 1);
         b.ledger.rescue("e1", None, &[engine]).await.unwrap();
     }
     let counters = b.ledger.queue_stats().await.unwrap().counters;

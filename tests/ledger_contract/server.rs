@@ -98,7 +98,7 @@ async fn operate_the_queue(b: &Bench, held: &crate::bench::Line) {
     assert!(matches!(outcomes[1], Enqueued::Duplicate { .. }));
     b.ledger.set_pause(&PauseTarget::Branch(held.branch.clone()), true, "me").await.unwrap();
     let request = ClaimRequest::new("e1", &JobKind::ALL, 50).start(5).pauses(b.ledger.pauses().await.unwrap());
-    let jobs = b.ledger.claim(&request).await.unwrap();
+    let jobs = b.claim_with(&request).await;
     assert!(b.ledger.depth().await.unwrap().scheduled > 10, "a branch's jobs are parked");
     b.ledger.promote().await.unwrap();
     b.ledger.start_many(&jobs.iter().map(lease).collect::<Vec<_>>()).await.unwrap();
@@ -305,6 +305,7 @@ async fn answers_lost_inside_a_transaction_are_found_out() {
             0
         }
     };
+    b.settle().await;
     assert_eq!(b.ledger.depth().await.unwrap().running, claimed);
     // A group of ends whose answer is lost is found out inside the call, and is counted once.
     b.put_noops(20).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::millis;
-use super::state::State;
+use super::state::{ByKind, State};
 use crate::fault::{Fault, Result};
 use crate::ledger::rules;
 use crate::ledger::status::Tally;
@@ -314,8 +314,8 @@ impl State {
         self.refreshed = Some((now, deep));
     }
 
-    fn by_kind(&self, state: JobState) -> BTreeMap<JobKind, u64> {
-        let mut by_kind = BTreeMap::new();
+    fn by_kind(&self, state: JobState) -> ByKind {
+        let mut by_kind = ByKind::new();
         for job in self.jobs.values().filter(|job| job.state == state) {
             *by_kind.entry(job.kind).or_default() += 1;
         }
