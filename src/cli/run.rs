@@ -27,7 +27,10 @@ const EXAMPLES: &str = "Example:
   argon run
 
 Stops on SIGTERM or Ctrl-C: drains within ARGON_SHUTDOWN_TIMEOUT, then gives its work back. A second signal gives it back at once.
-Exit codes: 0 drained, 1 failed, 2 bad configuration, 3 deadline passed.";
+Exit codes: 0 drained, 1 failed, 2 bad configuration, 3 deadline passed.
+
+Tools that the demo, the tests and the benchmarks start, if not from PATH or fetched: ARGON_MONGOD is the path of a mongod, ARGON_WEED that
+of SeaweedFS's weed.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]

@@ -9,6 +9,7 @@ use super::api::Api;
 use super::branches::PageQuery;
 use super::call::{Call, Json, NoBody, NoQuery};
 use super::problem::Problem;
+use crate::capture::set_paused;
 use crate::ledger::{Capture, CaptureState};
 
 /// A capture. Tokens stay inside.
@@ -69,30 +70,22 @@ pub(super) async fn list(call: Call<PageQuery, NoBody>) -> Result<Json<CapturesP
 }
 
 pub(super) async fn pause(call: Call<NoQuery, NoBody>) -> Result<Json<CaptureView>, Problem> {
-    change(&call, CaptureState::Paused, &[CaptureState::Running, CaptureState::Paused]).await
+    change(&call, true).await
 }
 
 pub(super) async fn resume(call: Call<NoQuery, NoBody>) -> Result<Json<CaptureView>, Problem> {
-    change(&call, CaptureState::Running, &[CaptureState::Paused, CaptureState::Running]).await
+    change(&call, false).await
 }
 
-/// To where it is already is no error: a repeat must be harmless.
-async fn change(call: &Call<NoQuery, NoBody>, to: CaptureState, from: &[CaptureState]) -> Result<Json<CaptureView>, Problem> {
+async fn change(call: &Call<NoQuery, NoBody>, paused: bool) -> Result<Json<CaptureView>, Problem> {
     let capture = find(&call.api, &call.id).await?;
-    if !from.contains(&capture.state) {
-        let state = format!("{:?}", capture.state).to_lowercase();
-        return Err(Problem::conflict(format!(
-            "the capture of {} is {state}: only running and paused ones can be paused and resumed; argon capture start goes on with a stopped one",
-            capture.branch_name
-        )));
+    let was = capture.state;
+    let capture = set_paused(&call.api.ledger, capture, paused, &call.caller.name).await?;
+    if capture.state != was {
+        let event = serde_json::json!({ "capture": capture.id, "branch": capture.branch_name, "state": capture.state });
+        call.api.events.publish("capture", &event);
     }
-    if capture.state != to {
-        let reason = (to == CaptureState::Paused).then(|| format!("paused by the operator ({})", call.caller.name));
-        call.api.ledger.set_capture_state(&capture.id, to, reason.as_deref()).await?;
-        tracing::info!(capture = %capture.id, branch = %capture.branch_name, ?to, by = %call.caller.name, "capture changed by an operator");
-        call.api.events.publish("capture", &serde_json::json!({ "capture": capture.id, "branch": capture.branch_name, "state": to }));
-    }
-    Ok(Json(find(&call.api, &capture.id).await?.into()))
+    Ok(Json(capture.into()))
 }
 
 /// By its own id, or by name or id of its branch.

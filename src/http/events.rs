@@ -77,7 +77,7 @@ pub(super) fn start(api: &Arc<Api>) {
             }
             let busy = status.workers.iter().filter(|w| w.busy).count();
             let health = api.health();
-            let queue = api.scraper.stats(&api).await.map(|stats| workers::queue_of(&stats, status.avg_wait_ms));
+            let queue = api.scraper.stats(&api).await.map(|stats| workers::Queue::new(&stats, status.avg_wait_ms));
             api.events.publish(
                 "status",
                 &serde_json::json!({

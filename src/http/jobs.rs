@@ -14,7 +14,7 @@ use super::call::{Call, Created, Json, NoBody, NoQuery, whole};
 use super::problem::Problem;
 use crate::fault::Fault;
 use crate::jobs::noop::{NoopFault, NoopParams};
-use crate::ledger::{Bulk, Cancelled, Enqueued, Job, JobError, JobFilter, JobKind, JobState, NewJob, Priority};
+use crate::ledger::{Bulk, BulkOutcome, Cancelled, Enqueued, Job, JobError, JobFilter, JobKind, JobState, NewJob, Priority};
 use crate::runtime::random;
 use crate::sync::discard;
 
@@ -371,45 +371,86 @@ async fn changed(api: &Api, id: &str, outcome: JobOutcome, by: &str) -> Result<J
 
 pub(super) async fn submit(call: Call<NoQuery, Json<NewJobRequest>>) -> Result<Created<Submitted>, Problem> {
     let Json(asked) = call.body;
-    let count = within("count", asked.count.unwrap_or(1), 1, MOST)?;
-    let delay = within("delay_seconds", asked.delay_seconds.unwrap_or(0), 0, MOST_SECONDS)?;
-    let (duration_ms, failure_rate) = (asked.duration_ms.unwrap_or_default(), asked.failure_rate);
-    let params = NoopParams { duration_ms, failure_rate, fault: asked.fault, panic: asked.panic };
-    params.check().map_err(|fault| Problem::bad_request(fault.what))?;
-    let params = bson::serialize_to_raw_document_buf(&params).map_err(|e| Fault::corrupt(e.to_string()))?;
-    if let Some(retries) = asked.retries {
-        within("retries", retries, 0, 100)?;
-    }
-    if asked.unique_key.as_ref().is_some_and(|key| key.is_empty() || key.chars().count() > 200) {
-        return Err(Problem::bad_request("unique_key: 1 to 200 characters"));
-    }
-    if count > 1 && (asked.id.is_some() || asked.unique_key.is_some()) {
-        return Err(Problem::bad_request("count: several jobs cannot share an id or a unique_key"));
-    }
-    let id = asked.id.map(|id| uuid::Uuid::parse_str(&id).map_err(|e| Problem::bad_request(format!("id: {e}")))).transpose()?;
-    let branch = branch_filter(&call.api, asked.branch).await?;
-    let kind = match asked.kind {
-        SubmitKind::Noop => JobKind::Noop,
-    };
-    let jobs: Vec<NewJob> = (0..count)
-        .map(|_| NewJob {
-            branch: branch.clone(),
-            priority: asked.priority,
-            delay: Duration::from_secs(delay),
-            params: Some(params.clone()),
-            unique_key: asked.unique_key.clone(),
-            retries: asked.retries,
-            ..NewJob::new(id.map_or_else(random::ordered_id, |id| id.to_string()), kind)
-        })
-        .collect();
+    let branch = branch_filter(&call.api, asked.branch.clone()).await?;
+    let jobs = asked.jobs(branch)?;
     let outcomes = call.api.ledger.enqueue(&jobs).await?;
     call.api.engine.wake();
-    let created = outcomes.iter().filter(|outcome| **outcome == Enqueued::Stored).count() as u64;
-    let ids = jobs.into_iter().zip(outcomes).map(|(job, outcome)| match outcome {
-        Enqueued::Stored | Enqueued::Already => job.id,
-        Enqueued::Duplicate { job } => job,
-    });
-    Ok(Created { created: created > 0, body: Submitted { ids: ids.collect(), created } })
+    let body = Submitted::new(&jobs, outcomes);
+    Ok(Created { created: body.created > 0, body })
+}
+
+impl NewJobRequest {
+    /// The jobs that are asked for, of the branch with this id. `Config` for what is out of range.
+    pub fn jobs(self, branch: Option<String>) -> Result<Vec<NewJob>, Fault> {
+        let refuse = |what: String| Err(Fault::config(what));
+        let count = self.count.unwrap_or(1);
+        let delay = self.delay_seconds.unwrap_or(0);
+        if !(1..=MOST).contains(&count) {
+            return refuse(format!("count: {count}; allowed are 1 to {MOST}"));
+        }
+        if delay > MOST_SECONDS {
+            return refuse(format!("delay_seconds: {delay}; allowed are 0 to {MOST_SECONDS}"));
+        }
+        if self.retries.is_some_and(|retries| retries > 100) {
+            return refuse("retries: allowed are 0 to 100".into());
+        }
+        if self.unique_key.as_ref().is_some_and(|key| key.is_empty() || key.chars().count() > 200) {
+            return refuse("unique_key: 1 to 200 characters".into());
+        }
+        if count > 1 && (self.id.is_some() || self.unique_key.is_some()) {
+            return refuse("count: several jobs cannot share an id or a unique_key".into());
+        }
+        let params = NoopParams {
+            duration_ms: self.duration_ms.unwrap_or_default(),
+            failure_rate: self.failure_rate,
+            fault: self.fault,
+            panic: self.panic,
+        };
+        params.check().map_err(|fault| Fault::config(fault.what))?;
+        let params = bson::serialize_to_raw_document_buf(&params).map_err(|e| Fault::corrupt(e.to_string()))?;
+        let id = self.id.map(|id| uuid::Uuid::parse_str(&id).map_err(|e| Fault::config(format!("id: {e}")))).transpose()?;
+        let kind = match self.kind {
+            SubmitKind::Noop => JobKind::Noop,
+        };
+        let one = |_| NewJob {
+            branch: branch.clone(),
+            priority: self.priority,
+            delay: Duration::from_secs(delay),
+            params: Some(params.clone()),
+            unique_key: self.unique_key.clone(),
+            retries: self.retries,
+            ..NewJob::new(id.map_or_else(random::ordered_id, |id| id.to_string()), kind)
+        };
+        Ok((0..count).map(one).collect())
+    }
+}
+
+impl Submitted {
+    /// What became of `jobs`.
+    pub fn new(jobs: &[NewJob], outcomes: Vec<Enqueued>) -> Self {
+        let created = outcomes.iter().filter(|outcome| **outcome == Enqueued::Stored).count() as u64;
+        let ids = jobs.iter().zip(outcomes).map(|(job, outcome)| match outcome {
+            Enqueued::Stored | Enqueued::Already => job.id.clone(),
+            Enqueued::Duplicate { job } => job,
+        });
+        Self { ids: ids.collect(), created }
+    }
+}
+
+impl BulkAnswer {
+    /// What a bulk call did.
+    pub fn new(done: BulkOutcome, dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            matched: done.matched,
+            changed: done.changed,
+            requested: done.requested,
+            hindered: done.hindered,
+            sample: done.sample,
+            discard: done.discard,
+            more: done.more,
+        }
+    }
 }
 
 pub(super) async fn retry_many(call: Call<NoQuery, Json<BulkRequest>>) -> Result<Json<BulkAnswer>, Problem> {
@@ -430,16 +471,7 @@ async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Js
         call.api.engine.wake();
         tracing::info!(?action, ?filter, changed = done.changed, requested = done.requested, by = %call.caller.name, "jobs changed by an operator");
     }
-    Ok(Json(BulkAnswer {
-        dry_run: asked.dry_run,
-        matched: done.matched,
-        changed: done.changed,
-        requested: done.requested,
-        hindered: done.hindered,
-        sample: done.sample,
-        discard: done.discard,
-        more: done.more,
-    }))
+    Ok(Json(BulkAnswer::new(done, asked.dry_run)))
 }
 
 async fn find(api: &Api, id: &str) -> Result<Job, Problem> {

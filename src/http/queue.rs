@@ -9,7 +9,7 @@ use super::api::Api;
 use super::call::{Call, Json, NoBody, NoQuery};
 use super::jobs::branch_id;
 use super::problem::Problem;
-use crate::ledger::{JobKind, PauseTarget};
+use crate::ledger::{JobKind, PauseTarget, Pauses};
 
 /// What to pause or resume: exactly one of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -68,13 +68,19 @@ async fn set(call: Call<NoQuery, Json<PauseRequest>>, paused: bool) -> Result<Js
 }
 
 async fn view(api: &Api) -> Result<PausesView, Problem> {
-    let pauses = api.ledger.pauses().await?.0.into_iter().map(|(target, note)| {
-        let (all, kind, branch) = match target {
-            PauseTarget::All => (true, None, None),
-            PauseTarget::Kind(kind) => (false, Some(kind), None),
-            PauseTarget::Branch(id) => (false, None, Some(id)),
-        };
-        PauseView { all, kind, branch, by: note.by, at_ms: note.at_ms }
-    });
-    Ok(PausesView { pauses: pauses.collect() })
+    Ok(api.ledger.pauses().await?.into())
+}
+
+impl From<Pauses> for PausesView {
+    fn from(pauses: Pauses) -> Self {
+        let pauses = pauses.0.into_iter().map(|(target, note)| {
+            let (all, kind, branch) = match target {
+                PauseTarget::All => (true, None, None),
+                PauseTarget::Kind(kind) => (false, Some(kind), None),
+                PauseTarget::Branch(id) => (false, None, Some(id)),
+            };
+            PauseView { all, kind, branch, by: note.by, at_ms: note.at_ms }
+        });
+        Self { pauses: pauses.collect() }
+    }
 }

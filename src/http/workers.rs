@@ -289,34 +289,37 @@ fn summary(workers: &[Worker]) -> Summary {
 
 pub(super) async fn queue(call: Call<NoQuery, NoBody>) -> Result<Json<Queue>, Problem> {
     let stats = call.api.ledger.queue_stats().await?;
-    Ok(Json(queue_of(&stats, call.api.engine.status().avg_wait_ms)))
+    Ok(Json(Queue::new(&stats, call.api.engine.status().avg_wait_ms)))
 }
 
-pub(super) fn queue_of(stats: &QueueStats, avg_wait_ms: f64) -> Queue {
-    let states: [&StateCount; 4] = [&stats.scheduled, &stats.ready, &stats.running, &stats.dead];
-    let lifetime = [&stats.counters.done, &stats.counters.cancelled];
-    let mut by_kind: BTreeMap<JobKind, u64> = BTreeMap::new();
-    for counts in states.iter().map(|state| &state.by_kind).chain(lifetime) {
-        for (kind, n) in counts {
-            *by_kind.entry(*kind).or_default() += n;
+impl Queue {
+    /// What the ledger knows, and the average wait that the engine has seen.
+    pub fn new(stats: &QueueStats, avg_wait_ms: f64) -> Self {
+        let states: [&StateCount; 4] = [&stats.scheduled, &stats.ready, &stats.running, &stats.dead];
+        let lifetime = [&stats.counters.done, &stats.counters.cancelled];
+        let mut by_kind: BTreeMap<JobKind, u64> = BTreeMap::new();
+        for counts in states.iter().map(|state| &state.by_kind).chain(lifetime) {
+            for (kind, n) in counts {
+                *by_kind.entry(*kind).or_default() += n;
+            }
         }
-    }
-    let (completed, cancelled) = (stats.counters.done.values().sum(), stats.counters.cancelled.values().sum());
-    let as_of = states.iter().filter_map(|state| state.as_of_ms).min();
-    Queue {
-        total_jobs: by_kind.values().sum(),
-        pending_jobs: stats.scheduled.total() + stats.ready.total(),
-        running_jobs: stats.running.total(),
-        completed_jobs: completed,
-        failed_jobs: stats.dead.total(),
-        jobs_by_type: by_kind,
-        avg_wait_time: rounded(avg_wait_ms / 1000.0, 3),
-        scheduled_jobs: stats.scheduled.total(),
-        ready_jobs: stats.ready.total(),
-        cancelled_jobs: cancelled,
-        oldest_ready_seconds: rounded(stats.oldest_ready.values().max().copied().unwrap_or_default().as_secs_f64(), 3),
-        as_of: as_of.map(rfc3339),
-        at_least: states.iter().any(|state| state.at_least),
+        let (completed, cancelled) = (stats.counters.done.values().sum(), stats.counters.cancelled.values().sum());
+        let as_of = states.iter().filter_map(|state| state.as_of_ms).min();
+        Queue {
+            total_jobs: by_kind.values().sum(),
+            pending_jobs: stats.scheduled.total() + stats.ready.total(),
+            running_jobs: stats.running.total(),
+            completed_jobs: completed,
+            failed_jobs: stats.dead.total(),
+            jobs_by_type: by_kind,
+            avg_wait_time: rounded(avg_wait_ms / 1000.0, 3),
+            scheduled_jobs: stats.scheduled.total(),
+            ready_jobs: stats.ready.total(),
+            cancelled_jobs: cancelled,
+            oldest_ready_seconds: rounded(stats.oldest_ready.values().max().copied().unwrap_or_default().as_secs_f64(), 3),
+            as_of: as_of.map(rfc3339),
+            at_least: states.iter().any(|state| state.at_least),
+        }
     }
 }
 
@@ -396,7 +399,7 @@ mod tests {
         stats.counters.done.insert(JobKind::Noop, 75);
         stats.counters.cancelled.insert(JobKind::Noop, 2);
         stats.dead.as_of_ms = Some(0);
-        let queue = queue_of(&stats, 1_234.6);
+        let queue = Queue::new(&stats, 1_234.6);
         assert_eq!((queue.pending_jobs, queue.running_jobs, queue.completed_jobs, queue.failed_jobs), (15, 5, 975, 5));
         assert_eq!((queue.total_jobs, queue.cancelled_jobs), (1002, 2));
         assert_eq!(queue.jobs_by_type.values().sum::<u64>(), queue.total_jobs);
