@@ -22,6 +22,8 @@ const WORKERS: std::ops::RangeInclusive<i64> = 1..=20;
 const MOST_MINUTES: u64 = 31 * 24 * 60;
 /// An engine whose last heartbeat is older than the newest of all by this is not shown as alive; about then others take it for dead, too.
 const SILENT_MS: i64 = 15_000;
+/// How long an answer waits for new workers.
+const GROWTH_TIME: Duration = Duration::from_secs(1);
 /// How long the other engines' figures may take before only our own are shown.
 const OTHERS_TIME: Duration = Duration::from_secs(2);
 
@@ -352,10 +354,16 @@ fn checked(target: i64) -> Result<u16, Problem> {
 
 /// The own engine first: a number that its settings exclude must not become every engine's.
 async fn set_scale(api: &Api, scope: ScaleScope, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<ScaleAnswer, Fault> {
-    let row = match target {
+    let mut row = match target {
         Some(target) => api.engine.scale(target, hold)?,
         None => api.engine.release_pin()?,
     };
+    // A worker starts within milliseconds, so the answer waits for it; a busy one that is to go may take minutes.
+    let until = clock::now() + GROWTH_TIME;
+    while target.is_some_and(|target| row.current < target) && clock::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        row = api.engine.status().pool;
+    }
     if scope == ScaleScope::All {
         api.ledger.set_scale(target, hold, by).await.map_err(|fault| fault.at("this engine has changed, the others have not been told"))?;
     }
