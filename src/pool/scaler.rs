@@ -23,6 +23,8 @@ use history::History;
 /// Looks in a row that must ask for more workers: a change may have begun in the middle of the first one, whose rate then says too little.
 const LOOKS: u32 = 2;
 
+/// A backlog counts from this many workers on that would have to work it off in its time.
+const LATE: f64 = 0.25;
 /// A size found in haste is looked at again in this time after it, in seconds, without waiting for more certainty.
 const REFINE_FROM: f64 = 2.0;
 const REFINE_TO: f64 = 7.0;
@@ -188,7 +190,7 @@ impl Scaler {
         let since_growth = self.grown.map_or(f64::INFINITY, |at| self.history.now() - at);
         let reason = if demand.certain_load > TIGHT * size {
             Reason::Load
-        } else if m.backlog > 0 && demand.probable_load + demand.waiting > size + (0.03 * size).max(0.5) {
+        } else if m.backlog > 0 && demand.probable_load + demand.waiting > size + LATE {
             Reason::Backlog
         } else if demand.rise > 0.0 && demand.probable_load + demand.rise > TIGHT * size {
             Reason::Forecast

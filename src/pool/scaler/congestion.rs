@@ -17,7 +17,13 @@ use super::history::{History, Span};
 /// An increase must bring this share.
 const GAIN: f64 = 0.1;
 /// A larger size than this times the one before is judged; smaller steps add up until they are.
-const JUDGED: f64 = 1.15;
+const JUDGED: f64 = 1.3;
+/// Sizes closer than this are not tried one after the other.
+const APART: f64 = 1.15;
+/// Fewer workers must do as much, but for this share.
+const LOSS: f64 = 0.09;
+/// Growth within this time, in seconds, is one: what counts is the service time before its first step.
+const ONE_GROWTH: f64 = 15.0;
 /// Seconds after a change that are not counted: new workers have no result yet.
 const WARM: f64 = 1.0;
 /// Shortest and longest time after a change until it is judged.
@@ -114,7 +120,9 @@ impl Congestion {
         let comparable = service.map_or(0.0, |service| service.seconds);
         let before = history.all_busy(SLOW_LOOK.min(comparable), self.changed + WARM);
         self.trial = None;
-        self.usual = service.map(|service| service.value);
+        let goes_on = to > from && history.now() - self.changed < ONE_GROWTH;
+        let usual = service.map(|service| service.value);
+        self.usual = if goes_on { usual.into_iter().chain(self.usual).reduce(f64::min) } else { usual };
         self.changed = history.now();
         // A service time that has just changed says that throughput has, too.
         if to <= from || before.completed <= 0.0 || comparable < SOONEST {
@@ -156,12 +164,17 @@ impl Congestion {
         }
         let gain = after.throughput() / trial.before - 1.0;
         let growth = f64::from(trial.to) / f64::from(trial.from) - 1.0;
-        let wanted = if growth > 0.0 { GAIN.min(growth / 2.0) } else { growth / 2.0 };
+        let wanted = if growth > 0.0 { GAIN.min(growth / 2.0) } else { -LOSS };
         let chance = 1.5 * (1.0 / trial.before_jobs + 1.0 / after.completed).sqrt();
         let enough = gain >= wanted;
         if !enough && gain > wanted - chance {
             // A bad verdict needs certainty.
-            return if elapsed < LATEST { Verdict::Open } else { self.end(Verdict::Fine) };
+            if elapsed < LATEST {
+                return Verdict::Open;
+            }
+            if trial.kind == Kind::More {
+                return self.end(Verdict::Fine);
+            }
         }
         match trial.kind {
             Kind::More if enough => {
@@ -192,7 +205,7 @@ impl Congestion {
     /// Half way back, or the whole way if that is not far.
     fn no_gain(&mut self, trial: Trial, now: f64) -> Verdict {
         let between = whole((f64::from(trial.from) * f64::from(trial.to)).sqrt());
-        let to = if f64::from(between) >= JUDGED * f64::from(trial.from) && between < trial.to { between } else { trial.from };
+        let to = if f64::from(between) >= APART * f64::from(trial.from) && between < trial.to { between } else { trial.from };
         self.changed = now;
         self.limit_at(to, trial.before, now);
         self.trial = (to > trial.from).then_some(Trial { to, since: now, ..trial });

@@ -18,7 +18,7 @@ pub(super) const LOOSE: f64 = 0.6;
 /// Standard deviations that are taken for a change and not for chance.
 const CERTAIN: f64 = 3.0;
 /// The same where a backlog or a trend says so too.
-const PROBABLE: f64 = 2.0;
+const PROBABLE: f64 = 1.5;
 /// Over this time the slow figure is taken, by which workers are let go.
 pub(super) const SLOW: f64 = 10.0;
 
