@@ -11,12 +11,14 @@ use super::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use super::history::History;
 use super::layout;
 use crate::change::{ChangeRef, ClusterTime, Op};
+use crate::jobs::{Outcome, Watch};
 use crate::ledger::*;
+use crate::pool::{InWork, Marker};
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
 use crate::segment::{BlockBuilder, PackedBlock, pack_payload};
 use crate::store::{MemoryStore, ObjectStore, PutTag};
-use crate::sync::{Committer, SyncJob, SyncOutcome, Targets, Watch, discard};
+use crate::sync::{Committer, SyncJob, Targets, discard};
 
 pub(crate) const NAME: &str = "test/main";
 pub(crate) const ID: &str = "b1";
@@ -26,7 +28,7 @@ const UUID: [u8; 16] = [7; 16];
 /// When the base was listed; change N is of second `BASE.t + N`.
 const BASE: ClusterTime = ClusterTime { t: 100, i: 1 };
 
-/// One change: its transaction's letter, or `.` for none, and what it does.
+/// One change: its transaction's letter, or `.` for none, and what it does; an [`Op::Event`] is of a type that nobody knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) txn: char,
@@ -43,14 +45,16 @@ pub(crate) struct Bed {
     next_seq: u64,
     token: RawDocumentBuf,
     last_txn: Option<char>,
+    /// Bytes that tokens of batches to come are longer than others.
+    pub(crate) token_bytes: usize,
 }
 
 fn time(seq: u64) -> ClusterTime {
     ClusterTime { t: BASE.t + u32::try_from(seq).unwrap(), i: 1 }
 }
 
-fn token(time: ClusterTime) -> RawDocumentBuf {
-    rawdoc! {"_data": format!("82{:08X}{:08X}00", time.t, time.i)}
+fn token(time: ClusterTime, more: usize) -> RawDocumentBuf {
+    rawdoc! {"_data": format!("82{:08X}{:08X}00{}", time.t, time.i, "0".repeat(more))}
 }
 
 fn txn(letter: char) -> Option<RawDocumentBuf> {
@@ -67,11 +71,14 @@ impl Bed {
         let (ledger, store) = (Arc::new(MemoryLedger::new()), Arc::new(MemoryStore::new()));
         let (committer, commits) = Committer::new(ledger.clone());
         tokio::spawn(committer.run());
+        let (marker, marks) = Marker::new(ledger.clone(), InWork::default());
+        tokio::spawn(marker.run());
         let sync = SyncJob {
             ledger: ledger.clone(),
             store: store.clone(),
             cpu: CpuPool::new(1, 1).unwrap(),
             commits,
+            marks,
             targets: Targets::default(),
             upload_time: std::time::Duration::from_secs(60),
         };
@@ -83,9 +90,9 @@ impl Bed {
             indexes: vec![doc! {"v": 2, "key": {"_id": 1}, "name": "_id_"}],
         };
         let catalogue = Catalogue { collections: [(UUID, collection)].into(), listed_at: BASE, ..Catalogue::default() };
-        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE), catalogue };
+        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE, 0), catalogue };
         edit(&mut manifest);
-        let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE), last_txn: None };
+        let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE, 0), last_txn: None, token_bytes: 0 };
         bed.create(&manifest).await;
         bed
     }
@@ -166,9 +173,10 @@ impl Bed {
             let body = match change.op {
                 Op::Update => Some(rawdoc! {"u": {"n": 1}}),
                 Op::Delete => None,
+                Op::Event => Some(rawdoc! {"operationType": "neverSeenBefore", "ns": {"db": "d", "coll": "c"}}),
                 _ => Some(rawdoc! {"_id": change.id, "n": 0}),
             };
-            let key = (!matches!(change.op, Op::Insert | Op::Replace)).then_some(&*key);
+            let key = (!matches!(change.op, Op::Insert | Op::Replace | Op::Event)).then_some(&*key);
             let row = ChangeRef {
                 op: change.op,
                 coll: "c",
@@ -187,7 +195,7 @@ impl Bed {
         let block_bytes = block.bytes.len() as u64;
         let parts = pack_payload(&[PackedBlock::pack(block).unwrap()], 1 << 20).unwrap();
         let starts_inside = changes[0].txn != '.' && self.last_txn == Some(changes[0].txn);
-        let start_token = std::mem::replace(&mut self.token, token(time(last_seq)));
+        let start_token = std::mem::replace(&mut self.token, token(time(last_seq), self.token_bytes));
         let spec = SyncSpec {
             batch: random::id(),
             epoch: 1,
@@ -211,13 +219,13 @@ impl Bed {
         let batch = NewBatch { job: random::ordered_id(), branch: ID.into(), spec, parts };
         let write = Checkpoint { capture: CAPTURE.into(), fence: self.fence, expected_next_seq: first_seq, after, batch: Some(batch) };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
-        self.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0)
+        self.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0)
     }
 
     /// Puts the segment of a running job into history.
     pub(crate) async fn commit(&self, job: &Job) {
         let outcome = self.sync.run(job, &lease(job), &Watch::default()).await.unwrap();
-        assert!(matches!(outcome, SyncOutcome::Committed { .. }));
+        assert!(matches!(outcome, Outcome::Committed { .. }));
     }
 
     /// Queues and commits.

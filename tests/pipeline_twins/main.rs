@@ -5,5 +5,6 @@
 mod captures;
 mod check;
 mod crashes;
+mod pool;
 mod rules;
 mod world;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use argon::branch::{documents, layout};
 use argon::capture::feed::SharedFeed;
 use argon::capture::{FaultyFeed, FeedFaults, MemoryFeed};
-use argon::config::EngineSettings;
-use argon::engine::{Engine, EngineEnd, SourceOpener};
+use argon::config::{Autoscale, EngineSettings, Slots};
+use argon::engine::{Engine, EngineEnd, EngineHandle, SourceOpener};
 use argon::fault::Result;
 use argon::ledger::*;
 use argon::runtime::clock;
@@ -70,6 +70,7 @@ pub(crate) struct Process {
     runtime: Runtime,
     pub(crate) stop: Shutdown,
     engine: JoinHandle<Result<EngineEnd>>,
+    pub(crate) view: EngineHandle,
     pub(crate) feed: Arc<FaultyFeed>,
     pub(crate) store: Arc<FaultyStore>,
     pub(crate) ledger: Arc<FaultyLedger>,
@@ -113,6 +114,10 @@ impl SourceOpener for Opener {
 pub(crate) fn settings() -> EngineSettings {
     EngineSettings {
         pool_size: 3,
+        pool_min: 1,
+        pool_max: 20,
+        autoscale: Autoscale::On,
+        slots: Slots::default(),
         batch_size: 10,
         batch_timeout: Duration::from_millis(50),
         batch_max_bytes: 4 << 10,
@@ -121,6 +126,7 @@ pub(crate) fn settings() -> EngineSettings {
         retry_delay: Duration::from_millis(50),
         retry_max_delay: Duration::from_millis(200),
         job_cleanup: Duration::from_secs(3_600),
+        job_stuck: Duration::from_secs(600),
         lease: Duration::from_millis(1_500),
         queue_max_bytes: 1 << 20,
         memory_budget: 64 << 20,
@@ -209,9 +215,10 @@ impl World {
             LedgerFaults { seed: mix.ledger.map_or(0, |f| f.seed), ..LedgerFaults::none() },
         ));
         let stop = Shutdown::new();
-        let engine = Engine { ledger: ledger.clone(), store: store.clone(), sources: sources(feed.clone()), settings, stop: stop.clone() };
+        let engine = Engine::new(ledger.clone(), store.clone(), sources(feed.clone()), settings, stop.clone());
+        let view = engine.view.clone();
         // Hosts of their own: on one host a second engine with this pid would prove the first one dead.
-        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0 };
+        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None };
         let engine = runtime.spawn(engine.run_as(me));
         self.wait(&format!("{name} signs on"), || {
             self.runtime.block_on(async { self.ledger.engines().await.unwrap().iter().any(|e| e.id == name) })
@@ -219,7 +226,7 @@ impl World {
         if let Some(faults) = mix.ledger {
             ledger.set_faults(faults);
         }
-        Process { runtime, stop, engine, feed, store, ledger }
+        Process { runtime, stop, engine, view, feed, store, ledger }
     }
 
     /// Waits until `done`; a test that waits for ever fails with what it waits for.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 /// What the operator set.
@@ -66,10 +67,11 @@ pub struct Measured {
 }
 
 /// What the scaler wants, once a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Decision {
     /// Since the engine's start.
     #[serde(rename = "at_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub at: Duration,
     /// Workers that there shall be; in a dry run, those that there would be.
     pub target: u16,
@@ -87,7 +89,7 @@ pub struct Decision {
 }
 
 /// Where the target moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     Up,
@@ -96,7 +98,7 @@ pub enum Direction {
 }
 
 /// Why the target is what it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Nothing is known yet: the base size.
@@ -130,7 +132,7 @@ pub enum Reason {
 }
 
 /// What a target was limited by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
     /// `WORKER_POOL_MIN`
@@ -156,7 +158,7 @@ pub enum Limit {
 }
 
 /// The figures of a decision.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, JsonSchema)]
 pub struct Inputs {
     /// Jobs a second that become ready.
     pub arrival_rate: f64,
@@ -166,12 +168,14 @@ pub struct Inputs {
     pub throughput: f64,
     /// Worker time of a job.
     #[serde(rename = "service_time_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub service_time: Duration,
     /// Busy share of the workers, 0 to 1.
     pub utilisation: f64,
     pub backlog: u64,
     /// Time in which the backlog is to be gone.
     #[serde(rename = "drain_target_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub drain_target: Duration,
     /// Failed share of the attempts that ended, 0 to 1.
     pub error_share: f64,

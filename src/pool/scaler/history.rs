@@ -170,10 +170,12 @@ impl History {
             next.clean_completed += completed;
         }
         let Some(stall) = self.stall else { return };
-        let (stalled_work, errors) = self.sums.iter().find(|sums| sums.at >= stall.since).map_or((0.0, 0.0), |s| (next.work - s.work, next.errors - s.errors));
+        let (stalled_work, errors) =
+            self.sums.iter().find(|sums| sums.at >= stall.since).map_or((0.0, 0.0), |s| (next.work - s.work, next.errors - s.errors));
         if !stall.is_certain && (errors > 0.0 || self.expected(stalled_work) >= STALLED_JOBS) {
             self.stall = Some(Stall { is_certain: true, ..stall });
-            let before = self.sums.iter().rev().find(|sums| sums.at <= stall.since).map_or((0.0, 0.0), |s| (s.clean_work, s.clean_completed));
+            let before =
+                self.sums.iter().rev().find(|sums| sums.at <= stall.since).map_or((0.0, 0.0), |s| (s.clean_work, s.clean_completed));
             for sums in self.sums.iter_mut().filter(|sums| sums.at > stall.since).chain([next]) {
                 (sums.clean_work, sums.clean_completed) = before;
             }
