@@ -52,9 +52,9 @@ pub struct Measured {
     pub at: Duration,
     /// Jobs that became ready for this engine (of a queue that several engines share: its share).
     pub arrived: u64,
-    /// Jobs that this engine has finished.
+    /// Jobs that this engine has finished; attempts that failed or were given back are no part of it.
     pub completed: u64,
-    /// Worker time of the finished jobs.
+    /// Worker time of the attempts that have ended, however they ended.
     pub busy: Duration,
     /// Ages of the jobs that run now, since their start on a worker.
     pub running: Vec<Duration>,
@@ -119,7 +119,7 @@ pub enum Reason {
     Outage,
     /// The last increase brought next to nothing.
     NoGain,
-    /// The same workers get less done than when their number was chosen: fewer may do as much.
+    /// Jobs take longer than before the pool grew: fewer workers may do as much.
     SlowService,
     /// Fewer workers did less: their number is restored.
     Restore,
@@ -151,8 +151,6 @@ pub enum Limit {
     HoldDown,
     /// The last change is not measured yet.
     Settling,
-    /// Growth in one step.
-    Growth,
     Pin,
     Disabled,
 }

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use argon::pool::Measured;
+use argon::pool::scaler::Measured;
 
 use super::backend::Backend;
 use super::loads::Load;
