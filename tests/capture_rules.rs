@@ -225,7 +225,7 @@ impl SourceOpener for Through {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_4_a_stream_is_opened_with_start_after_and_a_cursor_that_failed_is_dropped() {
     let world = World::new().await;
-    world.start().await;
+    let started = world.start().await;
     let (client, wire) = followed(&world.mongod.uri()).await;
     let (stop, engine) = world.engine_over(Arc::new(Through(client)));
     let orders = world.source().collection::<Document>("orders");
@@ -235,16 +235,22 @@ async fn rule_4_a_stream_is_opened_with_start_after_and_a_cursor_that_failed_is_
         doc! { "errorCode": 10107 }, // no primary any more
         doc! { "closeConnection": true },
     ];
+    // Quicker than waiting for a token of a quiet stream.
+    let committed = async |seq: u64| {
+        wait_for(&format!("seq {seq}"), async || world.ledger.branch(&started.branch.id).await.unwrap().unwrap().head.seq >= seq).await;
+    };
+    let mut seq = 1; // the collection itself
     for (n, fault) in (0i32..).zip(faults) {
         orders.insert_one(doc! { "_id": n }).await.unwrap();
-        world.caught_up().await;
+        committed(seq + 1).await;
         let before = wire.lock().failed.len();
         let mut data = doc! { "failCommands": ["getMore"] };
         data.extend(fault.clone());
         world.fail(1, data).await;
         wait_for(&format!("{fault} to happen"), async || wire.lock().failed.len() > before).await;
         orders.insert_one(doc! { "_id": n + 100 }).await.unwrap();
-        world.caught_up().await;
+        seq += 2;
+        committed(seq).await;
     }
     // The server itself ends the stream.
     world.source().drop().await.unwrap();

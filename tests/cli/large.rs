@@ -83,6 +83,26 @@ async fn a_change_of_a_9_mb_document_and_one_at_the_limit_pass() {
     comes_back(&place, engine, "a document of 16 MB").await;
 }
 
+/// A resume token holds the `_id` in hex: these make tokens of 1.2 and of 5.2 MB. Larger ones come only where others follow at once: the server
+/// sends the token of the last event twice, in a reply of 16 MB with the document and its key.
+#[tokio::test]
+async fn documents_with_ids_of_megabytes_are_captured_and_come_back() {
+    let place = Place::new("ids").await;
+    let engine = place.begin().await;
+    let coll = place.source.collection::<Document>("ids");
+    for bytes in [600_000, 2_600_000] {
+        let id = |letter: &str| doc! {"_id": letter.repeat(bytes)};
+        for letter in ["a", "b"] {
+            coll.insert_one(id(letter)).await.unwrap();
+            place.catch_up().await;
+        }
+        coll.update_one(id("a"), doc! {"$set": {"n": 1}}).await.unwrap();
+        coll.delete_one(id("b")).await.unwrap();
+        place.catch_up().await;
+    }
+    comes_back(&place, engine, "ids of 0.6 and 2.6 MB").await;
+}
+
 /// Many at once: ARGON_MEMORY_BUDGET, not the load, decides how many are in work together.
 #[tokio::test]
 async fn a_burst_of_large_documents_is_bounded_by_the_memory_budget() {
