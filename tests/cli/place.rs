@@ -29,7 +29,7 @@ pub(crate) async fn mongod() -> &'static Mongod {
     let start = || async {
         // The TTL monitor would delete between taking two hashes.
         let params = vec![("ttlMonitorEnabled".to_owned(), "false".to_owned())];
-        Mongod::start(MongodOptions { params, oplog_mb: 2_000, cache_gb: 0.5, ..MongodOptions::default() }).await.unwrap()
+        Mongod::start(MongodOptions { params, oplog_mb: 2_000, cache_gb: 2.0, ..MongodOptions::default() }).await.unwrap()
     };
     MONGOD.get_or_init(start).await
 }
