@@ -43,8 +43,10 @@ pub(super) async fn run(args: ScalerBench) -> Result<Report> {
     if args.live {
         return measure(args).await;
     }
-    // Seconds of computing: not on a thread of the runtime, so that Ctrl-C is heard.
-    tokio::task::spawn_blocking(move || simulate(&args)).await.map_err(|error| Fault::unknown(error.to_string()))?
+    // Seconds of computing, on a thread that nobody waits for after Ctrl-C.
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || done.send(simulate(&args)));
+    outcome.await.map_err(|_| Fault::unknown("the simulation ended without a result"))?
 }
 
 fn simulate(args: &ScalerBench) -> Result<Report> {
@@ -158,19 +160,22 @@ fn report(args: &ScalerBench, bounds: Bounds, backend: &Backend, loads: &[Load],
 
 /// What the scaler promises, on every seed.
 fn check(report: &mut Report, cells: &[Cell]) {
-    let of =
-        |load: &str| cells.iter().filter(move |cell| cell.load == load && cell.policy.starts_with("argon")).flat_map(|cell| &cell.runs);
-    let all = |load: &str, holds: fn(&Figures) -> bool| of(load).all(holds);
-    if of("step").next().is_some() {
-        let holds = all("step", |f| f.settling_s.is_some_and(|s| s <= 10.0) && f.decisions <= 3 && f.overshoot.is_some_and(|n| n <= 2));
-        report.limit(holds, "a step settles within 10 s with at most 3 decisions and 2 workers of overshoot".to_owned());
-    }
-    if of("constant").next().is_some() {
-        report.limit(all("constant", |f| f.reversals == 0), "a constant load makes no reversal".to_owned());
-    }
-    if of("square").next().is_some() {
+    type Promise = (&'static str, &'static str, fn(&Figures) -> bool);
+    let promises: [Promise; 3] = [
+        ("step", "a step settles within 10 s with at most 3 decisions and 2 workers of overshoot", |f| {
+            f.settling_s.is_some_and(|s| s <= 10.0) && f.decisions <= 3 && f.overshoot.is_some_and(|n| n <= 2)
+        }),
+        ("constant", "a constant load makes no reversal", |f| f.reversals == 0),
         // Seven edges; at the first one there is nothing to reverse.
-        report.limit(all("square", |f| f.reversals == 6), "a square wave makes one reversal per edge".to_owned());
+        ("square", "a square wave makes one reversal per edge", |f| f.reversals == 6),
+    ];
+    for (load, says, holds) in promises {
+        let runs: Vec<&Figures> =
+            cells.iter().filter(|cell| cell.load == load && cell.policy.starts_with("argon")).flat_map(|cell| &cell.runs).collect();
+        if !runs.is_empty() {
+            let held = runs.iter().filter(|run| holds(run)).count();
+            report.limit(held == runs.len(), format!("{says}: {held} of {} runs", runs.len()));
+        }
     }
 }
 

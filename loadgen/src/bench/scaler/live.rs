@@ -133,9 +133,9 @@ async fn watch(client: &Client, load: &Load, capacity: f64, start: Instant) -> R
         }
         let seen: Seen = client.get("/api/v1/scaler?limit=1").await?;
         let backlog = seen.decisions.first().map_or(0, |decision| decision.inputs.backlog);
-        let (target, workers) = (seen.pool.target, seen.pool.current);
-        trace.worker_seconds += real(u64::from(workers)) * (at - last);
-        trace.seconds.push(Second { at, rate: load.rate(at, capacity), target, workers, backlog, completed: 0 });
+        let target = seen.pool.target;
+        trace.worker_seconds += real(u64::from(seen.pool.current)) * (at - last);
+        trace.seconds.push(Second { at, rate: load.rate(at, capacity), target, backlog, completed: 0 });
         last = at;
     }
 }

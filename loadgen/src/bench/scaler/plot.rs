@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_picture_shows_every_line_in_both_colours() {
-        let second = |at, target, backlog| Second { at, rate: 50.0, target, workers: target, backlog, completed: 0 };
+        let second = |at, target, backlog| Second { at, rate: 50.0, target, backlog, completed: 0 };
         let run = |name: &str| Run { name: name.to_owned(), seconds: vec![second(1.0, 5, 0), second(2.0, 9, 400), second(3.0, 9, 20)] };
         let svg = svg(&LOADS[0], 20, &[run("argon"), run("like HPA"), run("depth > 1000")]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
