@@ -48,7 +48,7 @@ pub(crate) enum Command {
     )]
     Retry {
         /// Job id.
-        #[arg(conflicts_with_all = ["all_dead", "state", "kind", "branch", "engine", "error", "dry_run"])]
+        #[arg(required_unless_present_any = ["all_dead", "state", "kind", "branch", "engine", "error"], conflicts_with_all = ["all_dead", "state", "kind", "branch", "engine", "error", "dry_run"])]
         id: Option<String>,
         /// Every dead job.
         #[arg(long, conflicts_with = "state")]
@@ -62,7 +62,7 @@ pub(crate) enum Command {
     )]
     Cancel {
         /// Job id.
-        #[arg(conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
+        #[arg(required_unless_present_any = ["state", "kind", "branch", "engine", "error"], conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
         id: Option<String>,
         #[command(flatten)]
         bulk: BulkArgs,
@@ -73,7 +73,7 @@ pub(crate) enum Command {
     )]
     Discard {
         /// Job id.
-        #[arg(conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
+        #[arg(required_unless_present_any = ["state", "kind", "branch", "engine", "error"], conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
         id: Option<String>,
         #[command(flatten)]
         bulk: BulkArgs,
@@ -109,10 +109,6 @@ pub(crate) struct FilterArgs {
 }
 
 impl FilterArgs {
-    fn is_empty(&self) -> bool {
-        self.state.is_none() && self.kind.is_none() && self.branch.is_none() && self.engine.is_none() && self.error.is_none()
-    }
-
     async fn read(self, ledger: &SharedLedger, after: Option<String>) -> Result<JobFilter> {
         let branch = match self.branch {
             Some(name) => Some(branch_named(ledger, &name).await?.id),
@@ -268,9 +264,6 @@ async fn changed(ledger: &SharedLedger, id: &str, outcome: JobOutcome, output: O
 }
 
 async fn many(ledger: &SharedLedger, action: Bulk, args: BulkArgs, output: Output) -> Result<()> {
-    if args.filter.is_empty() {
-        return Err(Fault::config("say which jobs: give an id, or a filter such as --state dead, --kind noop, --branch B or --error TEXT"));
-    }
     let filter = args.filter.read(ledger, None).await?;
     let total = in_steps(ledger, action, &filter, args.limit, args.dry_run, output).await?;
     output.print(&BulkAnswer::new(total.clone(), args.dry_run), || {

@@ -182,6 +182,10 @@ fn usable(token: &str) -> std::result::Result<&str, String> {
 fn read(path: &Path) -> Result<Vec<Token>> {
     let bad = |why: String| Fault::config(format!("ARGON_API_TOKENS_FILE {}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    // A mounted secret often is: worth a word, not a refusal.
+    if std::fs::metadata(path).is_ok_and(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o004 != 0) {
+        tracing::warn!(file = %path.display(), "every user of this machine can read the tokens: chmod 600");
+    }
     let mut tokens = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let line = line.trim();

@@ -165,6 +165,20 @@ impl<T: DeserializeOwned + JsonSchema + Send + 'static> Content for Json<T> {
     }
 }
 
+/// For `deserialize_with` on whole numbers of bodies: in JSON 8.0 is the whole number 8, and some clients write it so.
+pub(super) fn whole<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: TryFrom<i64>,
+{
+    use serde::de::{Deserialize, Error};
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    #[allow(clippy::cast_possible_truncation)] // has no fraction and is small
+    let of_float = |n: f64| (n.fract() == 0.0 && n.abs() < 9e15).then_some(n as i64);
+    let read = number.as_i64().or_else(|| number.as_f64().and_then(of_float)).and_then(|n| T::try_from(n).ok());
+    read.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number that can stand here")))
+}
+
 /// A page of a browser can send text/plain to any address without asking; application/json it can not.
 fn check_json(content_type: Option<&str>) -> Result<(), Problem> {
     let essence = content_type.map(|t| t.split(';').next().unwrap_or(t).trim().to_ascii_lowercase());

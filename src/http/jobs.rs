@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::Api;
 use super::auth::Scope;
-use super::call::{Call, Created, Json, NoBody, NoQuery};
+use super::call::{Call, Created, Json, NoBody, NoQuery, whole};
 use super::problem::Problem;
 use crate::fault::Fault;
 use crate::jobs::noop::{NoopFault, NoopParams};
@@ -185,13 +185,18 @@ pub enum JobOutcome {
 /// `POST /api/v1/jobs`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = [
+    { "properties": { "count": { "enum": [null, 1] } } },
+    { "properties": { "id": { "type": "null" }, "unique_key": { "type": "null" } } },
+]))]
 pub struct NewJobRequest {
     pub kind: SubmitKind,
     /// A UUID of the caller's own, so that a repeat is recognised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "uuid"))]
     pub id: Option<String>,
     /// Not before so many seconds have passed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 2678400))]
     pub delay_seconds: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -201,14 +206,14 @@ pub struct NewJobRequest {
     #[schemars(length(min = 1, max = 200))]
     pub unique_key: Option<String>,
     /// Attempts after the first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 100))]
     pub retries: Option<u32>,
     /// Name or id of a branch that the job belongs to: it pauses with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
     /// How long it takes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 0, max = 3600000))]
     pub duration_ms: Option<u64>,
     /// Share of its attempts that fail, 0 to 1; where it is not given: all if `fault` or `panic` is, else none.
@@ -222,7 +227,7 @@ pub struct NewJobRequest {
     #[serde(default)]
     pub panic: bool,
     /// How many of them, each a job of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 1000))]
     pub count: Option<u32>,
 }
@@ -264,7 +269,7 @@ pub struct BulkRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Stop after so many, 10,000 unless said otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 100000))]
     pub limit: Option<u32>,
     /// Only say what would be done.

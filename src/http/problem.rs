@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
+use axum::http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -16,7 +16,8 @@ pub struct Problem {
     pub status: StatusCode,
     pub code: &'static str,
     pub message: String,
-    headers: HeaderMap,
+    /// Whole seconds until it may work.
+    retry_after: Option<u64>,
 }
 
 /// The JSON of every error.
@@ -36,7 +37,7 @@ pub struct ErrorBody {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), headers: HeaderMap::new() }
+        Self { status, code, message: message.into(), retry_after: None }
     }
 
     /// 400: the request says something that cannot be.
@@ -57,7 +58,6 @@ impl Problem {
     /// 401, with the scheme that is asked for.
     pub(super) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
-            .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"argon\""))
     }
 
     /// 403.
@@ -74,13 +74,7 @@ impl Problem {
     #[must_use]
     pub(super) fn retry_after(self, wait: Duration) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
-    }
-
-    #[must_use]
-    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
-        self
+        Self { retry_after: Some(seconds.max(1)), ..self }
     }
 }
 
@@ -111,7 +105,12 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = ErrorAnswer { error: ErrorBody { code: self.code.to_owned(), message: self.message } };
         let mut response = super::call::json(self.status, &body);
-        response.headers_mut().extend(self.headers);
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"argon\""));
+        }
         response
     }
 }

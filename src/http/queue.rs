@@ -12,17 +12,14 @@ use super::problem::Problem;
 use crate::ledger::{JobKind, PauseTarget, Pauses};
 
 /// What to pause or resume: exactly one of these.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PauseRequest {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<JobKind>,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseRequest {
+    Kind(JobKind),
     /// Name or id of a branch: its jobs. Its capture goes on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub branch: Option<String>,
-    /// Every job.
-    #[serde(default)]
-    pub all: bool,
+    Branch(String),
+    /// `true`: every job.
+    All(#[schemars(extend("const" = true))] bool),
 }
 
 /// What is paused. Running jobs are not touched by a pause.
@@ -56,11 +53,11 @@ pub(super) async fn resume(call: Call<NoQuery, Json<PauseRequest>>) -> Result<Js
 
 async fn set(call: Call<NoQuery, Json<PauseRequest>>, paused: bool) -> Result<Json<PausesView>, Problem> {
     let Json(asked) = call.body;
-    let target = match (asked.kind, asked.branch, asked.all) {
-        (Some(kind), None, false) => PauseTarget::Kind(kind),
-        (None, Some(branch), false) => PauseTarget::Branch(branch_id(&call.api, &branch).await?),
-        (None, None, true) => PauseTarget::All,
-        _ => return Err(Problem::bad_request("say what: exactly one of kind, branch and all: true")),
+    let target = match asked {
+        PauseRequest::Kind(kind) => PauseTarget::Kind(kind),
+        PauseRequest::Branch(branch) => PauseTarget::Branch(branch_id(&call.api, &branch).await?),
+        PauseRequest::All(true) => PauseTarget::All,
+        PauseRequest::All(false) => return Err(Problem::bad_request("say what: exactly one of kind, branch and all: true")),
     };
     call.api.ledger.set_pause(&target, paused, &call.caller.name).await?;
     call.api.engine.wake();

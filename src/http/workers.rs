@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::api::Api;
-use super::call::{Call, Json, NoBody, NoQuery};
+use super::call::{Call, Json, NoBody, NoQuery, whole};
 use super::problem::Problem;
 use crate::branch::point::rfc3339;
 use crate::fault::{Fault, Result};
@@ -22,6 +22,8 @@ const WORKERS: std::ops::RangeInclusive<i64> = 1..=20;
 const MOST_MINUTES: u64 = 31 * 24 * 60;
 /// An engine whose last heartbeat is older than the newest of all by this is not shown as alive; about then others take it for dead, too.
 const SILENT_MS: i64 = 15_000;
+/// How long an answer waits for new workers.
+const GROWTH_TIME: Duration = Duration::from_secs(1);
 /// How long the other engines' figures may take before only our own are shown.
 const OTHERS_TIME: Duration = Duration::from_secs(2);
 
@@ -150,13 +152,17 @@ pub struct Queue {
 /// `POST /api/v1/workers/scale`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["target_workers"], "properties": { "target_workers": { "type": "integer" }, "release": { "const": false } } },
+    { "required": ["release"], "properties": { "release": { "const": true }, "target_workers": { "type": "null" }, "minutes": { "type": "null" } } },
+]))]
 pub struct ScaleRequest {
     /// Sync workers of the engine, 1 to 20, until released.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 20))]
     pub target_workers: Option<i64>,
     /// The pin ends by itself after so many minutes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     #[schemars(range(min = 1, max = 44640))]
     pub minutes: Option<u64>,
     /// Ends the pin instead: the scaler decides again.
@@ -348,10 +354,16 @@ fn checked(target: i64) -> Result<u16, Problem> {
 
 /// The own engine first: a number that its settings exclude must not become every engine's.
 async fn set_scale(api: &Api, scope: ScaleScope, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<ScaleAnswer, Fault> {
-    let row = match target {
+    let mut row = match target {
         Some(target) => api.engine.scale(target, hold)?,
         None => api.engine.release_pin()?,
     };
+    // A worker starts within milliseconds, so the answer waits for it; a busy one that is to go may take minutes.
+    let until = clock::now() + GROWTH_TIME;
+    while target.is_some_and(|target| row.current < target) && clock::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        row = api.engine.status().pool;
+    }
     if scope == ScaleScope::All {
         api.ledger.set_scale(target, hold, by).await.map_err(|fault| fault.at("this engine has changed, the others have not been told"))?;
     }

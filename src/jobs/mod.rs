@@ -108,7 +108,7 @@ pub type MakeHandler = fn(&Parts) -> Arc<dyn Handler>;
 pub struct KindSpec {
     pub kind: JobKind,
     pub class: SlotClass,
-    /// Longest time of an attempt; `None`: `WORKER_PROCESS_TIMEOUT`.
+    /// Longest time of an attempt, well below `JOB_STUCK_TIMEOUT`; `None`: `WORKER_PROCESS_TIMEOUT`.
     pub timeout: Option<Duration>,
     pub mark: Mark,
     pub overtime: Overtime,

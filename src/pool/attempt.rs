@@ -117,11 +117,14 @@ impl Runner {
                 handler.run(&job, &lease, &watch).await
             }
         });
-        let limit = kind.spec.timeout.unwrap_or(self.process_timeout);
+        let (limit, of) = match kind.spec.timeout {
+            Some(limit) => (limit, "the time limit of its kind"),
+            None => (self.process_timeout, "WORKER_PROCESS_TIMEOUT"),
+        };
         let mark_late = kind.spec.mark == Mark::IfLong && !started;
         let end = tokio::select! {
             ended = &mut task => return End::of(ended),
-            () = tokio::time::sleep(limit) => End::Failed(overdue(limit, kind.spec.overtime, watch.is_computing())),
+            () = tokio::time::sleep(limit) => End::Failed(overdue(limit, of, kind.spec.overtime, watch.is_computing())),
             () = self.stop.aborting() => End::Failed(stopped()),
             why = halt.halted() => {
                 watch.cancel.cancel();
@@ -194,14 +197,12 @@ fn stopped() -> Fault {
 
 /// An attempt whose time is over. Computing takes no longer for an outage, so there the job itself is the cause and the attempt counts; where a
 /// kind says so, everything else was waiting for MongoDB or the store.
-fn overdue(limit: Duration, overtime: Overtime, computing: bool) -> Fault {
-    let limit = humantime::format_duration(limit);
+fn overdue(limit: Duration, of: &str, overtime: Overtime, computing: bool) -> Fault {
+    let limit = format!("{of} ({})", humantime::format_duration(limit));
     match overtime {
-        Overtime::Counts => Fault::unknown(format!("not done after WORKER_PROCESS_TIMEOUT ({limit})")),
-        Overtime::CountsIfComputing if computing => Fault::unknown(format!("still computing after WORKER_PROCESS_TIMEOUT ({limit})")),
-        Overtime::CountsIfComputing => {
-            Fault::transient(format!("MongoDB or the store kept the job waiting beyond WORKER_PROCESS_TIMEOUT ({limit})"))
-        }
+        Overtime::Counts => Fault::unknown(format!("not done after {limit}")),
+        Overtime::CountsIfComputing if computing => Fault::unknown(format!("still computing after {limit}")),
+        Overtime::CountsIfComputing => Fault::transient(format!("MongoDB or the store kept the job waiting beyond {limit}")),
     }
 }
 

@@ -114,7 +114,7 @@ async fn only_time_spent_computing_uses_up_an_attempt_where_a_kind_says_so() {
     for (overtime, computing, counts) in
         [(Overtime::Counts, false, true), (Overtime::CountsIfComputing, true, true), (Overtime::CountsIfComputing, false, false)]
     {
-        let after = policy.after(1, 0, &overdue(LIMIT, overtime, computing), 0.5);
+        let after = policy.after(1, 0, &overdue(LIMIT, "", overtime, computing), 0.5);
         let counted = matches!(after, Failed::Dead { .. });
         assert!(
             counted == counts && (counted || matches!(after, Failed::GiveBack { error: Some(_), .. })),

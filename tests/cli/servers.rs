@@ -165,7 +165,11 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
     let metadata = place.client.database(&place.metadata);
     let mut collections = metadata.list_collection_names().await.unwrap();
     collections.sort();
-    assert_eq!(collections, ["branches", "captures", "engines", "job_payloads", "jobs", "segments"], "what is written, and nothing else");
+    assert_eq!(
+        collections,
+        ["branches", "captures", "controls", "counters", "engines", "job_payloads", "jobs", "leases", "segments", "stats"],
+        "what is written, and nothing else"
+    );
     for collection in &collections {
         let rows = metadata.collection::<Document>(collection);
         let mut rows = rows.find(doc! {}).await.unwrap();

@@ -35,11 +35,15 @@ async fn random_kill_9_under_load() {
     world.start_capture().await;
     let mut engines = vec![world.engine(&settings), world.engine(&settings)];
     let load = Load::start(&world.source(), Mix { seed, ddl: true, tolerant: false }).await;
-    let (mut done, mut progressed, mut last, mut running) = (0, 0, 0, 0);
+    let (mut done, mut unmoved, mut last, mut running) = (0, 0, 0, 0);
     while done < kills {
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..2_500))).await;
-        let head = world.head().await.unwrap();
-        progressed += u64::from(head > last);
+        let mut head = world.head().await.unwrap();
+        // Kills that come before anything could be committed prove little: after two of those the next one waits until history moves.
+        if head == last && unmoved == 2 {
+            head = until("history moves between kills", || async { world.head().await.filter(|head| *head > last) }).await;
+        }
+        unmoved = if head > last { 0 } else { unmoved + 1 };
         last = head;
         running += world.jobs(Some(JobState::Running)).await.len();
         // Sometimes both at once: nobody is left to take over.
@@ -59,7 +63,6 @@ async fn random_kill_9_under_load() {
     let killing = start.elapsed();
     proxy.set(Mode::Pass);
     let healed = clock::now();
-    assert!(progressed * 3 >= kills, "history moved only between {progressed} of {kills} kills");
 
     // A job that was alone at three deaths is condemned (rule 26) although it is innocent here; an operator revives it.
     let condemned = revive(&world).await;

@@ -1,6 +1,8 @@
 //! Bounds that an honest client may meet.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use argon::runtime::clock;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,7 +85,7 @@ async fn a_head_or_a_body_that_is_too_large_is_refused() {
 async fn a_slow_head_and_a_slow_body_meet_their_deadlines() {
     let world = World::new().await;
     let timed = async |bytes: &'static str| {
-        let (began, stream) = (Instant::now(), TcpStream::connect(world.addr()).await.unwrap());
+        let (began, stream) = (clock::now(), TcpStream::connect(world.addr()).await.unwrap());
         let read = exchange(stream, bytes.as_bytes(), Duration::from_secs(30)).await;
         (began.elapsed(), wire::Reply::parse(&read).map(|r| r.status))
     };
@@ -107,7 +109,7 @@ async fn a_connection_is_used_again_and_closed_when_it_rests() {
         let n = stream.read(&mut buffer).await.unwrap();
         assert!(buffer[..n].starts_with(b"HTTP/1.1 200"));
     }
-    let began = Instant::now();
+    let began = clock::now();
     assert_eq!(tokio::time::timeout(Duration::from_secs(20), stream.read(&mut buffer)).await.unwrap().unwrap_or(0), 0);
     assert!((4..8).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }

@@ -40,3 +40,22 @@ fn an_answer_that_is_not_as_described_is_noticed() {
         assert!(std::panic::catch_unwind(|| check("GET", "/ready", &reply(&wrong))).is_err(), "{wrong}");
     }
 }
+
+/// The page about the interface names settings and routes that are there.
+#[test]
+fn the_documentation_names_what_there_is() {
+    let page = include_str!("../../docs/api.md");
+    let words: Vec<&str> = page.split(|c: char| !c.is_ascii_alphanumeric() && !"_/{}".contains(c)).collect();
+    for name in words.iter().filter(|w| w.starts_with("ARGON_")) {
+        assert!(argon::config::VARIABLES.contains(name), "{name} is no setting");
+    }
+    let known = |path: &str| argon::http::table().iter().any(|route| route.path == path) || path == "/api/v1/openapi";
+    for path in words.iter().filter(|w| w.starts_with("/api/")) {
+        assert!(known(path), "{path} is no route");
+    }
+    for route in argon::http::table() {
+        if route.scope.name() == "public" {
+            assert!(page.contains(route.path), "{route:?} is missing among what anyone may see");
+        }
+    }
+}

@@ -10,7 +10,8 @@ use crate::world::World;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "serves until it is killed"]
 async fn serve() {
-    let world = World::new().await;
+    let token = std::env::var("ARGON_TEST_TOKEN").ok();
+    let world = World::with(|settings| settings.api_token = token.as_deref().map(Into::into)).await;
     println!("serving {} {} {}", world.addr(), world.metrics_addr(), world.listeners.control().unwrap().display());
     std::future::pending::<()>().await;
 }

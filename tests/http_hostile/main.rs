@@ -13,7 +13,9 @@ mod world;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use argon::runtime::clock;
 
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -136,7 +138,7 @@ fn malformed(rng: &mut SmallRng) -> Vec<u8> {
 async fn watch_health(addr: SocketAddr, mut stop: tokio::sync::oneshot::Receiver<()>) -> Vec<Duration> {
     let mut times = Vec::new();
     while stop.try_recv().is_err() {
-        let began = Instant::now();
+        let began = clock::now();
         let stream = TcpStream::connect(addr).await.unwrap();
         let read = exchange(stream, &wire::request("GET", "/health", None, None), Duration::from_secs(40)).await;
         let answered = wire::Reply::parse(&read).is_some_and(|reply| reply.status == 200);
@@ -165,7 +167,7 @@ async fn twenty_thousand_malformed_requests_break_nothing() {
     let (stop_metrics, stopped_metrics) = tokio::sync::oneshot::channel();
     let health = tokio::spawn(watch_health(addr, stopped));
     let metrics = tokio::spawn(watch_health(served.metrics, stopped_metrics));
-    let began = Instant::now();
+    let began = clock::now();
     let senders: Vec<_> = (0..SIDE_BY_SIDE as u64)
         .map(|n| {
             tokio::spawn(async move {
@@ -220,14 +222,14 @@ async fn a_thousand_slow_connections_starve_nobody() {
     let (stop_metrics, stopped_metrics) = tokio::sync::oneshot::channel();
     let health = tokio::spawn(watch_health(addr, stopped));
     let metrics = tokio::spawn(watch_health(served.metrics, stopped_metrics));
-    let until = Instant::now() + Duration::from_secs(12);
+    let until = clock::now() + Duration::from_secs(12);
     let kept = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let slow: Vec<_> = (0..SLOW)
         .map(|i| {
             let kept = kept.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(i as u64)).await;
-                while Instant::now() < until {
+                while clock::now() < until {
                     let Ok(mut stream) = TcpStream::connect(addr).await else { continue };
                     kept.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let head: &[u8] = match i % 3 {
@@ -238,7 +240,7 @@ async fn a_thousand_slow_connections_starve_nobody() {
                     let _ = stream.write_all(head).await;
                     // A byte now and then, until the server has had enough.
                     let mut buffer = [0; 512];
-                    while Instant::now() < until {
+                    while clock::now() < until {
                         match tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await {
                             Ok(Ok(n)) if n > 0 => {}
                             Ok(_) => break,

@@ -78,7 +78,14 @@ impl Bench {
     /// Claims jobs of a kind and begins with them.
     pub(crate) async fn claim_kind(&self, engine: &str, kind: JobKind, limit: usize) -> Vec<Job> {
         let request = ClaimRequest::new(engine, &[kind], limit).start(limit);
-        self.ledger.claim(&request).await.unwrap()
+        self.claim_with(&request).await
+    }
+
+    /// Claims, and waits until lists show it.
+    pub(crate) async fn claim_with(&self, request: &ClaimRequest) -> Vec<Job> {
+        let jobs = self.ledger.claim(request).await.unwrap();
+        self.settle().await;
+        jobs
     }
 
     /// Stores noop jobs.
@@ -101,7 +108,7 @@ impl Bench {
         job.lease = self.job(&job.id).await.lease;
     }
 
-    /// Waits until a majority has what was written before: a start is answered earlier, and reads are of the majority.
+    /// Waits until a majority has what was written before: claims and starts are answered earlier, and lists are of the majority.
     pub(crate) async fn settle(&self) {
         self.ledger.set_scale(None, None, "").await.unwrap();
     }

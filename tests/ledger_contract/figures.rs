@@ -91,7 +91,7 @@ pub(crate) async fn a_crash_loop_is_counted_as_dead(b: Bench) {
     for n in 0..3 {
         let engine = format!("dies{n}");
         b.beat(&engine).await;
-        assert_eq!(b.ledger.claim(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.unwrap().len(), 1);
+        assert_eq!(b.claim_with(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.len(), 1);
         b.ledger.rescue("e1", None, &[engine]).await.unwrap();
     }
     let counters = b.ledger.queue_stats().await.unwrap().counters;
@@ -185,4 +185,35 @@ pub(crate) async fn a_heartbeat_tells_what_its_process_does(b: Bench) {
     assert_eq!(b.ledger.engines().await.unwrap()[0].status, Some(status));
     assert!(b.ledger.heartbeat(&beat("e1"), false).await.unwrap());
     assert_eq!(b.ledger.engines().await.unwrap()[0].status, None, "one that says nothing is no old news");
+}
+
+pub(crate) async fn counts_are_exact_when_many_count_at_once(b: Bench) {
+    b.put_noops(120).await;
+    let workers = (0..6).map(|n| {
+        let ledger = b.ledger.clone();
+        tokio::spawn(async move {
+            // Two tasks each for three engines: they count in the same documents.
+            let (engine, mut done, mut failed) = (format!("e{}", n % 3), 0u64, 0u64);
+            while ledger.depth().await.unwrap().ready > 0 {
+                let jobs = ledger.claim(&ClaimRequest::new(&engine, &[JobKind::Noop], 5).start(5)).await.unwrap();
+                let (bad, good) = jobs.split_at(jobs.len() / 3);
+                for job in bad {
+                    let how = Failed::Retry { delay: HOUR, error: "x".to_owned() };
+                    failed += u64::from(ledger.fail(&lease(job), &how).await.unwrap());
+                }
+                let ends: Vec<Finish> = good.iter().map(|job| Finish { lease: lease(job), kind: job.kind }).collect();
+                done += ledger.finish(&engine, &ends).await.unwrap().iter().filter(|o| **o == Finished::Now).count() as u64;
+            }
+            (done, failed)
+        })
+    });
+    let (mut done, mut failed) = (0, 0);
+    for worker in workers.collect::<Vec<_>>() {
+        let (d, f) = worker.await.unwrap();
+        (done, failed) = (done + d, failed + f);
+    }
+    assert_eq!(done + failed, 120);
+    let counters = b.ledger.queue_stats().await.unwrap().counters;
+    assert_eq!((counters.done, counters.failed), (of(JobKind::Noop, done), of(JobKind::Noop, failed)));
+    assert_eq!(b.ledger.depth().await.unwrap(), QueueDepth { scheduled: failed, ready: 0, running: 0, dead: 0 });
 }

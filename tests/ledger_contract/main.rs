@@ -98,6 +98,7 @@ contract![
     figures::the_queue_is_counted_by_state_and_kind,
     figures::no_end_of_a_process_loses_or_doubles_a_count,
     figures::a_crash_loop_is_counted_as_dead,
+    figures::counts_are_exact_when_many_count_at_once,
     figures::one_engine_leads_until_its_lease_ends,
     figures::wishes_reach_every_engine,
     figures::a_heartbeat_tells_what_its_process_does,

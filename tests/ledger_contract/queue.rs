@@ -94,7 +94,7 @@ pub(crate) async fn the_higher_priority_is_claimed_first(b: Bench) {
     // Kinds share one line: a cleanup is low by itself.
     let (cleanup, notification) = (new_job(JobKind::Cleanup), new_job(JobKind::Notification));
     b.ledger.enqueue(&[cleanup.clone(), notification.clone()]).await.unwrap();
-    let all = b.ledger.claim(&ClaimRequest::new("e1", &JobKind::ALL, 9)).await.unwrap();
+    let all = b.claim_with(&ClaimRequest::new("e1", &JobKind::ALL, 9)).await;
     let got: Vec<&str> = all.iter().map(|j| j.id.as_str()).collect();
     let expected = [&jobs[2], &notification, &jobs[1], &jobs[3], &jobs[0], &cleanup].map(|j| j.id.as_str());
     assert_eq!(got, expected);
@@ -146,7 +146,7 @@ pub(crate) async fn sixteen_calls_at_once_store_one_job_of_a_key(b: Bench) {
 
 pub(crate) async fn a_claim_marks_as_started_what_goes_to_a_free_worker(b: Bench) {
     b.put_noops(5).await;
-    let jobs = b.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Noop], 5).start(2)).await.unwrap();
+    let jobs = b.claim_with(&ClaimRequest::new("e1", &[JobKind::Noop], 5).start(2)).await;
     let started: Vec<bool> = jobs.iter().map(|j| j.lease.as_ref().unwrap().started).collect();
     assert_eq!(started, [true, true, false, false, false], "the first in line");
     for job in &jobs {
@@ -208,6 +208,9 @@ pub(crate) async fn jobs_are_finished_together_and_counted_once(b: Bench) {
     let outcomes = b.ledger.finish("e2", &wrong).await.unwrap();
     assert_eq!(outcomes, [Finished::Fenced, Finished::Fenced, Finished::Already, Finished::Fenced]);
     assert_eq!(b.ledger.depth().await.unwrap().running, 2);
+    for odd in &wrong[..2] {
+        assert_eq!(b.ledger.finish("e2", std::slice::from_ref(odd)).await.unwrap(), [Finished::Fenced], "{odd:?}");
+    }
     // An old attempt of a job whose new attempt is in the same call.
     b.ledger.fail(&lease(&again[0]), &Failed::GiveBack { delay: Duration::ZERO, error: None }).await.unwrap();
     let new = b.claim_kind("e2", JobKind::Noop, 1).await;
@@ -237,14 +240,14 @@ pub(crate) async fn a_paused_kind_is_left_out_of_claims(b: Bench) {
     b.ledger.enqueue(std::slice::from_ref(&cleanup)).await.unwrap();
     b.ledger.set_pause(&PauseTarget::Kind(JobKind::Noop), true, "me").await.unwrap();
     let request = async || ClaimRequest::new("e1", &JobKind::ALL, 9).pauses(b.ledger.pauses().await.unwrap());
-    let got = b.ledger.claim(&request().await).await.unwrap();
+    let got = b.claim_with(&request().await).await;
     assert_eq!(got.iter().map(|j| &j.id).collect::<Vec<_>>(), [&cleanup.id]);
     assert_eq!(b.ledger.depth().await.unwrap().ready, 2, "they wait where they are");
     b.ledger.set_pause(&PauseTarget::Kind(JobKind::Noop), false, "me").await.unwrap();
     b.ledger.set_pause(&PauseTarget::All, true, "me").await.unwrap();
-    assert!(b.ledger.claim(&request().await.alone(true)).await.unwrap().is_empty());
+    assert!(b.claim_with(&request().await.alone(true)).await.is_empty());
     b.ledger.set_pause(&PauseTarget::All, false, "me").await.unwrap();
-    assert_eq!(b.ledger.claim(&request().await).await.unwrap().len(), 2);
+    assert_eq!(b.claim_with(&request().await).await.len(), 2);
 }
 
 pub(crate) async fn jobs_of_a_paused_branch_are_parked_and_come_back(b: Bench) {
@@ -259,7 +262,7 @@ pub(crate) async fn jobs_of_a_paused_branch_are_parked_and_come_back(b: Bench) {
     b.ledger.set_pause(&pause, true, "me").await.unwrap();
     let pauses = b.ledger.pauses().await.unwrap();
     let request = ClaimRequest::new("e1", &[JobKind::Sync], 2).pauses(pauses);
-    let got = b.ledger.claim(&request).await.unwrap();
+    let got = b.claim_with(&request).await;
     assert_eq!(got.iter().map(|j| &j.id).collect::<Vec<_>>(), [&other], "others are not held up by those before them");
     let before = b.job(&parked[0]).await;
     assert_eq!((before.state, before.parked, before.attempt), (JobState::Scheduled, true, 0));
@@ -269,14 +272,14 @@ pub(crate) async fn jobs_of_a_paused_branch_are_parked_and_come_back(b: Bench) {
     // One that comes meanwhile is met by the next claim; a retry by an operator does not get around the pause.
     parked.push(held.put(1).await);
     assert!(b.ledger.retry_job(&parked[0]).await.unwrap());
-    assert!(b.ledger.claim(&request.clone().alone(true)).await.unwrap().is_empty());
+    assert!(b.claim_with(&request.clone().alone(true)).await.is_empty());
     assert_eq!(b.ledger.depth().await.unwrap().scheduled, 4);
 
     b.ledger.set_pause(&pause, false, "me").await.unwrap();
     let depth = b.ledger.depth().await.unwrap();
     assert_eq!((depth.scheduled, depth.ready), (0, 4), "all at once");
     // A claimer that has not heard of the end parks them again; the leader brings them back.
-    assert!(b.ledger.claim(&request).await.unwrap().is_empty());
+    assert!(b.claim_with(&request).await.is_empty());
     assert_eq!(b.ledger.promote().await.unwrap(), 4);
     let again = b.claim("e1", 9).await;
     assert_eq!(again.len(), 4);
@@ -355,7 +358,7 @@ pub(crate) async fn whatever_ends_a_job_that_was_to_stop_cancels_it(b: Bench) {
         for n in 0..deaths {
             let engine = format!("dies{deaths}-{n}");
             b.beat(&engine).await;
-            let job = b.ledger.claim(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.unwrap().remove(0);
+            let job = b.claim_with(&ClaimRequest::new(&engine, &[JobKind::Noop], 1).alone(true).start(1)).await.remove(0);
             id = job.id;
             if n + 1 == deaths {
                 b.ledger.cancel_job(&id).await.unwrap();

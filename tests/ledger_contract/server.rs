@@ -98,7 +98,7 @@ async fn operate_the_queue(b: &Bench, held: &crate::bench::Line) {
     assert!(matches!(outcomes[1], Enqueued::Duplicate { .. }));
     b.ledger.set_pause(&PauseTarget::Branch(held.branch.clone()), true, "me").await.unwrap();
     let request = ClaimRequest::new("e1", &JobKind::ALL, 50).start(5).pauses(b.ledger.pauses().await.unwrap());
-    let jobs = b.ledger.claim(&request).await.unwrap();
+    let jobs = b.claim_with(&request).await;
     assert!(b.ledger.depth().await.unwrap().scheduled > 10, "a branch's jobs are parked");
     b.ledger.promote().await.unwrap();
     b.ledger.start_many(&jobs.iter().map(lease).collect::<Vec<_>>()).await.unwrap();
@@ -132,6 +132,7 @@ async fn cost_of_a_claim(ledger: &MongoLedger, db: &str, request: &ClaimRequest)
     database.run_command(doc! { "profile": 2 }).await.unwrap();
     let jobs = ledger.claim(request).await.unwrap();
     database.run_command(doc! { "profile": 0 }).await.unwrap();
+    ledger.set_scale(None, None, "").await.unwrap(); // a majority has it now
     assert_eq!(jobs.len(), 10);
     let ran: Vec<Document> = profile.find(doc! { "ns": format!("{db}.jobs") }).await.unwrap().try_collect().await.unwrap();
     assert!(ran.len() >= 3, "find, update, find: {ran:#?}");
@@ -229,6 +230,26 @@ async fn a_resumed_branch_with_many_jobs_comes_back_by_and_by() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_branch_with_many_jobs_in_front_holds_nobody_up() {
+    let db = fresh();
+    let ledger = connect(&server().await.uri(), &db).await.unwrap();
+    ledger.prepare().await.unwrap();
+    let jobs: Collection<Document> = ledger.client().database(&db).collection("jobs");
+    let mut rows: Vec<Document> = (0..12_000).map(|n| row(n, JobState::Ready, false)).collect();
+    rows.iter_mut().for_each(|row| row.extend(doc! { "branch": "paused" }));
+    rows.push(row(12_000, JobState::Ready, false));
+    for part in rows.chunks(5_000) {
+        jobs.insert_many(part).await.unwrap();
+    }
+    ledger.set_pause(&PauseTarget::Branch("paused".to_owned()), true, "me").await.unwrap();
+    let request = ClaimRequest::new("e1", &JobKind::ALL, 10).pauses(ledger.pauses().await.unwrap());
+    let claimed = ledger.claim(&request).await.unwrap();
+    assert_eq!(claimed.iter().map(|j| j.id.as_str()).collect::<Vec<_>>(), ["ready-false-0012000"], "beyond what one claim puts aside");
+    assert!(ledger.claim(&request).await.unwrap().is_empty());
+    assert_eq!(jobs.count_documents(doc! { "parked": true }).await.unwrap(), 12_000, "the next one puts the rest aside");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_and_indexes_of_an_earlier_version_are_taken_over() {
     let db = fresh();
     let ledger = connect(&server().await.uri(), &db).await.unwrap();
@@ -305,6 +326,7 @@ async fn answers_lost_inside_a_transaction_are_found_out() {
             0
         }
     };
+    b.settle().await;
     assert_eq!(b.ledger.depth().await.unwrap().running, claimed);
     // A group of ends whose answer is lost is found out inside the call, and is counted once.
     b.put_noops(20).await;

@@ -176,7 +176,7 @@ impl Twin {
             }
             Call::Claim { engine, limit, alone } => {
                 self.bench.beat(ENGINES[*engine]).await;
-                let got = ledger.claim(&ClaimRequest::new(ENGINES[*engine], &[JobKind::Sync], *limit).alone(*alone)).await.unwrap();
+                let got = self.bench.claim_with(&ClaimRequest::new(ENGINES[*engine], &[JobKind::Sync], *limit).alone(*alone)).await;
                 self.given.extend(got.clone());
                 format!("{:?}", got.iter().map(bare).collect::<Vec<_>>())
             }
@@ -193,7 +193,11 @@ impl Twin {
                 None => String::new(),
             },
             Call::Start { lease: n } => match self.given.get(*n) {
-                Some(job) => outcome(ledger.start(&lease(job)).await),
+                Some(job) => {
+                    let started = outcome(ledger.start(&lease(job)).await);
+                    self.bench.settle().await;
+                    started
+                }
                 None => String::new(),
             },
             Call::Suspects => outcome(ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await),
@@ -231,7 +235,7 @@ impl Twin {
             Call::ClaimAll { engine, limit, start } => {
                 self.bench.beat(ENGINES[*engine]).await;
                 let request = ClaimRequest::new(ENGINES[*engine], &JobKind::ALL, *limit).start(*start);
-                let got = ledger.claim(&request.pauses(ledger.pauses().await.unwrap())).await.unwrap();
+                let got = self.bench.claim_with(&request.pauses(ledger.pauses().await.unwrap())).await;
                 self.given.extend(got.clone());
                 format!("{:?}", got.iter().map(bare).collect::<Vec<_>>())
             }

@@ -1,14 +1,19 @@
-//! The pool over the memory twins: noop jobs by the thousand, growing and shrinking, pauses, cancellation, stuck jobs, leadership.
+//! The pool over the memory twins: noop jobs by the thousand, growing and shrinking, pauses, cancellation, stuck jobs, later kinds.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use argon::config::{Autoscale, EngineSettings};
 use argon::engine::EngineEnd;
+use argon::fault::Result;
 use argon::jobs::noop::{NoopFault, NoopParams};
+use argon::jobs::{Handler, KINDS, KindSpec, Mark, Outcome, Overtime, Parts, SlotClass, Watch};
 use argon::ledger::*;
 use argon::runtime::{clock, random};
+use async_trait::async_trait;
 
-use crate::world::{CAPTURE, Mix, Process, World, settings};
+use crate::world::{Mix, Process, World, settings};
 
 impl World {
     /// Puts noop jobs into the queue and returns their ids.
@@ -27,7 +32,7 @@ impl World {
         self.jobs(state).len()
     }
 
-    fn job(&self, id: &str) -> Job {
+    pub(crate) fn job(&self, id: &str) -> Job {
         self.runtime.block_on(self.ledger.job(id)).unwrap().unwrap()
     }
 }
@@ -37,7 +42,7 @@ fn lasting(ms: u64) -> NoopParams {
 }
 
 /// Sized by hand alone.
-fn fixed(size: u16) -> EngineSettings {
+pub(crate) fn fixed(size: u16) -> EngineSettings {
     EngineSettings { pool_size: size, autoscale: Autoscale::Off, ..settings() }
 }
 
@@ -73,6 +78,69 @@ fn short_jobs_run_by_the_thousand_and_are_counted_for_good() {
     let stats = world.runtime.block_on(world.ledger.queue_stats()).unwrap();
     assert_eq!(stats.counters.done.get(&JobKind::Noop), Some(&3_000), "it has signed off, the figure stays");
     world.check();
+}
+
+/// A later kind: one handler, one line.
+#[derive(Debug)]
+struct Later;
+
+/// Attempts of it that run now, and the most that ever did.
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+#[async_trait]
+impl Handler for Later {
+    async fn run(&self, _: &Job, _: &JobLease, _: &Watch) -> Result<Outcome> {
+        MOST.fetch_max(NOW.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        NOW.fetch_sub(1, Ordering::SeqCst);
+        Ok(Outcome::Done)
+    }
+}
+
+fn later(_: &Parts) -> Arc<dyn Handler> {
+    Arc::new(Later)
+}
+
+static WITH_A_LATER_KIND: [KindSpec; 3] = [
+    KINDS[0],
+    KINDS[1],
+    KindSpec {
+        kind: JobKind::Compression,
+        class: SlotClass::Compression,
+        timeout: None,
+        mark: Mark::Before,
+        overtime: Overtime::Counts,
+        handler: Some(later),
+    },
+];
+
+#[test]
+fn a_kind_has_slots_of_its_own_which_no_backlog_of_others_takes() {
+    let world = World::new();
+    let compressions = |count: usize| {
+        let jobs: Vec<NewJob> = (0..count).map(|_| NewJob::new(random::ordered_id(), JobKind::Compression)).collect();
+        world.runtime.block_on(world.ledger.enqueue(&jobs)).unwrap();
+    };
+    let done = |kind: JobKind| world.jobs(JobState::Done).iter().filter(|job| job.kind == kind).count();
+    // A version that does not know the kind leaves its jobs alone.
+    let old = world.spawn_with("old", Mix::default(), fixed(1), world.store.clone());
+    compressions(6);
+    world.noops(1, &lasting(0));
+    old.view.wake();
+    world.wait("what it knows is done", || done(JobKind::Noop) == 1);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!((world.count(JobState::Ready), old.view.status().workers.len()), (6, 1));
+    old.drain();
+    let new = world.spawn_kinds("new", fixed(1), &WITH_A_LATER_KIND);
+    world.noops(500, &lasting(20));
+    new.view.wake();
+    world.wait("they are done", || done(JobKind::Compression) == 6);
+    assert!(done(JobKind::Noop) < 400, "long before the backlog of the others is");
+    assert_eq!(MOST.load(Ordering::SeqCst), 2, "two at a time");
+    let names: Vec<String> = new.view.status().workers.into_iter().map(|row| row.name).collect();
+    assert_eq!(names, ["sync-worker-0", "compression-worker-0", "compression-worker-1"]);
+    new.kill();
 }
 
 #[test]
@@ -143,26 +211,6 @@ fn a_dry_run_decides_and_changes_nothing() {
     world.wait("it would grow", || engine.view.decisions().iter().any(|d| d.dry_run && d.target > 2));
     assert_eq!(engine.view.status().pool.target, 2);
     engine.kill();
-}
-
-#[test]
-fn a_wish_for_all_engines_is_obeyed_by_all_and_by_who_comes_later() {
-    let world = World::new();
-    let one = world.spawn_with("one", Mix::default(), fixed(2), world.store.clone());
-    let ledger = &world.ledger;
-    world.runtime.block_on(ledger.set_scale(Some(4), None, "me")).unwrap();
-    world.wait("the first obeys", || one.view.status().pool.target == 4);
-    let two = world.spawn_with("two", Mix::default(), fixed(2), world.store.clone());
-    world.wait("the second obeys", || two.view.status().pool.target == 4);
-    // Who is asked itself knows better, until there is a new wish.
-    two.view.scale(3, None).unwrap();
-    std::thread::sleep(Duration::from_secs(4));
-    assert_eq!((one.view.status().pool.target, two.view.status().pool.target), (4, 3));
-    world.runtime.block_on(ledger.set_scale(None, None, "me")).unwrap();
-    world.wait("it is over", || one.view.status().pool.target == 2);
-    assert_eq!(two.view.status().pool.pin.unwrap().target, 3, "that pin is its own");
-    one.drain();
-    two.drain();
 }
 
 #[test]
@@ -314,56 +362,4 @@ fn an_abort_gives_back_what_runs() {
         let job = world.job(&id);
         assert_eq!((job.state, job.attempt, job.error_count), (JobState::Ready, 0, 0));
     }
-}
-
-#[test]
-fn a_dead_leader_is_replaced_within_its_lease() {
-    let world = World::new();
-    let one = world.spawn("one", Mix::default());
-    world.wait("it leads", || one.view.facts().leads);
-    let two = world.spawn("two", Mix::default());
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(!two.view.facts().leads, "one is enough");
-    one.kill();
-    let died = clock::now();
-    world.wait("the other leads", || two.view.facts().leads);
-    assert!(died.elapsed() < settings().lease + Duration::from_secs(1), "{:?}", died.elapsed());
-    // And does what a leader does.
-    let later = NewJob { delay: Duration::from_millis(200), ..NewJob::new(random::ordered_id(), JobKind::Noop) };
-    world.runtime.block_on(world.ledger.enqueue(std::slice::from_ref(&later))).unwrap();
-    world.wait("what is due is promoted", || world.job(&later.id).state == JobState::Done);
-    two.drain();
-    assert_eq!(world.runtime.block_on(world.ledger.leader()).unwrap(), None, "it has stepped down");
-}
-
-#[test]
-fn captures_spread_over_engines_and_a_stopped_one_hands_over_within_seconds() {
-    let world = World::new();
-    let (branch, capture) = (world.branch(), world.capture());
-    for n in 2..=4 {
-        let branch = Branch { id: format!("b{n}"), name: format!("test/more-{n}"), ..branch.clone() };
-        let capture = Capture { id: format!("c{n}"), branch: branch.id.clone(), branch_name: branch.name.clone(), ..capture.clone() };
-        world.runtime.block_on(world.ledger.create_capture(&NewCapture { capture, branch })).unwrap();
-    }
-    let of = |engine: &str| {
-        let all = world.runtime.block_on(world.ledger.captures()).unwrap();
-        all.iter().filter(|capture| capture.owner.as_deref() == Some(engine)).count()
-    };
-    let one = world.spawn("one", Mix::default());
-    world.wait("one follows all", || of("one") == 4);
-    world.wait("it says so", || one.view.status().captures == 4);
-    let two = world.spawn("two", Mix::default());
-    world.wait("two follows its share", || (of("one"), of("two")) == (2, 2));
-    let fence = world.capture().fence;
-    std::thread::sleep(Duration::from_secs(8));
-    assert_eq!((of("one"), of("two")), (2, 2), "and then it rests");
-    assert_eq!(world.capture().fence, fence);
-    let stopped = clock::now();
-    assert_eq!(one.drain(), EngineEnd::Drained);
-    world.wait("two follows all", || of("two") == 4);
-    assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}", stopped.elapsed());
-    world.insert(50);
-    world.settle();
-    assert!(world.runtime.block_on(world.ledger.capture(CAPTURE)).unwrap().is_some());
-    two.drain();
 }

@@ -9,6 +9,7 @@ use argon::capture::{FaultyFeed, FeedFaults, MemoryFeed};
 use argon::config::{Autoscale, EngineSettings, Slots};
 use argon::engine::{Engine, EngineEnd, EngineHandle, SourceOpener};
 use argon::fault::Result;
+use argon::jobs::{KINDS, KindSpec};
 use argon::ledger::*;
 use argon::runtime::clock;
 use argon::runtime::shutdown::Shutdown;
@@ -206,6 +207,23 @@ impl World {
         store: Store,
         sources: impl FnOnce(Arc<FaultyFeed>) -> Arc<dyn SourceOpener>,
     ) -> Process {
+        self.launch(name, mix, settings, store, sources, KINDS)
+    }
+
+    /// With kinds of jobs of its own.
+    pub(crate) fn spawn_kinds(&self, name: &str, settings: EngineSettings, kinds: &'static [KindSpec]) -> Process {
+        self.launch(name, Mix::default(), settings, self.store.clone(), |feed| Arc::new(Opener(feed)), kinds)
+    }
+
+    fn launch(
+        &self,
+        name: &str,
+        mix: Mix,
+        settings: EngineSettings,
+        store: Store,
+        sources: impl FnOnce(Arc<FaultyFeed>) -> Arc<dyn SourceOpener>,
+        kinds: &'static [KindSpec],
+    ) -> Process {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let feed = Arc::new(FaultyFeed::new(Arc::new(self.feed.clone()), mix.feed));
         let store = Arc::new(FaultyStore::new(store, mix.store));
@@ -216,6 +234,7 @@ impl World {
         ));
         let stop = Shutdown::new();
         let engine = Engine::new(ledger.clone(), store.clone(), sources(feed.clone()), settings, stop.clone());
+        let engine = Engine { kinds, ..engine };
         let view = engine.view.clone();
         // Hosts of their own: on one host a second engine with this pid would prove the first one dead.
         let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::millis;
-use super::state::State;
+use super::state::{ByKind, State};
 use crate::fault::{Fault, Result};
 use crate::ledger::rules;
 use crate::ledger::status::Tally;
@@ -58,13 +58,11 @@ impl State {
         let kinds = request.pauses.open(&request.kinds);
         let mut parked = 0;
         let ready = loop {
-            let ready = self.candidates(&kinds, request);
+            let beyond = parked == rules::MAX_PARKS;
+            let ready = self.candidates(&kinds, request, beyond);
             let held = |id: &JobId| self.jobs.get(id).is_some_and(|job| request.pauses.holds_branch(&job.branch));
-            if !ready.iter().any(held) {
+            if beyond || !ready.iter().any(held) {
                 break ready;
-            }
-            if parked == rules::MAX_PARKS {
-                return Vec::new();
             }
             self.park(&kinds, &request.pauses);
             parked += 1;
@@ -89,8 +87,9 @@ impl State {
         ready
     }
 
-    fn candidates(&self, kinds: &[JobKind], request: &ClaimRequest) -> Vec<JobId> {
+    fn candidates(&self, kinds: &[JobKind], request: &ClaimRequest, beyond: bool) -> Vec<JobId> {
         let mut ready = self.in_line(kinds);
+        ready.retain(|j| !beyond || !request.pauses.holds_branch(&j.branch));
         if request.alone && ready.first().is_some_and(|j| queue::is_suspect(j.crashes)) {
             ready.truncate(1);
         } else {
@@ -314,8 +313,8 @@ impl State {
         self.refreshed = Some((now, deep));
     }
 
-    fn by_kind(&self, state: JobState) -> BTreeMap<JobKind, u64> {
-        let mut by_kind = BTreeMap::new();
+    fn by_kind(&self, state: JobState) -> ByKind {
+        let mut by_kind = ByKind::new();
         for job in self.jobs.values().filter(|job| job.state == state) {
             *by_kind.entry(job.kind).or_default() += 1;
         }

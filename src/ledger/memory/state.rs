@@ -11,6 +11,9 @@ use crate::ledger::status::Tally;
 use crate::ledger::*;
 use crate::queue::{self, AfterCrash, JobEvent};
 
+/// Jobs of each kind.
+pub(super) type ByKind = BTreeMap<JobKind, u64>;
+
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) captures: BTreeMap<CaptureId, Capture>,
@@ -24,7 +27,7 @@ pub(super) struct State {
     /// By engine.
     pub(super) counters: BTreeMap<String, Counters>,
     /// Figures of a refresh, and when that was.
-    pub(super) refreshed: Option<(i64, BTreeMap<JobState, BTreeMap<JobKind, u64>>)>,
+    pub(super) refreshed: Option<(i64, BTreeMap<JobState, ByKind>)>,
     /// Who leads, and until when.
     pub(super) leader: Option<(EngineId, i64)>,
     pub(super) pauses: Pauses,

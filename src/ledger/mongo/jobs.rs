@@ -6,17 +6,22 @@ use std::time::Duration;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
+use mongodb::error::Error;
 use mongodb::options::Hint;
 
 use super::super::rules::{self, Health};
 use super::super::{Branch, BranchStatus, Capture, CaptureState, Job, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
-use super::classify::fault_of;
+use super::classify::{code, fault_of};
 use super::indexes::{JOBS_DEAD, JOBS_DEAD_OF_BRANCH, JOBS_READY, JOBS_RUNNING, JOBS_SCHEDULED};
 use super::rows::{text, word, words};
 use super::txn::Halt;
 use super::{Inner, millis};
-use crate::fault::Result;
+use crate::fault::{Fault, Result};
 
+/// How long the server may look for a page: a filter that fits next to nothing among millions of finished jobs must not keep it busy.
+const LIST_TIME: Duration = Duration::from_secs(10);
+/// The server's code of a statement that took longer than it was allowed to.
+const MAX_TIME_EXPIRED: i32 = 50;
 /// Documents that one delete of a sweep removes: each is an oplog entry.
 const SWEEP_CHUNK: usize = 500;
 
@@ -39,9 +44,10 @@ impl Inner {
             let ids = self.sorted_ids(query.clone(), index, limit).await?;
             query.insert("_id", doc! { "$in": ids });
         }
-        let hint = page_hint(filter);
-        let cursor = self.jobs_coll().find(query).hint(hint).sort(doc! { "_id": 1 }).limit(limit).await.map_err(fault_of)?;
-        cursor.try_collect().await.map_err(fault_of)
+        let jobs = self.jobs_coll();
+        let page = jobs.find(query).hint(page_hint(filter)).sort(doc! { "_id": 1 }).limit(limit).max_time(LIST_TIME);
+        let cursor = page.await.map_err(too_long)?;
+        cursor.try_collect().await.map_err(too_long)
     }
 
     async fn sorted_ids(&self, query: Document, index: &str, limit: i64) -> Result<Vec<Bson>> {
@@ -53,9 +59,10 @@ impl Inner {
             .sort(doc! { "_id": 1 })
             .projection(doc! { "_id": 1 })
             .limit(limit)
+            .max_time(LIST_TIME)
             .await
-            .map_err(fault_of)?;
-        let found: Vec<Document> = cursor.try_collect().await.map_err(fault_of)?;
+            .map_err(too_long)?;
+        let found: Vec<Document> = cursor.try_collect().await.map_err(too_long)?;
         Ok(found.into_iter().filter_map(|mut d| d.remove("_id")).collect())
     }
 
@@ -114,6 +121,15 @@ impl Inner {
         self.branches_coll().update_one(doc! { "_id": id }, set).session(session).await?;
         Ok(())
     }
+}
+
+fn too_long(error: Error) -> Fault {
+    if code(&error) == Some(MAX_TIME_EXPIRED) {
+        return Fault::rejected(format!(
+            "looking for such jobs takes longer than {LIST_TIME:?}: narrow the filter by a state, or page on from a later job"
+        ));
+    }
+    fault_of(error)
 }
 
 /// The conditions of a filter, without its place among the pages.
