@@ -90,7 +90,7 @@ pub(super) fn changes(targets: &[u16]) -> (usize, usize) {
 
 /// Seconds from the beginning of a phase to its last increase.
 fn settled(phase: &Phase, seconds: &[Second]) -> Option<f64> {
-    let last = seconds.windows(2).filter(|pair| pair[1].target > pair[0].target).next_back();
+    let last = seconds.windows(2).rfind(|pair| pair[1].target > pair[0].target);
     Some(last.map_or(0.0, |pair| pair[1].at - phase.from))
 }
 
