@@ -1,7 +1,7 @@
 //! How many workers there shall be: a pure function of (state, measurements, now).
 //!
-//! Owns: the order of the rules, hysteresis, bounds, pins. Does not own: rates ([`history`]), what the load asks for ([`demand`]), what MongoDB
-//! and the store take in ([`congestion`]); measuring, starting and stopping workers (`pool`); keeping and showing decisions (`engine`).
+//! Owns: the order of the rules, hysteresis, bounds, pins. Does not own: rates (`history`), what the load asks for (`demand`), what MongoDB
+//! and the store take in (`congestion`); measuring, starting and stopping workers (`pool`); keeping and showing decisions (`engine`).
 //!
 //! The rule on one page, with how it does on eight loads: `docs/scaler.md`.
 

@@ -136,8 +136,9 @@ fn write_plot(dir: &Path, name: &str, svg: &str) -> Result<()> {
 
 fn report(args: &ScalerBench, bounds: Bounds, backend: &Backend, loads: &[Load], cells: &[Cell]) -> Report {
     let options = json!({
-        "loads": loads.iter().map(|load| load.name).collect::<Vec<_>>(), "rounds": args.rounds,
-        "service_ms": backend.service * 1000.0, "spread": format!("{:?}", args.spread).to_lowercase(), "knee": args.knee, "drag": args.drag,
+        "loads": loads.iter().map(|load| load.name).collect::<Vec<_>>(), "rounds": if args.live { 1 } else { args.rounds },
+        "service_ms": backend.service * 1000.0, "spread": format!("{:?}", args.spread).to_lowercase(),
+        "knee": backend.knee.is_finite().then_some(backend.knee), "drag": backend.drag, "live": args.live,
         "min": bounds.min, "base": bounds.base, "max": bounds.max,
     });
     let mut report = Report::new("bench scaler", options, args.seed);
