@@ -65,7 +65,7 @@ impl Figures {
             decisions,
             reversals,
             drain_s: worst(&drained).flatten(),
-            drain_bound_s: phases.iter().map(|(phase, seconds)| bound(phase, seconds, capacity)).fold(0.0, f64::max),
+            drain_bound_s: phases.iter().map(|(phase, seconds)| bound(load, phase, seconds, capacity)).fold(0.0, f64::max),
             worker_seconds: trace.worker_seconds,
             oracle_worker_seconds: oracle(load, backend, bounds),
             wait_p99_s: quantile(&trace.waits, 0.99),
@@ -109,9 +109,10 @@ fn drained(phase: &Phase, seconds: &[Second]) -> Option<f64> {
 }
 
 /// The least that can be, out of the backlog that is there when a phase begins.
-fn bound(phase: &Phase, seconds: &[Second], capacity: f64) -> f64 {
+fn bound(load: &Load, phase: &Phase, seconds: &[Second], capacity: f64) -> f64 {
     let Some(first) = seconds.first().filter(|_| phase.change == Change::Backlog) else { return 0.0 };
-    real(first.backlog) / (capacity - first.rate).max(f64::MIN_POSITIVE)
+    let burst = load.burst.map_or(0.0, |(_, jobs)| f64::from(jobs));
+    real(first.backlog).max(burst) / (capacity - first.rate).max(f64::MIN_POSITIVE)
 }
 
 /// Worker time of the one who knows everything.
