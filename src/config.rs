@@ -1,10 +1,11 @@
 //! Every setting once: name, unit, default, range, what raising it costs. Flags and environment variables are this one table.
 //!
 //! Owns: parsing and ranges. Does not own: what a setting does (the stage that takes it).
-//! AWS credentials are not settings of Argon: they come from the SDK's own chain.
+//! AWS credentials are not settings of Argon: they come from the SDK's own chain. `AWS_CA_BUNDLE` is read here because the SDK for Rust does not.
 
 mod http;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -20,7 +21,8 @@ pub use http::{HttpSettings, Secret};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// MongoDB of the metadata, and of sources that name no other. A replica set.
+    /// MongoDB of the metadata, and of sources that name no other. A replica set. With TLS: &tls=true&tlsCAFile=FILE, and
+    /// &tlsCertificateKeyFile=FILE where it wants a certificate.
     #[arg(long = "mongodb-uri", env = "ARGON_MONGODB_URI", global = true, hide_env_values = true, value_name = "URI")]
     pub mongodb_uri: Option<String>,
     /// Database of the metadata; it can never be captured.
@@ -38,6 +40,10 @@ pub struct Connection {
     /// Checksums of the SDK on every request; auto: off where an endpoint is set, since some stores refuse them.
     #[arg(long, env = "ARGON_S3_CHECKSUMS", global = true, default_value = "auto", value_name = "auto|on|off")]
     pub s3_checksums: Switch,
+    /// PEM file of the authorities whose certificates an https:// endpoint may show, instead of this machine's root certificates. The AWS
+    /// tools' own variable, read once at start.
+    #[arg(long, env = "AWS_CA_BUNDLE", global = true, value_name = "FILE", value_parser = |s: &str| Ok::<_, String>(PathBuf::from(s)))]
+    pub s3_ca_file: Option<PathBuf>,
 }
 
 impl Connection {
@@ -48,6 +54,11 @@ impl Connection {
                 "no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri, for example mongodb://127.0.0.1:27017/?replicaSet=rs0",
             )
         })
+    }
+
+    /// The file of authorities; a variable that is set to nothing is none, as the AWS tools have it.
+    pub fn s3_ca_file(&self) -> Option<&Path> {
+        self.s3_ca_file.as_deref().filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The store's URL, or what to type.
@@ -234,6 +245,7 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_S3_ENDPOINT",
     "ARGON_S3_PATH_STYLE",
     "ARGON_S3_CHECKSUMS",
+    "AWS_CA_BUNDLE",
     "WORKER_POOL_SIZE",
     "WORKER_POOL_MIN",
     "WORKER_POOL_MAX",
