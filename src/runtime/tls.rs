@@ -116,7 +116,10 @@ fn certificate(why: &str, settings: &Settings) -> (String, String) {
     }
     let distance = |mark: &str| -> String {
         let seconds = why.split_once(mark).and_then(|(before, _)| before.rsplit('(').next()?.parse::<u64>().ok());
-        seconds.map_or_else(String::new, |s| format!(" {}", humantime::format_duration(Duration::from_secs(s))))
+        seconds.map_or_else(String::new, |s| {
+            let long = humantime::format_duration(Duration::from_secs(s)).to_string();
+            long.split(' ').take(2).fold(String::new(), |text, unit| text + " " + unit)
+        })
     };
     if why.starts_with("certificate expired") || why.starts_with("Expired") {
         let ago = distance(" seconds ago");
