@@ -103,9 +103,11 @@ impl Asked<'_> {
             let kind = if trouble.lasts { Kind::Rejected } else { Kind::Transient };
             return Fault { kind, what: format!("{what}: {trouble}"), retry_after: None };
         }
-        if why.contains("invalid HTTP version") && self.is_plain() {
-            return Fault::rejected(format!("{what}: it does not answer in HTTP; {SPEAKS_TLS}"));
-        }
+        // An alert of TLS looks like this, and any other garbage too.
+        let why = match why.contains("invalid HTTP version") && self.is_plain() {
+            true => format!("it does not answer in HTTP; {SPEAKS_TLS}"),
+            false => why.to_owned(),
+        };
         if sent && self.verb.writes() {
             return Fault::unknown(format!("{what}: {why}; it may have happened"));
         }
@@ -320,7 +322,7 @@ mod tests {
         assert!(fault.kind == Kind::Rejected && fault.what.contains(told) && fault.what.contains("write https://"), "{fault}");
         assert!(!secure.answered(answer).what.contains("write https://"));
         let alert = plain.no_answer("dispatch failure: other: invalid HTTP version parsed", true);
-        assert!(alert.kind == Kind::Rejected && alert.what.contains("write https://"), "{alert}");
+        assert!(alert.kind == Kind::Unknown && alert.what.contains("write https://"), "{alert}");
     }
 
     #[test]

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use argon::devkit::process::Workdir;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection};
-use tempfile::TempDir;
 
 /// An authority with a directory for what it signs.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: TempDir,
+    dir: Workdir,
 }
 
 impl Authority {
@@ -23,7 +23,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = subject("authorities", name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let own = Self { issuer, dir: tempfile::tempdir().unwrap() };
+        let own = Self { issuer, dir: Workdir::new("authority").unwrap() };
         own.write("authority", &own.issuer.pem());
         own
     }
