@@ -58,9 +58,22 @@ impl Connection {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineSettings {
-    /// Sync workers. More: more segments in flight, more memory, more load on MongoDB and the store.
+    /// Sync workers at the start and when idle. More: more segments in flight, more memory, more load on MongoDB and the store.
     #[arg(long = "pool-size", env = "WORKER_POOL_SIZE", default_value = "5", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
     pub pool_size: u16,
+    /// Sync workers that are never gone below, whatever is congested.
+    #[arg(long = "pool-min", env = "WORKER_POOL_MIN", default_value = "1", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_min: u16,
+    /// Sync workers that are never gone beyond, whatever the load.
+    #[arg(long = "pool-max", env = "WORKER_POOL_MAX", default_value = "20", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_max: u16,
+    /// Whether the number of sync workers follows the load. false: there are WORKER_POOL_SIZE, or as many as an operator asks for; dry-run: so too,
+    /// and what would have been done is shown.
+    #[arg(long = "autoscale", env = "WORKER_AUTOSCALE", default_value = "true", value_name = "true|false|dry-run", value_parser = autoscale)]
+    pub autoscale: Autoscale,
+    /// Workers for the other kinds of jobs, each 0..20; a kind that is not named keeps its default. More: more of them at once.
+    #[arg(long = "slots", env = "WORKER_SLOTS", default_value = "compression=2,notification=1,cleanup=1", value_name = "KIND=N,..", value_parser = slots)]
+    pub slots: Slots,
     /// Changes at which a batch may close (not a cap: batches grow under load). More: fewer, larger jobs, later.
     #[arg(long = "batch-size", env = "WORKER_BATCH_SIZE", default_value = "100", value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub batch_size: u32,
@@ -104,10 +117,79 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
+    /// What no single setting can tell: whether they fit together.
+    pub fn check(&self) -> Result<()> {
+        let (min, size, max) = (self.pool_min, self.pool_size, self.pool_max);
+        if min > max {
+            return Err(Fault::config(format!("WORKER_POOL_MIN is {min}: allowed are 1 to {max}, the value of WORKER_POOL_MAX")));
+        }
+        if !(min..=max).contains(&size) {
+            return Err(Fault::config(format!(
+                "WORKER_POOL_SIZE is {size}: allowed are {min} to {max}, the values of WORKER_POOL_MIN and WORKER_POOL_MAX"
+            )));
+        }
+        Ok(())
+    }
+
     /// `JOB_STUCK_TIMEOUT` as it is applied: a worker that ends an overdue attempt by itself comes first, whatever the two settings say.
     pub fn stuck_after(&self) -> Duration {
         self.job_stuck.max(self.process_timeout + Duration::from_secs(60))
     }
+}
+
+/// Whether the number of sync workers follows the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Autoscale {
+    On,
+    Off,
+    /// Decides and shows, changes nothing.
+    DryRun,
+}
+
+fn autoscale(text: &str) -> Result<Autoscale, String> {
+    match text.trim() {
+        "true" | "on" => Ok(Autoscale::On),
+        "false" | "off" => Ok(Autoscale::Off),
+        "dry-run" => Ok(Autoscale::DryRun),
+        _ => Err("allowed are true, false and dry-run".into()),
+    }
+}
+
+/// Workers of the classes that are not sized by the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slots {
+    pub compression: u16,
+    pub notification: u16,
+    pub cleanup: u16,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { compression: 2, notification: 1, cleanup: 1 }
+    }
+}
+
+/// Most workers of one of these classes.
+const MAX_SLOTS: u16 = 20;
+
+/// `compression=2,notification=1,cleanup=1`
+fn slots(text: &str) -> Result<Slots, String> {
+    let mut slots = Slots::default();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (kind, count) = part.split_once('=').map_or((part, ""), |(kind, count)| (kind.trim(), count.trim()));
+        let slot = match kind {
+            "compression" => &mut slots.compression,
+            "notification" => &mut slots.notification,
+            "cleanup" => &mut slots.cleanup,
+            "sync" | "noop" | "snapshot" => return Err(format!("{kind} jobs run on the sync workers, whose number is WORKER_POOL_SIZE")),
+            _ => return Err(format!("{kind} is not one of compression, notification, cleanup")),
+        };
+        *slot = match count.parse() {
+            Ok(n) if n <= MAX_SLOTS => n,
+            _ => return Err(format!("{kind} has '{count}': allowed are 0 to {MAX_SLOTS}")),
+        };
+    }
+    Ok(slots)
 }
 
 /// Names of all variables, for the near-miss warning and the test that holds the documentation to this table.
@@ -119,6 +201,10 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_S3_PATH_STYLE",
     "ARGON_S3_CHECKSUMS",
     "WORKER_POOL_SIZE",
+    "WORKER_POOL_MIN",
+    "WORKER_POOL_MAX",
+    "WORKER_AUTOSCALE",
+    "WORKER_SLOTS",
     "WORKER_BATCH_SIZE",
     "WORKER_BATCH_TIMEOUT",
     "ARGON_BATCH_MAX_BYTES",
@@ -252,6 +338,33 @@ mod tests {
         assert!(error.contains("21") && error.contains("1..=20"), "{error}");
         let error = Cli::try_parse_from(["x", "--batch-max-bytes", "1KiB"]).unwrap_err().to_string();
         assert!(error.contains("64.00 KiB"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_together_are_refused_with_variable_value_and_range() {
+        use clap::Parser;
+        let check = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.check().map_err(|fault| fault.what);
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["--pool-size", "7", "--pool-min", "7", "--pool-max", "7", "--autoscale", "false"]), Ok(()));
+        for (args, words) in [
+            (["--pool-min", "9", "--pool-max", "8"], ["WORKER_POOL_MIN is 9", "1 to 8"]),
+            (["--pool-min", "6", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "6 to 20"]),
+            (["--pool-max", "4", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "1 to 4"]),
+        ] {
+            let error = check(&args).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn slots_are_named_by_kind_and_others_keep_their_default() {
+        assert_eq!(slots("compression=2,notification=1,cleanup=1"), Ok(Slots::default()));
+        assert_eq!(slots(" compression = 5 , "), Ok(Slots { compression: 5, ..Slots::default() }));
+        assert_eq!(slots("cleanup=0"), Ok(Slots { cleanup: 0, ..Slots::default() }));
+        for (text, word) in [("sync=3", "WORKER_POOL_SIZE"), ("mail=1", "mail"), ("cleanup=21", "0 to 20"), ("cleanup", "0 to 20")] {
+            let error = slots(text).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

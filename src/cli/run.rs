@@ -7,8 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::capture::source::MongoSources;
 use crate::config::EngineSettings;
-use crate::engine::{Engine, EngineEnd};
+use crate::engine::{Engine, EngineEnd, EngineHandle};
 use crate::fault::{Fault, Result};
+use crate::jobs::KINDS;
 use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::{self, Store};
@@ -34,6 +35,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
+    args.settings.check()?;
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
     let (ledger, _) = context.prepared_ledger().await?;
@@ -41,6 +43,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let asked = Shutdown::new();
     let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
     let signals = tokio::spawn(watch_signals(asked.clone())?);
+    let view = EngineHandle::new(&args.settings, asked.clone());
     let end = loop {
         // An engine whose lease was lost is over; this process goes on as a new one, with a new identity.
         let stop = asked.child();
@@ -49,6 +52,8 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
             store: store.clone(),
             sources: Arc::new(MongoSources { default: uri.clone() }),
             settings: args.settings.clone(),
+            kinds: KINDS,
+            view: view.clone(),
             stop,
         };
         match engine.run().await? {

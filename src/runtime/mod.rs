@@ -8,5 +8,6 @@ pub mod cpu;
 pub mod identity;
 pub mod link;
 pub mod memory;
+pub mod pulse;
 pub mod random;
 pub mod shutdown;

@@ -23,6 +23,12 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
         ("WORKER_POOL_SIZE", "--pool-size", "0", "1..=20"),
         ("WORKER_POOL_SIZE", "--pool-size", "many", ""),
         ("WORKER_POOL_SIZE", "--pool-size", "", ""),
+        ("WORKER_POOL_MIN", "--pool-min", "0", "1..=20"),
+        ("WORKER_POOL_MAX", "--pool-max", "21", "1..=20"),
+        ("WORKER_AUTOSCALE", "--autoscale", "perhaps", "true, false and dry-run"),
+        ("WORKER_SLOTS", "--slots", "cleanup=21", "0 to 20"),
+        ("WORKER_SLOTS", "--slots", "sync=3", "WORKER_POOL_SIZE"),
+        ("JOB_STUCK_TIMEOUT", "--job-stuck-timeout", "1s", "10s to 7days"),
         ("WORKER_BATCH_SIZE", "--batch-size", "0", "1..=1000000"),
         ("WORKER_BATCH_TIMEOUT", "--batch-timeout", "soon", "5s"),
         ("ARGON_BATCH_MAX_BYTES", "--batch-max-bytes", "1KiB", "64.00 KiB to 64.00 MiB"),
@@ -41,6 +47,18 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
             let by_flag = argon(&["run", &format!("{flag}={value}")], &HERE).await;
             assert_refused(&by_flag, 2, &[flag, variable, value, range]);
         }
+    }
+}
+
+#[tokio::test]
+async fn sizes_that_contradict_each_other_are_named() {
+    for (min, size, max, says) in [
+        ("9", "9", "8", ["WORKER_POOL_MIN is 9", "1 to 8"]),
+        ("6", "5", "20", ["WORKER_POOL_SIZE is 5", "6 to 20"]),
+        ("1", "5", "4", ["WORKER_POOL_SIZE is 5", "1 to 4"]),
+    ] {
+        let sizes = [("WORKER_POOL_MIN", min), ("WORKER_POOL_SIZE", size), ("WORKER_POOL_MAX", max)];
+        assert_refused(&argon(&["run"], &[&HERE[..], &sizes].concat()).await, 2, &says);
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod bench;
 mod captures;
-mod claimer;
 mod commits;
 mod engines;
 mod figures;

@@ -109,6 +109,11 @@ impl Inner {
             }
         }
         for (coll, name) in RETIRED {
+            // Looked for first: even a drop of what is not there waits for the transactions on the collection, one of a dead process among them.
+            let names = self.db.collection::<Document>(coll).list_index_names().await.map_err(fault_of)?;
+            if !names.iter().any(|known| known == name) {
+                continue;
+            }
             match self.db.collection::<Document>(coll).drop_index(name).await {
                 Err(e) if code(&e) == Some(27) => {} // it is not there
                 other => other.map_err(|e| fault_of(e).at(format!("indexes of {}.{coll}", self.db.name())))?,
