@@ -3,12 +3,18 @@
 //! Owns: parsing and ranges. Does not own: what a setting does (the stage that takes it).
 //! AWS credentials are not settings of Argon: they come from the SDK's own chain.
 
+mod http;
+
 use std::time::Duration;
 
 use clap::Args;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::fault::{Fault, Result};
 use crate::store::Switch;
+
+pub use http::{HttpSettings, Secret};
 
 /// Where metadata and objects live: taken by every command.
 #[derive(Debug, Clone, Args)]
@@ -52,6 +58,34 @@ impl Connection {
             )
         })
     }
+}
+
+/// What is logged to standard error: taken by every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct Logging {
+    /// What is logged: LEVEL or TARGET=LEVEL, several with commas between. argon=info,warn for `run` if not given, warn for other commands.
+    #[arg(long = "log", env = "ARGON_LOG", global = true, value_name = "FILTER", value_parser = log_filter)]
+    pub filter: Option<String>,
+    /// Lines for people, or one JSON object a line.
+    #[arg(
+        long = "log-format",
+        env = "ARGON_LOG_FORMAT",
+        global = true,
+        default_value = "text",
+        value_name = "text|json",
+        ignore_case = true
+    )]
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
 }
 
 /// Settings of the engine (`argon run`).
@@ -218,6 +252,18 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_QUEUE_MAX_BYTES",
     "ARGON_MEMORY_BUDGET",
     "ARGON_SHUTDOWN_TIMEOUT",
+    "ARGON_HTTP_ADDR",
+    "ARGON_METRICS_ADDR",
+    "ARGON_CONTROL_SOCKET",
+    "ARGON_API_TOKEN",
+    "ARGON_API_TOKENS_FILE",
+    "ARGON_ALLOW_UNAUTHENTICATED",
+    "ARGON_TLS_CERT",
+    "ARGON_TLS_KEY",
+    "ARGON_TLS_CLIENT_CA",
+    "ARGON_API_RATE",
+    "ARGON_HTTP_MAX_CONNECTIONS",
+    "ARGON_HTTP_MAX_CONNECTIONS_PER_CLIENT",
     "ARGON_LOG",
     "ARGON_LOG_FORMAT",
     "ARGON_MONGOD",
@@ -252,6 +298,18 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// A log filter. A bare word that is no level would select a target of that name, which hides everything else without a word.
+fn log_filter(text: &str) -> Result<String, String> {
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let fits = |part: &&str| part.split_once('=').map_or_else(|| is_level(part), |(target, _)| !target.is_empty());
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    let filter = parts.join(",");
+    if parts.iter().all(fits) && EnvFilter::try_new(&filter).is_ok() {
+        return Ok(filter);
+    }
+    Err("allowed are off, error, warn, info, debug, trace, or TARGET=LEVEL, with commas between, such as argon=debug,warn".into())
 }
 
 /// A duration: `5s`, `24h`, `250ms`, or bare seconds; bounds in milliseconds.
@@ -318,7 +376,11 @@ mod tests {
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
+        logging: Logging,
+        #[command(flatten)]
         engine: EngineSettings,
+        #[command(flatten)]
+        http: HttpSettings,
     }
 
     #[test]
@@ -384,6 +446,17 @@ mod tests {
         assert!(time("soon", 0, 1).is_err());
         assert_eq!(size("4MiB", 0, 1 << 30), Ok(4 << 20));
         assert_eq!(size("18446744073709551615GiB", 0, u64::MAX).ok(), None);
+    }
+
+    #[test]
+    fn a_log_filter_is_a_level_or_names_one_for_each_target() {
+        for good in ["info", "WARN", "off", "argon=debug,warn", "argon[span]=debug"] {
+            assert_eq!(log_filter(good), Ok(good.to_owned()));
+        }
+        assert_eq!(log_filter("argon::capture=trace, info"), Ok("argon::capture=trace,info".to_owned()));
+        for bad in ["", "verbose", "argon", "argon=loud", "=debug", "info,", "debug;warn"] {
+            assert!(log_filter(bad).is_err_and(|why| why.contains("argon=debug,warn")), "{bad:?}");
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub mod config;
 pub mod devkit;
 pub mod engine;
 pub mod fault;
+pub mod http;
 pub mod jobs;
 pub mod ledger;
 pub mod pool;

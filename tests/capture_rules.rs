@@ -9,16 +9,18 @@ use argon::branch::history::{History, Progress};
 use argon::branch::point::Point;
 use argon::branch::restore::{RestoreOptions, restore};
 use argon::branch::{documents, layout};
+use argon::capture::feed::{ChangeFeed, SharedFeed};
 use argon::capture::source::MongoSources;
-use argon::capture::{StartRequest, Started, start};
+use argon::capture::{MongoFeed, StartRequest, Started, start};
 use argon::config::EngineSettings;
 use argon::devkit::audit::{Subject, audit};
 use argon::devkit::{Mongod, MongodOptions, oracle};
-use argon::engine::{Engine, EngineEnd};
+use argon::engine::{Engine, EngineEnd, SourceOpener};
 use argon::fault::Kind;
-use argon::ledger::{CaptureState, ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
+use argon::ledger::{CaptureState, ConnectOptions, Fidelity, MongoLedger, SharedLedger, Source, connect_client, server_facts};
 use argon::runtime::shutdown::Shutdown;
 use argon::store::{self, PutTag, Store, StoreOptions};
+use async_trait::async_trait;
 use bson::{Document, doc};
 use clap::Parser;
 use mongodb::event::EventHandler;
@@ -74,8 +76,11 @@ impl World {
     }
 
     fn engine(&self) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
+        self.engine_over(Arc::new(MongoSources { default: self.mongod.uri() }))
+    }
+
+    fn engine_over(&self, sources: Arc<dyn SourceOpener>) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
         let stop = Shutdown::new();
-        let sources = Arc::new(MongoSources { default: self.mongod.uri() });
         let settings = Defaults::try_parse_from(["test", "--batch-timeout", "100ms"]).unwrap().settings;
         let engine = Engine::new(self.ledger.clone(), self.store.clone(), sources, settings, stop.clone());
         (stop, tokio::spawn(engine.run()))
@@ -84,14 +89,26 @@ impl World {
     /// Runs an engine until everything that is in the stream now is committed.
     async fn capture_all(&self) {
         let (stop, engine) = self.engine();
+        self.caught_up().await;
+        stop.drain();
+        assert_eq!(engine.await.unwrap().unwrap(), EngineEnd::Drained);
+    }
+
+    /// Waits until everything that is in the stream now is committed.
+    async fn caught_up(&self) {
         let now = self.client.database("admin").run_command(doc! { "hello": 1 }).await.unwrap();
         let due: argon::change::ClusterTime = now.get_timestamp("operationTime").unwrap().into();
         wait_for("the stream to be captured", async || {
             History::open(self.ledger.clone(), self.store.clone(), BRANCH).await.unwrap().captured_until.is_some_and(|until| until >= due)
         })
         .await;
-        stop.drain();
-        assert_eq!(engine.await.unwrap().unwrap(), EngineEnd::Drained);
+    }
+
+    /// The next commands of [`followed`] clients fail.
+    async fn fail(&self, times: i32, mut data: Document) {
+        data.insert("appName", FOLLOWED);
+        let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
+        self.client.database("admin").run_command(point).await.unwrap();
     }
 
     async fn restored(&self) -> Vec<String> {
@@ -164,6 +181,144 @@ async fn watched(uri: &str) -> (Client, Arc<Mutex<Vec<Document>>>) {
         }
     }));
     (Client::with_options(options).unwrap(), sent)
+}
+
+/// Name of clients whose commands can be made to fail, and only theirs.
+const FOLLOWED: &str = "followed";
+
+/// What a client sent, with the ids of its requests, and which of them failed.
+#[derive(Debug, Default)]
+struct Wire {
+    sent: Vec<(i32, Document)>,
+    failed: Vec<i32>,
+}
+
+/// A client that sources are read through, and what is on its wire.
+async fn followed(uri: &str) -> (Client, Arc<Mutex<Wire>>) {
+    let wire = Arc::new(Mutex::new(Wire::default()));
+    let mut options = ClientOptions::parse(uri).await.unwrap();
+    options.app_name = Some(FOLLOWED.to_owned());
+    let seen = wire.clone();
+    options.command_event_handler = Some(EventHandler::callback(move |event| match event {
+        CommandEvent::Started(started) => seen.lock().sent.push((started.request_id, started.command)),
+        CommandEvent::Failed(failed) => seen.lock().failed.push(failed.request_id),
+        _ => {}
+    }));
+    (Client::with_options(options).unwrap(), wire)
+}
+
+/// Reads every source through one client.
+struct Through(Client);
+
+#[async_trait]
+impl SourceOpener for Through {
+    async fn open(&self, source: &Source) -> argon::fault::Result<SharedFeed> {
+        Ok(Arc::new(MongoFeed::new(self.0.clone(), &source.db)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_4_a_stream_is_opened_with_start_after_and_a_cursor_that_failed_is_dropped() {
+    let world = World::new().await;
+    let started = world.start().await;
+    let (client, wire) = followed(&world.mongod.uri()).await;
+    let (stop, engine) = world.engine_over(Arc::new(Through(client)));
+    let orders = world.source().collection::<Document>("orders");
+    let faults = [
+        doc! { "errorCode": 43 },    // the cursor is not found
+        doc! { "errorCode": 11600 }, // interrupted at shutdown
+        doc! { "errorCode": 10107 }, // no primary any more
+        doc! { "closeConnection": true },
+    ];
+    // Quicker than waiting for a token of a quiet stream.
+    let committed = async |seq: u64| {
+        wait_for(&format!("seq {seq}"), async || world.ledger.branch(&started.branch.id).await.unwrap().unwrap().head.seq >= seq).await;
+    };
+    let mut seq = 1; // the collection itself
+    for (n, fault) in (0i32..).zip(faults) {
+        orders.insert_one(doc! { "_id": n }).await.unwrap();
+        committed(seq + 1).await;
+        let before = wire.lock().failed.len();
+        let mut data = doc! { "failCommands": ["getMore"] };
+        data.extend(fault.clone());
+        world.fail(1, data).await;
+        wait_for(&format!("{fault} to happen"), async || wire.lock().failed.len() > before).await;
+        orders.insert_one(doc! { "_id": n + 100 }).await.unwrap();
+        seq += 2;
+        committed(seq).await;
+    }
+    // The server itself ends the stream.
+    world.source().drop().await.unwrap();
+    orders.insert_one(doc! { "_id": "again" }).await.unwrap();
+    world.caught_up().await;
+    stop.drain();
+    assert_eq!(engine.await.unwrap().unwrap(), EngineEnd::Drained);
+    assert_eq!(world.restored().await, Vec::<String>::new());
+
+    let wire = wire.lock();
+    let stage =
+        |command: &Document| command.get_array("pipeline").ok()?.first()?.as_document()?.get_document("$changeStream").ok().cloned();
+    let opens: Vec<Document> = wire.sent.iter().filter_map(|(_, command)| stage(command)).collect();
+    assert!(opens.len() >= 6, "the first, one after each error, one after the drop: {opens:?}");
+    for open in &opens {
+        assert!(open.contains_key("startAfter"), "{open}");
+        assert!(!open.contains_key("resumeAfter") && !open.contains_key("startAtOperationTime"), "{open}");
+    }
+    let cursor_of = |command: &Document| command.get_i64("getMore").ok();
+    let mut broken = 0;
+    for failed in &wire.failed {
+        let at = wire.sent.iter().position(|(id, _)| id == failed).unwrap();
+        let Some(cursor) = cursor_of(&wire.sent[at].1) else { continue };
+        broken += 1;
+        assert!(wire.sent[at + 1..].iter().all(|(_, command)| cursor_of(command) != Some(cursor)), "cursor {cursor} was read again");
+    }
+    assert!(broken >= 4, "{broken} reads failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_1_and_2_what_a_real_server_refuses_is_read_with_less_and_the_branch_says_so() {
+    let refusal = || doc! { "failCommands": ["aggregate"], "errorCode": 40415 };
+    let world = World::new().await;
+    let started = world.start().await;
+    let (client, _) = followed(&world.mongod.uri()).await;
+    let feed = MongoFeed::new(client.clone(), "shop");
+    let orders = world.source().collection::<Document>("orders");
+    orders.insert_one(doc! { "_id": 0, "n": 0 }).await.unwrap();
+    for (refused, exact, hidden) in [(0, true, true), (1, true, false), (2, false, true), (3, false, false)] {
+        if refused > 0 {
+            world.fail(refused, refusal()).await;
+        }
+        let mut cursor = feed.open(None).await.unwrap();
+        let coverage = cursor.coverage();
+        assert_eq!((coverage.fidelity == Fidelity::Exact, coverage.uncovered.is_empty()), (exact, hidden), "{refused}: {coverage:?}");
+        orders.update_one(doc! { "_id": 0 }, doc! { "$inc": { "n": 1 } }).await.unwrap();
+        let update = loop {
+            let reply = cursor.next().await.unwrap();
+            let mut events = reply.events().unwrap().map(Result::unwrap);
+            if let Some(event) = events.find(|event| event.get_str("operationType").is_ok_and(|kind| kind == "update")) {
+                break event.to_owned();
+            }
+        };
+        assert_eq!(update.get_document("rawUpdateDescription").is_ok(), exact, "{refused}: {update:?}");
+    }
+    world.fail(4, refusal()).await;
+    let fault = feed.open(None).await.err().unwrap();
+    assert!(fault.kind == Kind::Rejected && fault.what.contains("40415"), "{fault}");
+
+    // A branch stays as inexact as its worst stretch, whatever later streams give.
+    for (refused, exact) in [(1, true), (2, false), (0, false)] {
+        if refused > 0 {
+            world.fail(refused, refusal()).await;
+        }
+        let (stop, engine) = world.engine_over(Arc::new(Through(client.clone())));
+        orders.update_one(doc! { "_id": 0 }, doc! { "$inc": { "n": 1 } }).await.unwrap();
+        world.caught_up().await;
+        stop.drain();
+        assert_eq!(engine.await.unwrap().unwrap(), EngineEnd::Drained);
+        let branch = world.ledger.branch(&started.branch.id).await.unwrap().unwrap();
+        assert_eq!((branch.fidelity == Fidelity::Exact, branch.uncovered.len()), (exact, 1), "{refused}: {branch:?}");
+    }
+    assert_eq!(world.restored().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -404,6 +404,17 @@ fn the_engine_still_writes_what_the_golden_files_hold() {
     }
 }
 
+/// A resume token holds the `_id` of its change in hex: the limit of a header is no limit of an `_id`.
+#[test]
+fn a_header_with_a_token_of_megabytes_is_read_by_the_bytes_in_the_documentation() {
+    let long = rawdoc! {"_data": format!("826B048B3E00000027{}", "AB".repeat(600_000))};
+    let header = SegmentHeader { end_token: long.clone(), ..header(SegmentKind::Gap) };
+    let object = encode(&header, &[], &AtomicBool::new(false)).unwrap().bytes;
+    let end = text(&object).lines().find(|line| line.starts_with("end_token: ")).unwrap().len();
+    assert!(end > 1_200_000, "{end}");
+    assert_eq!(SegmentFile::parse("long", object).unwrap().header().end_token, long);
+}
+
 #[test]
 fn rule_15_the_key_filter_of_the_golden_file_knows_keys_in_canonical_form() {
     let object = golden("changes.seg", || encode_now(SegmentKind::Changes));

@@ -21,6 +21,7 @@ Examples:
   argon-loadgen bench pipeline --store s3 --doc-bytes 1000 --changes 2000000 --rounds 1
   argon-loadgen bench live --rate 10000 --duration 60s --store s3
   argon-loadgen bench repeated --json
+  argon-loadgen bench scaler --load step --load burst --plot .
 
 Everything is started for the benchmark and gone afterwards: mongod, the store, the engine. No account, nothing to install.";
 
@@ -172,6 +173,8 @@ pub(crate) enum Bench {
     Live(Live),
     /// The same updates over and over: stored bytes as a share of raw bytes.
     Repeated(Repeated),
+    /// Simulates how the number of workers follows the load, and compares with other rules.
+    Scaler(ScalerBench),
 }
 
 /// What all benchmarks start.
@@ -266,6 +269,68 @@ pub(crate) struct Repeated {
     pub servers: Servers,
 }
 
+/// `bench scaler`.
+#[derive(Debug, Args)]
+pub(crate) struct ScalerBench {
+    /// Only this load: step, ramp, square, sine, burst, heavier, outage or constant; may be given again.
+    #[arg(long = "load", value_name = "NAME", value_parser = ["step", "ramp", "square", "sine", "burst", "heavier", "outage", "constant"])]
+    pub loads: Vec<String>,
+    /// Runs of each load under each rule, with a seed each; figures are medians.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: u32,
+    /// The first seed.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// How long a job takes that runs alone, on average.
+    #[arg(long, default_value = "50ms", value_name = "TIME", value_parser = duration)]
+    pub service: Duration,
+    /// How the work of jobs differs.
+    #[arg(long, value_enum, default_value = "normal")]
+    pub spread: SpreadName,
+    /// Busy workers at which the throughput of the backend stops growing; 0: it never does.
+    #[arg(long, default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    pub knee: u16,
+    /// What each busy worker costs all others: above 0, throughput falls again when there are too many.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    pub drag: f64,
+    /// Fewest workers.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub min: u16,
+    /// Workers at start and when idle.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub base: u16,
+    /// Most workers.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub max: u16,
+    /// Draws a picture of each load with the first seed into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
+    /// Ends with exit code 1 unless, with every seed, a step settles within 10 s with 3 decisions and 2 workers of overshoot at most, a
+    /// constant load makes no reversal and a square wave one per edge.
+    #[arg(long)]
+    pub check: bool,
+    /// Runs the loads (only step, unless others are named) with noop jobs on a real engine, in real time.
+    #[arg(long)]
+    pub live: bool,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// How the work of jobs differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpreadName {
+    /// Not at all.
+    Constant,
+    /// Log-normally, with a deviation of half the average.
+    Normal,
+    /// Exponentially: a few jobs take several times the average.
+    Exponential,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "allowed are 0 to 1".into())
+}
+
 fn rate(text: &str) -> Result<Rate, String> {
     match text.parse::<u32>() {
         Ok(n @ 1..=10_000_000) => Ok(Rate::PerSecond(n)),
@@ -325,6 +390,8 @@ mod tests {
             (&["bench", "pipeline", "--doc-bytes", "10"], "--doc-bytes"),
             (&["bench", "live", "--duration", "never"], "--duration"),
             (&["bench", "repeated", "--setting", "x"], "--setting"),
+            (&["bench", "scaler", "--load", "x"], "--load"),
+            (&["bench", "scaler", "--drag", "2"], "--drag"),
         ] {
             let said = refused(args);
             assert!(said.contains(word), "{said}");

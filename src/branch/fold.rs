@@ -1,7 +1,8 @@
 //! Owns: folding history into the state of a database at a point: its catalogue, and per document the last state, each written once.
 //! Does not own: reading history (`history`), writing the result (`restore`), DDL itself (`catalogue`).
 //!
-//! Documents follow the UUID of their collection, so a rename moves nothing and a drop forgets. Memory is bounded by a budget: what does not
+//! Documents follow the UUID of their collection, so a rename moves nothing and a drop forgets; a collection that is made again under its old
+//! UUID (`mongorestore --preserveUUID`) is another one. Memory is bounded by a budget: what does not
 //! fit is spilled into hash partitions and replayed at the end, one partition at a time (`table`, `output`).
 
 mod output;
@@ -21,9 +22,9 @@ pub use output::Output;
 
 use self::output::Fate;
 use self::table::Table;
-use super::catalogue::{Catalogue, Effect, Kind, Uuid};
+use super::catalogue::{Catalogue, Effect, Uuid};
 use super::point::Bound;
-use crate::change::{ChangeRef, Op, parse_stored_event, write_canonical_id};
+use crate::change::{ChangeRef, Op, is_passed_over, parse_stored_event};
 use crate::fault::{Fault, Result};
 
 /// Bounds of a fold.
@@ -74,7 +75,9 @@ pub struct Document {
 pub struct Folder {
     catalogue: Catalogue,
     table: Table,
+    /// Of the collections that exist.
     index: HashMap<Uuid, u32>,
+    /// By index, also of those that are gone.
     uuids: Vec<Uuid>,
     until: Bound,
     last: u64,
@@ -87,7 +90,7 @@ pub struct Folder {
 #[derive(Debug)]
 pub struct Folded {
     pub catalogue: Catalogue,
-    /// UUID by collection index; some may be gone from the catalogue.
+    /// UUID by collection index. One that was dropped and made again is there once for each life; documents come only of the last.
     pub collections: Vec<Uuid>,
     pub documents: Output,
     /// Last change that is in it; 0 for the base alone.
@@ -156,31 +159,33 @@ impl Folder {
         match self.catalogue.apply(body) {
             Ok(Effect::None) => {}
             Ok(Effect::Dropped(uuids)) => {
-                for coll in uuids.iter().filter_map(|uuid| self.index.get(uuid)) {
-                    self.table.drop_collection(*coll);
+                // SUBTLE: the index goes with the collection. What has been spilled of it is told apart by the index alone, and would come back
+                // if the UUID came back under the same one.
+                for coll in uuids.iter().filter_map(|uuid| self.index.remove(uuid)) {
+                    self.table.drop_collection(coll);
                 }
             }
-            Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is an {what}"))?,
+            Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is {what}"))?,
             Err(fault) => self.refuse(seq, &fault.what)?,
         }
         Ok(())
     }
 
     fn data(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
+        if is_passed_over(change.coll) {
+            return Ok(());
+        }
         let Some(uuid) = change.uuid.or_else(|| self.catalogue.collection_named(change.coll).map(|c| c.uuid)) else {
             return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
         };
-        match self.catalogue.collections.get(&uuid) {
-            Some(known) if known.kind == Kind::Timeseries => return Ok(()), // recorded, not restored
-            Some(_) => {}
+        if !self.catalogue.collections.contains_key(&uuid) {
             // Dropped before the listing, whose create was before the token.
-            None if change.time <= self.catalogue.listed_at => return Ok(()),
-            None => return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll)),
+            if change.time <= self.catalogue.listed_at {
+                return Ok(());
+            }
+            return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
         }
-        self.key.clear();
-        let named = change.key.is_some_and(|key| write_canonical_id(key, &mut self.key))
-            || change.body.is_some_and(|body| matches!(change.op, Op::Insert | Op::Replace) && write_canonical_id(body, &mut self.key));
-        if !named {
+        if !change.write_document_key(&mut self.key) {
             return self.refuse(seq, "has no _id");
         }
         let next = u32::try_from(self.uuids.len()).map_err(|_| Fault::rejected("more than 2^32 collections in one history"))?;
@@ -209,11 +214,13 @@ impl Folder {
 
     /// The state after the last change applied.
     pub fn finish(self) -> Result<Folded> {
-        let fates = self.uuids.iter().map(|uuid| match self.catalogue.collections.get(uuid) {
-            None => Fate::Gone,
-            Some(collection) if collection.is_capped() => Fate::Capped,
-            Some(_) => Fate::Plain,
-        });
+        let alive = |coll: usize, uuid| self.index.get(uuid).is_some_and(|now| *now as usize == coll);
+        let fates =
+            self.uuids.iter().enumerate().map(|(coll, uuid)| match self.catalogue.collections.get(uuid).filter(|_| alive(coll, uuid)) {
+                None => Fate::Gone,
+                Some(collection) if collection.is_capped() => Fate::Capped,
+                Some(_) => Fate::Plain,
+            });
         let (fates, spills) = (fates.collect(), self.table.spills);
         let documents = Output::new(self.table, fates, self.tolerance)?;
         Ok(Folded { catalogue: self.catalogue, collections: self.uuids, documents, seq: self.last, notes: self.notes, spills })

@@ -173,14 +173,14 @@ impl Wanted {
         }
         let selected = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
         if let Some(unknown) = only.iter().find(|name| !by_name.contains_key(name.as_str()) && !catalogue.views.contains_key(*name)) {
-            return Err(Fault::rejected(format!("there is no collection {unknown:?} at this point")));
+            return Err(Fault::rejected(format!("there is no collection or view {unknown:?} at this point")));
         }
         for (name, collection) in by_name {
             if !selected(name) || collection.kind == Kind::Timeseries {
                 continue;
             }
             if name == MARKER {
-                return Err(Fault::rejected(format!("collection {MARKER} is used by restore itself; leave it out with --collection")));
+                return Err(Fault::rejected(format!("collection {MARKER} is used by restore itself: name the others with --collection")));
             }
             if collection.options.get_bool("temp").unwrap_or(false) {
                 wanted.notes.push(format!("temporary collection {name} of a command that was running is left out"));
@@ -289,6 +289,10 @@ mod tests {
         let wanted = Wanted::choose(&catalogue(), &["a".into(), "v".into()]).unwrap();
         assert_eq!((wanted.collections.len(), wanted.views.len()), (1, 1));
         assert!(Wanted::choose(&catalogue(), &["nope".into()]).unwrap_err().what.contains("nope"));
+        let mut marked = catalogue();
+        marked.collections.insert([9; 16], collection(MARKER, 9, doc! {}));
+        assert!(Wanted::choose(&marked, &[]).unwrap_err().what.contains("name the others with --collection"));
+        assert_eq!(Wanted::choose(&marked, &["a".into()]).unwrap().collections.len(), 1);
     }
 
     #[test]

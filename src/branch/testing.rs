@@ -28,7 +28,7 @@ const UUID: [u8; 16] = [7; 16];
 /// When the base was listed; change N is of second `BASE.t + N`.
 const BASE: ClusterTime = ClusterTime { t: 100, i: 1 };
 
-/// One change: its transaction's letter, or `.` for none, and what it does.
+/// One change: its transaction's letter, or `.` for none, and what it does; an [`Op::Event`] is of a type that nobody knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) txn: char,
@@ -45,14 +45,16 @@ pub(crate) struct Bed {
     next_seq: u64,
     token: RawDocumentBuf,
     last_txn: Option<char>,
+    /// Bytes that tokens of batches to come are longer than others.
+    pub(crate) token_bytes: usize,
 }
 
 fn time(seq: u64) -> ClusterTime {
     ClusterTime { t: BASE.t + u32::try_from(seq).unwrap(), i: 1 }
 }
 
-fn token(time: ClusterTime) -> RawDocumentBuf {
-    rawdoc! {"_data": format!("82{:08X}{:08X}00", time.t, time.i)}
+fn token(time: ClusterTime, more: usize) -> RawDocumentBuf {
+    rawdoc! {"_data": format!("82{:08X}{:08X}00{}", time.t, time.i, "0".repeat(more))}
 }
 
 fn txn(letter: char) -> Option<RawDocumentBuf> {
@@ -88,9 +90,9 @@ impl Bed {
             indexes: vec![doc! {"v": 2, "key": {"_id": 1}, "name": "_id_"}],
         };
         let catalogue = Catalogue { collections: [(UUID, collection)].into(), listed_at: BASE, ..Catalogue::default() };
-        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE), catalogue };
+        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE, 0), catalogue };
         edit(&mut manifest);
-        let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE), last_txn: None };
+        let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE, 0), last_txn: None, token_bytes: 0 };
         bed.create(&manifest).await;
         bed
     }
@@ -171,9 +173,10 @@ impl Bed {
             let body = match change.op {
                 Op::Update => Some(rawdoc! {"u": {"n": 1}}),
                 Op::Delete => None,
+                Op::Event => Some(rawdoc! {"operationType": "neverSeenBefore", "ns": {"db": "d", "coll": "c"}}),
                 _ => Some(rawdoc! {"_id": change.id, "n": 0}),
             };
-            let key = (!matches!(change.op, Op::Insert | Op::Replace)).then_some(&*key);
+            let key = (!matches!(change.op, Op::Insert | Op::Replace | Op::Event)).then_some(&*key);
             let row = ChangeRef {
                 op: change.op,
                 coll: "c",
@@ -192,7 +195,7 @@ impl Bed {
         let block_bytes = block.bytes.len() as u64;
         let parts = pack_payload(&[PackedBlock::pack(block).unwrap()], 1 << 20).unwrap();
         let starts_inside = changes[0].txn != '.' && self.last_txn == Some(changes[0].txn);
-        let start_token = std::mem::replace(&mut self.token, token(time(last_seq)));
+        let start_token = std::mem::replace(&mut self.token, token(time(last_seq), self.token_bytes));
         let spec = SyncSpec {
             batch: random::id(),
             epoch: 1,

@@ -1,20 +1,23 @@
 //! Owns: a branch as users see it, one object for `--json` and REST (docs: the command line).
 //! Does not own: the rows (`ledger`), what `captured_until` means (`point`).
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::point::{captured_until, rfc3339};
 use crate::change::{ClusterTime, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, BranchStatus, Ends, Fidelity, Ledger, SegmentKind, SegmentRow, Totals, is_experimental};
+use crate::ledger::{
+    Branch, BranchStatus, Ends, Fidelity, JobFilter, JobKind, JobState, Ledger, SegmentKind, SegmentRow, Totals, is_experimental,
+};
 
 /// The JSON object of a branch.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct BranchView {
     pub id: String,
     pub name: String,
     pub status: BranchStatus,
-    /// Why it is not `active`.
+    /// Why it is not `active`; where it is, what its head waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// `project/branch@seq:N` of a fork; none so far.
@@ -34,7 +37,7 @@ pub struct BranchView {
 }
 
 /// The end of the committed history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HeadView {
     pub seq: u64,
     pub cluster_time: ClusterTime,
@@ -43,14 +46,14 @@ pub struct HeadView {
 }
 
 /// Points between which a restore works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Restorable {
     pub from: String,
     pub to: String,
 }
 
 /// What a branch adds up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TotalsView {
     pub changes: u64,
     pub raw_bytes: u64,
@@ -114,8 +117,35 @@ impl BranchView {
                 boundary(ledger, &id, branch.head.seq, closed).await?
             }
         };
-        Ok(Self { experimental, ..Self::new(&branch, position, boundary, loss.as_ref()) })
+        let mut view = Self { experimental, ..Self::new(&branch, position, boundary, loss.as_ref()) };
+        if let Some((_, next_seq)) = position
+            && let Some(waits) = waits_for(ledger, &branch, next_seq).await?
+        {
+            view.reason = Some(view.reason.map_or_else(|| waits.clone(), |reason| format!("{reason}; {waits}")));
+        }
+        Ok(view)
     }
+}
+
+/// Why the head of a branch stands still although nothing is lost: the last error of the oldest job that waits, which will be run again. `next_seq` is
+/// that of its capture: a branch with nothing in the queue costs no read, any other an indexed one for each state.
+///
+/// # Errors
+/// Those of the ledger.
+pub async fn waits_for(ledger: &dyn Ledger, branch: &Branch, next_seq: u64) -> Result<Option<String>> {
+    // Behind a dead job the others' errors explain nothing; the status names that job.
+    if next_seq <= branch.head.seq.saturating_add(1) || branch.status == BranchStatus::Stalled {
+        return Ok(None);
+    }
+    let mut oldest = None;
+    for state in [JobState::Scheduled, JobState::Ready, JobState::Running] {
+        let filter = JobFilter { state: Some(state), kind: Some(JobKind::Sync), branch: Some(branch.id.clone()), ..JobFilter::default() };
+        let first = ledger.jobs(&filter, 1).await?.pop();
+        oldest = oldest.into_iter().chain(first).min_by(|a, b| a.id.cmp(&b.id));
+    }
+    let Some((job, spec)) = oldest.as_ref().and_then(|job| Some((job, job.sync.as_ref()?))) else { return Ok(None) };
+    let told = |error: &str| format!("waiting at seq:{}, job {} is run again by itself: {error}", spec.first_seq, job.id);
+    Ok(job.errors.last().map(|last| told(&last.error)))
 }
 
 fn why_it_ends(loss: &SegmentRow, boundary: u64) -> String {
@@ -144,9 +174,16 @@ async fn boundary(ledger: &dyn Ledger, branch: &str, mut end: u64, mut closed: b
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
-    use crate::branch::testing::{Bed, NAME};
-    use crate::ledger::Head;
+    use crate::branch::fold::FoldOptions;
+    use crate::branch::point::Bound;
+    use crate::branch::restore::fold;
+    use crate::branch::testing::{Bed, Change, ID, NAME, lease};
+    use crate::change::Op;
+    use crate::ledger::{ClaimRequest, Failed, Head, JobKind};
     use serde_json::json;
 
     #[tokio::test]
@@ -165,6 +202,58 @@ mod tests {
             let reason = view.reason.unwrap();
             assert!(reason.contains(&format!("points after seq:{to} are behind the gap at seq:")), "{reason}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_restorable_ends_before_an_event_that_nobody_knows_and_a_restore_agrees() {
+        let mut bed = Bed::new().await;
+        bed.add("..", Ends::Closed).await;
+        let change = |op, id| Change { txn: '.', op, id };
+        let job = bed.queue_changes(&[change(Op::Insert, 3), change(Op::Event, 4), change(Op::Insert, 5)], Ends::Closed).await;
+        bed.commit(&job).await;
+        let loss = bed.ledger.first_loss(ID).await.unwrap().unwrap();
+        assert_eq!((loss.first_seq, loss.holes), (3, 1));
+        let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+        assert_eq!(view.restorable.to, "seq:2");
+        let reason = view.reason.unwrap();
+        assert!(reason.contains("1 changes from seq:3 to seq:5 that this version cannot apply"), "{reason}");
+        let history = bed.history().await;
+        for (until, works) in [(2, true), (3, false), (5, false)] {
+            let options =
+                FoldOptions { budget: 1 << 20, dir: std::env::temp_dir(), expected: 0, until: Bound::Seq(until), tolerant: false };
+            assert_eq!(fold(&history, &options, Arc::default()).await.is_ok(), works, "seq:{until}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_waits_for_the_store_says_so_and_stays_active() {
+        let mut bed = Bed::new().await;
+        bed.add("..", Ends::Closed).await;
+        let reason = async |bed: &Bed| {
+            let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+            assert_eq!(view.status, BranchStatus::Active);
+            view.reason
+        };
+        assert_eq!(reason(&bed).await, None);
+        let job = bed.queue("..", Ends::Closed).await;
+        assert_eq!(reason(&bed).await, None, "a job that runs and has not failed is nothing to tell");
+        // Given back until later, given back at once, and in work again.
+        let give_back = |seconds| Failed::GiveBack { delay: Duration::from_secs(seconds), error: Some("s3://shop is away".into()) };
+        assert!(bed.ledger.fail(&lease(&job), &give_back(60)).await.unwrap());
+        let told = reason(&bed).await.unwrap();
+        assert!(told.contains("waiting at seq:3") && told.contains(&job.id) && told.contains("s3://shop is away"), "{told}");
+        assert!(bed.ledger.retry_job(&job.id).await.unwrap());
+        assert_eq!(reason(&bed).await.as_ref(), Some(&told));
+        let job = bed.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0);
+        assert_eq!(reason(&bed).await.as_ref(), Some(&told));
+        bed.commit(&job).await;
+        assert_eq!(reason(&bed).await, None);
+        // Behind a dead job nothing else is told.
+        let (dead, later) = (bed.queue(".", Ends::Closed).await, bed.queue(".", Ends::Closed).await);
+        bed.kill(&dead).await;
+        assert!(bed.ledger.fail(&lease(&later), &give_back(60)).await.unwrap());
+        let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+        assert!(view.status == BranchStatus::Stalled && !view.reason.as_ref().unwrap().contains("waiting"), "{view:?}");
     }
 
     #[test]

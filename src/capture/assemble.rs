@@ -6,6 +6,9 @@
 //! SUBTLE: the token of a batch. A reply's `postBatchResumeToken` lies behind *all* its events; a batch that ends inside a reply must carry
 //! the `_id` of its own last change, or the rest of the reply is lost at a resume. So a full batch is closed only when the next
 //! event is at hand (its own last token was kept), or at the end of the reply (then the reply's token is the right one).
+//!
+//! SUBTLE: large tokens. A token holds the `_id` of its change in hex, so that an `_id` of some MiB makes a token that no document of the
+//! metadata can hold. A batch does not end there: it goes on to a change, or to the end of a reply, whose token is shorter.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,7 @@ use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
 
 use super::batch::Batch;
 use super::feed::Reply;
+use super::notice::{Notice, Notices};
 
 /// When batches close.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +40,16 @@ const CLOSES_PER_SECOND: f64 = 20.0;
 const LINGER: Duration = Duration::from_millis(100);
 /// A token-only checkpoint moves the stream where metadata lives on the same cluster: at most this often.
 pub(crate) const IDLE_TOKEN_EVERY: Duration = Duration::from_secs(10);
+
+/// The longest resume token (bytes) at which a batch may end: the capture's document holds it twice, as position and as chain, a job holds it
+/// beside the one before, and a document of MongoDB ends at 16 MiB.
+const MAX_END_TOKEN: usize = 7 << 20;
+/// How far a batch may outgrow its limit (bytes) because nothing with a shorter token comes: a few of the largest changes.
+const TOKEN_SLACK: u64 = 32 << 20;
+
+fn can_end_at(token: &RawDocument) -> bool {
+    token.as_bytes().len() <= MAX_END_TOKEN
+}
 
 /// Whether the open batch should close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +97,7 @@ pub struct Assembler {
     rate: Rate,
     scratch: Scratch,
     idle: IdleToken,
+    notices: Notices,
 }
 
 impl Assembler {
@@ -98,6 +113,7 @@ impl Assembler {
             rate: Rate::new(now),
             scratch: Scratch::default(),
             idle: IdleToken { token: None, stored: now },
+            notices: Notices::default(),
         }
     }
 
@@ -135,6 +151,7 @@ impl Assembler {
     ) -> Result<()> {
         let view = parse_event(event, &self.db, scratch)?;
         let change = view.change;
+        self.notices.look(self.next_seq, view.op_type, &change);
         let inside = match (change.txn, &self.last_txn) {
             (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
             _ => false,
@@ -145,7 +162,11 @@ impl Assembler {
             if let Some(previous) = previous {
                 open.end_token = token_of(previous)?.to_owned();
             }
-            closed.extend(self.close_with(Some(inside)));
+            if can_end_at(&open.end_token) {
+                closed.extend(self.close_with(Some(inside)));
+            } else if open.bytes() >= self.policy.max_bytes + TOKEN_SLACK {
+                return Err(no_end(open.first_seq, self.next_seq - 1));
+            }
         }
         let seq = self.next_seq;
         let open = self.open.get_or_insert_with(|| Open {
@@ -181,6 +202,9 @@ impl Assembler {
     /// fewer and larger transactions instead of a longer queue of small ones.
     pub fn due(&self, now: Instant, in_flight: bool) -> Due {
         let Some(open) = &self.open else { return Due::Empty };
+        if !can_end_at(&open.end_token) {
+            return Due::At(now + LINGER); // a shorter token comes with the next change, or with the server's own next one
+        }
         if open.bytes() >= self.policy.max_bytes {
             return Due::Now;
         }
@@ -195,13 +219,19 @@ impl Assembler {
         if now >= at { Due::Now } else { Due::At(at) }
     }
 
-    /// Whether the open batch has reached its size: no more replies are taken until it is gone.
+    /// Whether the open batch has reached its size and can be closed: no more replies are taken until it is gone.
     pub fn is_full(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.bytes() >= self.policy.max_bytes)
+        self.open.as_ref().is_some_and(|open| open.bytes() >= self.policy.max_bytes && can_end_at(&open.end_token))
     }
 
-    /// Closes the open batch at the end of the last reply.
+    /// What must be told of the changes that were taken in since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.notices.take()
+    }
+
+    /// Closes the open batch at the end of the last reply. One that cannot end there stays open: if it is never stored, it is read again.
     pub fn close(&mut self) -> Option<Batch> {
+        self.open.as_ref().filter(|open| can_end_at(&open.end_token))?;
         self.close_with(None)
     }
 
@@ -239,10 +269,18 @@ impl Assembler {
         if self.open.is_some() || now.duration_since(self.idle.stored) < IDLE_TOKEN_EVERY {
             return None;
         }
-        let token = self.idle.token.take()?;
+        let token = self.idle.token.take().filter(|token| can_end_at(token))?;
         self.idle.stored = now;
         Some(Position { token, chain: self.chain.clone(), next_seq: self.next_seq, last_txn: self.last_txn.clone() })
     }
+}
+
+/// Of the kind that fails a capture for good: whoever reads these changes again meets the same tokens.
+fn no_end(first: u64, last: u64) -> Fault {
+    Fault::corrupt(format!(
+        "changes {first} to {last} have resume tokens of more than {} MiB each, since a token holds the _id of its document: no checkpoint can be stored behind them; start a new capture, and keep such documents out of its database",
+        MAX_END_TOKEN >> 20
+    ))
 }
 
 fn token_of(event: &RawDocument) -> Result<&RawDocument> {

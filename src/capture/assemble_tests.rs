@@ -258,6 +258,74 @@ fn an_idle_token_is_stored_only_when_nothing_is_held_and_at_most_every_ten_secon
     assert_eq!((&*stored.token, &stored.chain, stored.next_seq), (last.token().unwrap(), &batch.end_token, 2));
 }
 
+/// Longer than a token at which a batch may end.
+const LONG: usize = 8 << 20;
+
+/// A reply with inserts from `first` on; for each, and for the reply itself, by how much its token is longer than others.
+fn reply_with_tokens(first: u32, longer: &[usize], end: usize, text: usize) -> Reply {
+    let token = |n: u32, longer: usize| doc! { "_data": format!("82{:08X}{n:08X}46{}", 1_700_000_000, "0".repeat(longer)) };
+    let event = |(n, longer): (u32, &usize)| {
+        let mut event = doc! { "_id": token(n, *longer), "clusterTime": bson::Timestamp { time: 1_700_000_000, increment: n } };
+        let full = doc! { "_id": n, "text": "x".repeat(text) };
+        let ns = doc! { "db": DB, "coll": "orders" };
+        event.extend(doc! { "operationType": "insert", "fullDocument": full, "ns": ns, "documentKey": { "_id": n } });
+        RawDocumentBuf::try_from(&event).unwrap()
+    };
+    let mut events = bson::RawArrayBuf::new();
+    (first..).zip(longer).map(event).for_each(|event| events.push(event));
+    let last = first + u32::try_from(longer.len()).unwrap();
+    let end = RawDocumentBuf::try_from(&token(last, end)).unwrap();
+    Reply::new(bson::rawdoc! { "cursor": { "nextBatch": events, "postBatchResumeToken": end } })
+}
+
+#[test]
+fn a_batch_does_not_end_at_a_token_that_no_document_can_hold() {
+    /// Replies: lengths of the tokens of their events, and of their own.
+    type Replies = &'static [(&'static [usize], usize)];
+    // Every change would be a batch of its own. Last seqs of the batches, and whether the last one can be closed.
+    let cases: [(Replies, &[u64], bool); 7] = [
+        (&[(&[0, 0, 0], 0)], &[1, 2, 3], true),
+        (&[(&[0, LONG, 0, 0], 0)], &[1, 3, 4], true),
+        (&[(&[LONG, LONG, 0, 0], 0)], &[3, 4], true),
+        (&[(&[0, LONG], 0)], &[1, 2], true),
+        (&[(&[0, LONG], LONG)], &[1], false),
+        (&[(&[0, LONG], LONG), (&[], 0)], &[1, 2], true),
+        (&[(&[0, LONG], LONG), (&[0, 0], 0)], &[1, 3, 4], true),
+    ];
+    for (replies, ends, closable) in cases {
+        let now = clock::now();
+        let start = MemoryFeed::new(DB, "set-1").present();
+        let mut assembler = assembler(&start, AssemblePolicy { max_bytes: 1, ..POLICY }, now);
+        let (mut batches, mut next) = (Vec::new(), 1);
+        for (events, end) in replies {
+            batches.extend(assembler.feed(&reply_with_tokens(next, events, *end, 10), now).unwrap());
+            next += u32::try_from(events.len()).unwrap();
+        }
+        assert_eq!(assembler.is_full(), closable, "replies are taken while it cannot be closed");
+        assert_eq!(assembler.due(now, false) == Due::Now, closable);
+        assert!(assembler.idle_position(now + IDLE_TOKEN_EVERY).is_none());
+        batches.extend(assembler.close());
+        assert_eq!(batches.iter().map(|b| b.last_seq).collect::<Vec<_>>(), ends);
+        let mut chain = start;
+        for batch in &batches {
+            assert_eq!(batch.start_token, chain);
+            assert!(batch.end_token.as_bytes().len() < 1_000);
+            chain = batch.end_token.clone();
+        }
+    }
+}
+
+#[test]
+fn where_no_shorter_token_comes_the_capture_fails_with_one_line_instead_of_growing() {
+    let now = clock::now();
+    let mut assembler = assembler(&MemoryFeed::new(DB, "set-1").present(), POLICY, now);
+    // Changes of 8 MiB: the batch is full with the first and may hold a few more.
+    let fed = |n| assembler.feed(&reply_with_tokens(n, &[LONG], LONG, 8 << 20), now);
+    let (n, fault) = (1..20).map(fed).zip(1..).find_map(|(fed, n)| fed.err().map(|fault| (n, fault))).unwrap();
+    assert_eq!((n, fault.kind), (6, crate::fault::Kind::Corrupt));
+    assert!(fault.what.contains("changes 1 to 5") && fault.what.contains("_id") && !fault.what.contains('\n'), "{fault}");
+}
+
 #[test]
 fn a_damaged_event_is_a_fault_and_never_a_panic() {
     let now = clock::now();

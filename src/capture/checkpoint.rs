@@ -20,13 +20,11 @@ use crate::runtime::shutdown::Shutdown;
 use crate::segment::{PackedBlock, pack_payload};
 
 use super::batch::{Batch, Owner, PAYLOAD_PART_BYTES};
+use super::waits::{By, Waits};
 
 const REPEAT: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(5) };
 /// How often the backlog is looked at while capture waits for it.
 const BACKLOG_LOOK: Duration = Duration::from_millis(200);
-
-/// Telling why the capture waits must not make it wait longer.
-const NOTE_TIME: Duration = Duration::from_secs(5);
 
 /// A batch or an idle position, with the permit that marks a checkpoint as in flight.
 #[derive(Debug)]
@@ -56,6 +54,7 @@ pub(crate) struct CheckpointStage {
     pub ledger: SharedLedger,
     pub cpu: CpuPool,
     pub owner: Owner,
+    pub waits: Waits,
     /// Rung after every stored batch: the claimer of this process need not poll.
     pub bell: Arc<Notify>,
     /// Unprocessed payload at which capture waits.
@@ -132,7 +131,7 @@ impl CheckpointStage {
             if !told {
                 tracing::warn!(backlog, limit = self.queue_max_bytes, "capture waits for the workers: the queue is full");
                 told = true;
-                self.note(Some("the queue is full: waiting for the workers")).await;
+                self.waits.set(By::Queue, Some("the queue is full: waiting for the workers")).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(random::jitter(BACKLOG_LOOK)) => {}
@@ -143,17 +142,9 @@ impl CheckpointStage {
             }
         }
         if told {
-            self.note(None).await;
+            self.waits.set(By::Queue, None).await;
         }
         Ok(None)
-    }
-
-    /// Shows why the capture waits; failing to tell is not a failure.
-    async fn note(&self, reason: Option<&str>) {
-        let note = self.ledger.note_capture(&self.owner.capture, self.owner.fence, reason);
-        if let Ok(Err(fault)) = tokio::time::timeout(NOTE_TIME, note).await {
-            tracing::debug!(error = %fault, "could not note why the capture waits");
-        }
     }
 
     /// Repeats until the outcome is known; `None` when told to give up. A repeat is harmless: the ledger recognises the batch.

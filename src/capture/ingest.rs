@@ -8,7 +8,7 @@ use std::time::Duration;
 use bson::RawDocumentBuf;
 
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Coverage, same_source};
+use crate::ledger::{Coverage, START_ANEW, has_id, same_source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock;
 use crate::runtime::link::LinkTx;
@@ -47,11 +47,13 @@ pub(crate) struct Ingest {
     stop: Shutdown,
     /// Streams in a row that broke before they were healthy.
     failures: u32,
+    /// The source has an id that it does not show at present.
+    id_hidden: bool,
 }
 
 impl Ingest {
     pub(crate) fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
-        Self { feed, identity, resume, out, stop, failures: 0 }
+        Self { feed, identity, resume, out, stop, failures: 0, id_hidden: false }
     }
 
     /// Ends with `Ok` when stopped, else with the fatal fault.
@@ -83,7 +85,7 @@ impl Ingest {
     /// One open stream, until it breaks (`Err`) or the work is over (`Ok`).
     async fn follow(&mut self) -> Result<()> {
         let identity = self.feed.identity().await?;
-        check_identity(&self.identity, &identity)?;
+        self.recognise(&identity)?;
         let mut cursor: Box<dyn FeedCursor> = self.feed.open(Some(&self.resume)).await?;
         if self.out.send(Ingested::Opened(cursor.coverage())).await.is_err() {
             return Ok(());
@@ -107,6 +109,21 @@ impl Ingest {
         }
         Ok(())
     }
+
+    /// Refuses another deployment. Where the id cannot be read any more only the name is left to compare: true the first time, which is told.
+    fn recognise(&mut self, seen: &str) -> Result<bool> {
+        check_identity(&self.identity, seen)?;
+        let hidden = has_id(&self.identity) && !has_id(seen);
+        let news = hidden && !self.id_hidden;
+        if news {
+            tracing::warn!(
+                known = %self.identity,
+                "the source does not show its id any more, so another deployment of the same name would not be noticed: grant clusterMonitor on admin, or read on local"
+            );
+        }
+        self.id_hidden = hidden;
+        Ok(news)
+    }
 }
 
 /// Refuses a deployment other than the one that the capture was started on.
@@ -115,7 +132,7 @@ pub(super) fn check_identity(stored: &str, seen: &str) -> Result<()> {
         return Ok(());
     }
     Err(Fault::history_lost(format!(
-        "the source is another deployment now ({seen}, the capture was started on {stored}): its history cannot continue here; start a new capture"
+        "the source is another deployment now ({seen}, the capture was started on {stored}): its history cannot continue here. Correct the source's URI, or {START_ANEW}"
     )))
 }
 
@@ -173,6 +190,14 @@ mod tests {
     }
 
     #[test]
+    fn rule_7_an_id_that_cannot_be_read_any_more_is_told_once() {
+        let (mut ingest, _, _replies) = ingest(&MemoryFeed::new("shop", SOURCE));
+        let told = ["rs:set-1:1", "rs:set-1", "rs:set-1", "rs:set-1:1", "rs:set-1"].map(|seen| ingest.recognise(seen).unwrap());
+        assert_eq!(told, [false, true, false, false, true]);
+        assert_eq!(ingest.recognise("rs:set-1:2").unwrap_err().kind, Kind::HistoryLost);
+    }
+
+    #[test]
     fn only_what_no_operator_can_put_right_is_fatal() {
         for fault in [Fault::history_lost("x"), Fault::corrupt("x")] {
             assert!(is_fatal(&fault), "{:?}", fault.kind);
@@ -180,6 +205,10 @@ mod tests {
         for fault in [Fault::rejected("x"), Fault::config("x"), Fault::transient("x"), Fault::unknown("x"), Fault::missing("x")] {
             assert!(!is_fatal(&fault), "{:?}", fault.kind);
         }
-        assert_eq!(check_identity("rs:a:1", "rs:a:2").unwrap_err().kind, Kind::HistoryLost);
+        let other = check_identity("rs:a:1", "rs:a:2").unwrap_err();
+        assert!(
+            other.kind == Kind::HistoryLost && other.what.contains("Correct the source's URI") && other.what.contains(START_ANEW),
+            "{other}"
+        );
     }
 }

@@ -129,6 +129,16 @@ impl MemoryFeed {
         }
     }
 
+    /// A time-series collection as the server shows it: its buckets, then the view on them, which has no UUID. Returns the view's token.
+    pub fn create_timeseries(&self, name: &str) -> Result<RawDocumentBuf> {
+        let create = |coll: &str, description: Document| {
+            self.push(&doc! { "operationType": "create", "ns": { "db": &self.db, "coll": coll }, "operationDescription": description })
+        };
+        let (buckets, options) = (format!("system.buckets.{name}"), doc! { "timeField": "t" });
+        create(&buckets, doc! { "timeseries": options.clone() })?;
+        create(name, doc! { "viewOn": buckets, "pipeline": [{ "$_internalUnpackBucket": options }] })
+    }
+
     /// The source's clock moves on without an event here: writes elsewhere, or the server's own.
     pub fn tick(&self) {
         self.shared.log.lock().tick();
@@ -337,7 +347,8 @@ fn encode(key: &str, time: ClusterTime, txn: Option<i64>, fields: &Document) -> 
     let mut event = doc! { "_id": { "_data": key } };
     event.insert("operationType", fields.get_str("operationType").unwrap_or("unknown"));
     event.insert("clusterTime", Timestamp::from(time));
-    if fields.get_document("ns").is_ok_and(|ns| ns.contains_key("coll")) {
+    let is_view = fields.get_document("operationDescription").is_ok_and(|d| d.contains_key("viewOn"));
+    if !is_view && fields.get_document("ns").is_ok_and(|ns| ns.contains_key("coll")) {
         event.insert("collectionUUID", uuid(7));
     }
     event.insert("wallTime", DateTime::from_millis(i64::from(time.t) * 1000));

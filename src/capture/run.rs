@@ -23,6 +23,8 @@ use super::batch::{Batch, Owner};
 use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
+use super::notice::{Notice, uncovered_timeseries};
+use super::waits::{By, Waits};
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
 const REPLIES: usize = 1;
@@ -70,10 +72,12 @@ impl CaptureRun {
         let capture = &self.capture;
         let owner = Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
         let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone());
+        let waits = Waits::new(self.ledger.clone(), capture.id.clone(), capture.fence);
         let store = CheckpointStage {
             ledger: self.ledger.clone(),
             cpu: self.cpu,
             owner,
+            waits: waits.clone(),
             bell: self.bell,
             queue_max_bytes: self.settings.queue_max_bytes,
             queued_bytes: capture.queued_bytes,
@@ -84,7 +88,14 @@ impl CaptureRun {
             assembler: Some(assembler),
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
-            notes: Notes { ledger: self.ledger, capture: capture.id.clone(), fence: capture.fence, waiting: None, stop: reading.clone() },
+            waits,
+            notes: Notes {
+                ledger: self.ledger,
+                capture: capture.id.clone(),
+                branch: capture.branch_name.clone(),
+                fence: capture.fence,
+                stop: reading.clone(),
+            },
         };
         let ingest: JoinHandle<Result<()>> = tokio::spawn(ingest.run());
         let store: JoinHandle<Result<StoreEnd>> = tokio::spawn(store.run(batches_rx));
@@ -108,6 +119,7 @@ struct AssembleStage {
     /// One checkpoint in flight; the permit rides in the message.
     slot: Arc<Semaphore>,
     out: LinkTx<ToStore>,
+    waits: Waits,
     notes: Notes,
 }
 
@@ -119,12 +131,14 @@ impl AssembleStage {
             tokio::select! {
                 // While a full batch waits for its slot no reply is taken: this is the backpressure to the stream.
                 item = replies.recv(), if !matches!(wait, Wait::Slot(_)) => match item {
-                    Some(Ingested::Reply(reply)) => self.take(reply).await?,
+                    Some(Ingested::Reply(reply)) => if !self.take(reply).await? {
+                        return Ok(());
+                    },
                     Some(Ingested::Opened(coverage)) => if !self.notes.opened(&coverage).await {
                         return Ok(());
                     },
-                    Some(Ingested::Healthy) => self.notes.healthy().await,
-                    Some(Ingested::Waiting(reason)) => self.notes.waiting(&reason).await,
+                    Some(Ingested::Healthy) => self.waits.set(By::Source, None).await,
+                    Some(Ingested::Waiting(reason)) => self.waits.set(By::Source, Some(&reason)).await,
                     None => open = false,
                 },
                 () = sleep_until(wait.deadline()) => {}
@@ -153,8 +167,9 @@ impl AssembleStage {
         }
     }
 
-    async fn take(&mut self, reply: super::feed::Reply) -> Result<()> {
-        let Some(mut assembler) = self.assembler.take() else { return Ok(()) };
+    /// False when it is time to stop, with what the reply brought still untold: nothing more may be stored then.
+    async fn take(&mut self, reply: super::feed::Reply) -> Result<bool> {
+        let Some(mut assembler) = self.assembler.take() else { return Ok(true) };
         let now = clock::now();
         let closed = if reply.is_empty() {
             let closed = assembler.feed(&reply, now)?;
@@ -169,12 +184,16 @@ impl AssembleStage {
             self.assembler = Some(assembler);
             closed?
         };
+        let notices = self.assembler.as_mut().map(Assembler::take_notices).unwrap_or_default();
+        if !self.notes.passed(notices).await {
+            return Ok(false);
+        }
         for batch in closed {
             if !self.send(batch).await {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Closes the open batch, or stores an idle token, if it is time and the slot is free; false when the next stage is gone.
@@ -227,16 +246,15 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 /// Pause before what must be told is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// How long telling may take: it is worth little, and replies wait behind it.
+/// How long one try may take.
 const TELLING: Duration = Duration::from_secs(10);
 
-/// Tells the metadata why a running capture waits; failures to tell are not failures of the capture.
+/// Tells the metadata what the source sends.
 struct Notes {
     ledger: SharedLedger,
     capture: String,
+    branch: String,
     fence: u64,
-    /// What has been told last.
-    waiting: Option<String>,
     stop: Shutdown,
 }
 
@@ -252,23 +270,29 @@ impl Notes {
         true
     }
 
-    async fn healthy(&mut self) {
-        self.waiting = None;
-        self.tell(self.ledger.note_capture(&self.capture, self.fence, None)).await;
-    }
-
-    async fn waiting(&mut self, reason: &str) {
-        if self.waiting.as_deref() != Some(reason) {
-            self.waiting = Some(reason.to_owned());
-            self.tell(self.ledger.note_capture(&self.capture, self.fence, Some(reason))).await;
+    /// Tells of what has just been read; what the branch does not cover is on it before any of it is stored. False when it is time to stop.
+    async fn passed(&self, notices: Vec<Notice>) -> bool {
+        let mut uncovered = Vec::new();
+        for notice in notices {
+            match notice {
+                Notice::Unknown { op_type, seq, why } => tracing::warn!(
+                    branch = %self.branch, op_type, seq, why,
+                    "an event that this version cannot apply: it is kept, but restores stop before it"
+                ),
+                Notice::Timeseries(name) => {
+                    tracing::warn!(branch = %self.branch, collection = %name, "a time-series collection is recorded but not restored by this version");
+                    uncovered.push(uncovered_timeseries(&name));
+                }
+            }
         }
+        self.opened(&Coverage { uncovered, ..Coverage::full() }).await
     }
 
     async fn tell(&self, note: impl Future<Output = Result<()>>) -> bool {
         match tokio::time::timeout(TELLING, note).await {
             Ok(Ok(())) => true,
             Ok(Err(fault)) => {
-                tracing::debug!(error = %fault, "could not note the state of the capture");
+                tracing::debug!(error = %fault, "could not note what the source sends");
                 false
             }
             Err(_) => false,

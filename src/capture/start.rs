@@ -12,7 +12,7 @@ use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_cat
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
 use crate::change::token_time;
-use crate::fault::{Fault, Kind, Result};
+use crate::fault::{Fault, Result};
 use crate::ledger::{
     Branch, BranchStatus, Capture, CaptureState, Coverage, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
     same_source, server_facts,
@@ -22,6 +22,7 @@ use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::feed::ChangeFeed;
 use super::mongo::MongoFeed;
+use super::notice::uncovered_timeseries;
 use super::source;
 
 /// The first numbering epoch of a branch.
@@ -90,9 +91,9 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
 
 /// A lost answer of the creation is told apart from a taken name by our own id.
 async fn create(ledger: &SharedLedger, new: &NewCapture) -> Result<()> {
-    let outcome = ledger.create_capture(new).await;
-    match outcome {
-        Err(fault) if fault.kind == Kind::Unknown => match ledger.capture(&new.capture.id).await? {
+    match ledger.create_capture(new).await {
+        // Also where it is said not to have happened: a look costs nothing, and a capture that nobody knows of would be followed.
+        Err(fault) if fault.may_heal() => match ledger.capture(&new.capture.id).await? {
             Some(_) => Ok(()),
             None => Err(fault),
         },
@@ -228,19 +229,20 @@ async fn write_bucket(store: &Store, new: &NewCapture, manifest: Vec<u8>) -> Res
     Ok(())
 }
 
-fn uncovered(catalogue: &Catalogue) -> Vec<String> {
-    let series = |name: &str| format!("{name}: time-series, recorded but not restored by this version");
-    let views = catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| series(&v.name));
-    views.collect()
+fn uncovered(catalogue: &Catalogue) -> impl Iterator<Item = String> {
+    catalogue.views.values().filter(|v| v.kind == CollectionKind::Timeseries).map(|v| uncovered_timeseries(&v.name))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bson::doc;
 
     use super::super::MemoryFeed;
     use super::*;
-    use crate::ledger::Topology;
+    use crate::fault::Kind;
+    use crate::ledger::{FaultyLedger, Ledger, LedgerCall, LedgerFaults, MemoryLedger, Mishap, Topology};
 
     #[tokio::test]
     async fn a_checkpoint_that_the_source_no_longer_serves_is_refused() {
@@ -253,6 +255,27 @@ mod tests {
         feed.trim(1);
         let fault = check_position(&feed, &position).await.unwrap_err();
         assert!(fault.kind == Kind::HistoryLost && fault.what.contains("cannot go on at its checkpoint"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn a_creation_that_is_said_to_have_failed_is_looked_for() {
+        // Its answer is lost; it fails; it fails although an earlier try of it has happened.
+        for (mishap, made_before, ends) in
+            [(Mishap::AnswerLost, false, None), (Mishap::Before, false, Some(Kind::Transient)), (Mishap::Before, true, None)]
+        {
+            let inner = Arc::new(MemoryLedger::new());
+            let faulty = FaultyLedger::new(inner.clone(), LedgerFaults::none());
+            faulty.script(LedgerCall::CreateCapture, mishap);
+            let source = Source { uri: None, db: "shop".into(), identity: "rs:set-1:1".into() };
+            let token = MemoryFeed::new("shop", "rs:set-1:1").present();
+            let new = rows("shop/main", source, token, Coverage::full(), Default::default(), 0);
+            if made_before {
+                inner.create_capture(&new).await.unwrap();
+            }
+            let ledger: SharedLedger = Arc::new(faulty);
+            assert_eq!(create(&ledger, &new).await.err().map(|fault| fault.kind), ends, "{mishap:?} {made_before}");
+            assert_eq!(inner.capture(&new.capture.id).await.unwrap().is_some(), ends.is_none());
+        }
     }
 
     #[test]

@@ -35,6 +35,21 @@ pub fn apply_update_description(doc: &RawDocument, description: &RawDocument) ->
     Ok(raw::finish(out)?)
 }
 
+/// Checks the structure of an `updateDescription`: what fails here applies to no document.
+pub fn check_update_description(description: &RawDocument) -> Result<(), DeltaError> {
+    let description = Description::read(description.as_bytes())?;
+    let truncated = description.truncated.iter().map(|(path, _)| *path);
+    let paths = truncated.chain(description.removed.iter().copied()).chain(description.updated.iter().map(|e| e.name));
+    for path in paths {
+        match description.disambiguated.get(path).map(Vec::len) {
+            Some(0) => return Err(malformed("a path is empty")),
+            Some(steps) if steps > MAX_DEPTH + 1 => return Err(malformed("a path is nested too deep")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The parts of an `updateDescription`.
 #[derive(Default)]
 struct Description<'a> {

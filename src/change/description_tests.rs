@@ -114,3 +114,21 @@ proptest! {
         if let Ok(description) = RawDocument::from_bytes(&bytes) { let _ = apply_update_description(&d, description); }
     }
 }
+
+#[test]
+fn what_applies_to_no_document_is_found_without_one() {
+    let mut empty = updated(doc! { "a": 1 });
+    empty.insert("disambiguatedPaths", doc! { "a": [] });
+    let bad = [
+        doc! { "updatedFields": { "a": 1 }, "shiny": 1 },
+        doc! { "updatedFields": 5 },
+        doc! { "removedFields": [1] },
+        doc! { "truncatedArrays": [{ "field": "a" }] },
+        empty,
+    ];
+    for description in bad {
+        assert!(check_update_description(&raw_of(&description)).is_err(), "{description}");
+        assert!(applied(&doc! { "a": [1] }, &description).is_err(), "{description}");
+    }
+    check_update_description(&raw_of(&updated(doc! { "a.b": 1 }))).unwrap();
+}

@@ -85,7 +85,7 @@ pub fn parse_event<'a>(event: &'a RawDocument, db: &str, scratch: &'a mut Scratc
 pub fn parse_stored_event(body: &RawDocument) -> Result<Option<ChangeRef<'_>>> {
     let fields = Fields::read(body)?;
     let op_type = fields.op_type.ok_or_else(|| Fault::corrupt("a stored event has no operationType"))?;
-    if !matches!(op_type, "insert" | "replace" | "update" | "delete") {
+    if !is_data(op_type) {
         return Ok(None);
     }
     let ns = Namespace::read(fields.ns);
@@ -94,6 +94,11 @@ pub fn parse_stored_event(body: &RawDocument) -> Result<Option<ChangeRef<'_>>> {
         known.ok_or_else(|| Fault::corrupt(format!("a stored event of type {op_type} has a form that this version cannot apply")))?;
     let time = fields.time.unwrap_or_default();
     Ok(Some(ChangeRef { op, coll: ns.coll, uuid: fields.uuid, time, wall_ms: fields.wall_ms, txn: None, key, body: row_body }))
+}
+
+/// Whether events of this type are changes of documents.
+pub fn is_data(op_type: &str) -> bool {
+    matches!(op_type, "insert" | "replace" | "update" | "delete")
 }
 
 /// `operationType` of an event, or of the body of an [`Op::Event`] row.

@@ -1,10 +1,12 @@
 //! A change as raw BSON. Pure: no clock, no I/O.
 //!
 //! Owns: the row form of a change ([`ChangeRef`]), parsing of change events into rows (`event`), the server's raw diff
-//! and the fallback diff (`delta`, `description`), the canonical key of a document (`canonical`), resume tokens (`token`).
+//! and the fallback diff (`delta`, `description`), which other events can be applied (`ddl`), the canonical key of a document (`canonical`),
+//! resume tokens (`token`).
 //! Does not own: where rows are stored (`segment`) or how they are folded into documents (`branch`).
 
 mod canonical;
+mod ddl;
 mod delta;
 mod description;
 mod event;
@@ -12,16 +14,18 @@ mod raw;
 mod token;
 
 pub use canonical::{CanonicalKey, canonical_id, canonical_key, write_canonical_id};
+pub use ddl::{BUCKETS, Ddl, DdlEvent, IndexOption, Modification, is_passed_over, parse_ddl, uuid_of_bson};
 pub use delta::{DeltaError, apply_delta, apply_delta_tolerant, check_delta};
-pub use description::apply_update_description;
-pub use event::{EventView, Scratch, operation_type, parse_event, parse_stored_event, rebuild_event};
+pub use description::{apply_update_description, check_update_description};
+pub use event::{EventView, Scratch, is_data, operation_type, parse_event, parse_stored_event, rebuild_event};
 pub use token::{Token, token_time};
 
 use bson::RawDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The server's cluster time: seconds and increment. The only clock of history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterTime {
     /// Seconds since the epoch.
     pub t: u32,
@@ -118,5 +122,25 @@ impl ChangeRef<'_> {
     pub fn raw_bytes(&self) -> u64 {
         let len = |d: Option<&RawDocument>| d.map_or(0, |d| d.as_bytes().len() as u64);
         len(self.key) + len(self.body)
+    }
+
+    /// Writes the canonical key of the document that a data change is about: that of its key, or else of the document itself. False, with
+    /// nothing in `out`, if it names none: then nobody can apply it.
+    pub fn write_document_key(&self, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        let whole = if matches!(self.op, Op::Insert | Op::Replace) { self.body } else { None };
+        self.key.is_some_and(|key| write_canonical_id(key, out)) || whole.is_some_and(|body| write_canonical_id(body, out))
+    }
+
+    /// Whether this version can apply the body of a data change to the document that it was made for. What is malformed counts like what
+    /// is unknown: it must show when it is written, not at a restore.
+    pub fn is_applicable(&self) -> bool {
+        match self.op {
+            Op::Insert | Op::Replace => self.body.is_some(),
+            Op::Update => self.body.is_some_and(|diff| check_delta(diff).is_ok()),
+            Op::Described => self.body.is_some_and(|description| check_update_description(description).is_ok()),
+            Op::Delete => true,
+            Op::Event => false,
+        }
     }
 }

@@ -7,15 +7,19 @@ use mongodb::Client;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::branch::catalogue::read_empty_catalogue;
 use crate::capture::MongoFeed;
 use crate::capture::feed::ChangeFeed;
 use crate::capture::source;
+use crate::change::{ClusterTime, token_time};
 use crate::config::database_name;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Fidelity, ServerFacts, server_facts};
+use crate::ledger::{Capture, Coverage, Fidelity, Ledger, MongoLedger, ServerFacts, Topology, same_source, server_facts};
 use crate::runtime::{clock, random};
 use crate::store;
 
+use super::capture::state_name;
+use super::output::EXPERIMENTAL;
 use super::{Context, Exit, Output};
 
 #[derive(Debug, clap::Args)]
@@ -76,9 +80,9 @@ impl Findings {
 
 pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
     let mut found = Findings(Vec::new());
-    check_metadata(&context, &mut found).await;
+    let metadata = check_metadata(&context, &mut found).await;
     check_store(&context, &mut found).await;
-    check_source(&args, &context, &mut found).await;
+    check_source(&args, &context, metadata.as_ref(), &mut found).await;
     let failed = found.0.iter().any(|c| c.verdict == Verdict::Failed);
     output.print(&json!({ "ok": !failed, "checks": found.0 }), || {
         let lines: Vec<_> = found
@@ -98,18 +102,56 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
-async fn check_metadata(context: &Context, found: &mut Findings) {
-    let Some(ledger) = found.of("metadata server", context.mongo_ledger().await, |_| "reachable, a replica set of 6.0 or newer".into())
-    else {
-        return;
-    };
-    let Some(facts) = found.of("version", server_facts(ledger.client()).await, |f| f.version.clone()) else { return };
+/// What is known of the metadata once its server has answered.
+struct Metadata {
+    identity: String,
+    /// Captures there are, where they can be read.
+    captures: Vec<Capture>,
+}
+
+async fn check_metadata(context: &Context, found: &mut Findings) -> Option<Metadata> {
+    let ledger = found.of("metadata server", context.mongo_ledger().await, |_| "reachable".into())?;
+    let facts = found.of("version", server_facts(ledger.client()).await, |f| f.version.clone())?;
+    describe_topology("topology", &facts.topology, false, found);
     describe_server(&facts, found);
     let rights = transaction_works(ledger.client(), &context.connection.metadata_db).await;
     found.of("metadata rights", rights, |()| format!("can write to {} in a transaction", context.connection.metadata_db));
+    Some(Metadata { identity: facts.identity, captures: captures(&ledger).await.unwrap_or_default() })
+}
+
+async fn captures(ledger: &MongoLedger) -> Result<Vec<Capture>> {
+    if ledger.is_prepared().await? { ledger.captures().await } else { Ok(Vec::new()) }
+}
+
+/// Metadata may live on either; as a source a sharded cluster is an experiment.
+fn describe_topology(name: &'static str, topology: &Topology, is_source: bool, found: &mut Findings) {
+    match topology {
+        Topology::ReplicaSet { name: set } => found.add(name, Verdict::Ok, format!("the replica set {set}")),
+        Topology::Sharded if is_source => found.add(name, Verdict::Warning, EXPERIMENTAL),
+        Topology::Sharded => found.add(name, Verdict::Ok, "a sharded cluster, through mongos"),
+    }
 }
 
 fn describe_server(facts: &ServerFacts, found: &mut Findings) {
+    // A mongos has no oplog of its own to look at.
+    if facts.topology == Topology::Sharded {
+        found.add("oplog window", Verdict::Warning, "not readable through mongos: look at the oplog of every shard");
+    } else {
+        describe_oplog(facts, found);
+    }
+    let skew = clock::wall_ms() - facts.now_ms;
+    let verdict = if skew.abs() > SKEW { Verdict::Warning } else { Verdict::Ok };
+    found.add("clock", verdict, format!("this host differs from the server by {} ms; history goes by the server's", skew));
+    if !facts.identity_exact {
+        found.add(
+            "identity",
+            Verdict::Warning,
+            "the replica set's id is not readable (role clusterMonitor): another set of the same name would not be noticed",
+        );
+    }
+}
+
+fn describe_oplog(facts: &ServerFacts, found: &mut Findings) {
     match facts.oplog_window() {
         Some(window) => {
             let verdict = if window < SHORT_OPLOG { Verdict::Warning } else { Verdict::Ok };
@@ -123,16 +165,6 @@ fn describe_server(facts: &ServerFacts, found: &mut Findings) {
         None => {
             found.add("oplog window", Verdict::Warning, "not readable: grant read on the database local to see how long an outage may be")
         }
-    }
-    let skew = clock::wall_ms() - facts.now_ms;
-    let verdict = if skew.abs() > SKEW { Verdict::Warning } else { Verdict::Ok };
-    found.add("clock", verdict, format!("this host differs from the server by {} ms; history goes by the server's", skew));
-    if !facts.identity_exact {
-        found.add(
-            "identity",
-            Verdict::Warning,
-            "the replica set's id is not readable (role clusterMonitor): another set of the same name would not be noticed",
-        );
     }
 }
 
@@ -161,33 +193,90 @@ async fn check_store(context: &Context, found: &mut Findings) {
     }
 }
 
-async fn check_source(args: &Args, context: &Context, found: &mut Findings) {
+async fn check_source(args: &Args, context: &Context, metadata: Option<&Metadata>, found: &mut Findings) {
     let Some(db) = &args.source_db else { return };
     let default = match context.connection.uri() {
         Ok(uri) => uri,
         Err(fault) => return found.add("source", Verdict::Failed, fault.what),
     };
     let connected = source::connect(args.source_uri.as_deref(), default).await;
-    let Some(client) = found.of("source", connected, |_| "reachable, a replica set of 6.0 or newer".into()) else { return };
-    if args.source_uri.is_some()
-        && let Some(facts) = found.of("source version", server_facts(&client).await, |f| f.version.clone())
-    {
+    let Some(client) = found.of("source", connected, |_| "reachable".into()) else { return };
+    let Some(facts) = found.of("source version", server_facts(&client).await, |f| f.version.clone()) else { return };
+    describe_topology("source topology", &facts.topology, true, found);
+    if args.source_uri.is_some() {
         describe_server(&facts, found);
     }
-    let opened = match MongoFeed::new(client, db).open(None).await {
-        Ok(mut cursor) => cursor.next().await.map(|_| cursor.coverage().fidelity),
-        Err(fault) => {
-            Err(Fault { what: format!("{} (the user needs the role read on {db}, or changeStream and find)", fault.what), ..fault })
-        }
+    let Some((coverage, now)) = found.of("change stream", look_into_stream(&client, db).await, |_| format!("opens on {db}")) else {
+        return;
     };
-    let fidelity = found.of("change stream", opened, |_| format!("opens on {db}"));
-    match fidelity {
-        Some(Fidelity::Exact) => found.add("fidelity", Verdict::Ok, "exact: the server sends its own diffs"),
-        Some(Fidelity::OrderMayDiffer) => found.add(
+    describe_coverage(&coverage, found);
+    let is_metadata = *db == context.connection.metadata_db && metadata.is_none_or(|m| same_source(&m.identity, &facts.identity));
+    let known = metadata.and_then(|m| m.captures.iter().find(|c| c.source.db == *db && same_source(&c.source.identity, &facts.identity)));
+    match known {
+        _ if is_metadata => found.add(
+            "source database",
+            Verdict::Failed,
+            format!("{db} is Argon's own metadata database: choose another --source-db or --metadata-db"),
+        ),
+        Some(capture) => {
+            found.add("source database", Verdict::Ok, format!("captured into {} ({})", capture.branch_name, state_name(capture.state)))
+        }
+        None => {
+            let empty = read_empty_catalogue(&client.database(db), now).await;
+            found.of("source database", empty, |_| format!("{db} has no documents yet, as a capture needs it"));
+        }
+    }
+}
+
+/// Opens a stream; what it sends, and the time it begins at.
+async fn look_into_stream(client: &Client, db: &str) -> Result<(Coverage, ClusterTime)> {
+    let opened = MongoFeed::new(client.clone(), db).open(None).await;
+    let mut cursor = opened.map_err(|fault| Fault {
+        what: format!("{} (the user needs the role read on {db}, or changeStream and find)", fault.what),
+        ..fault
+    })?;
+    let now = token_time(cursor.next().await?.token()?)?;
+    Ok((cursor.coverage(), now))
+}
+
+fn describe_coverage(coverage: &Coverage, found: &mut Findings) {
+    match coverage.fidelity {
+        Fidelity::Exact => found.add("fidelity", Verdict::Ok, "exact: the server sends its own diffs"),
+        Fidelity::OrderMayDiffer => found.add(
             "fidelity",
             Verdict::Warning,
             "the server refuses showRawUpdateDescription: values are exact, the order of fields may differ after updates",
         ),
-        None => {}
+    }
+    for what in &coverage.uncovered {
+        found.add("not covered", Verdict::Warning, what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(describe: impl FnOnce(&mut Findings)) -> Vec<(&'static str, Verdict, String)> {
+        let mut found = Findings(Vec::new());
+        describe(&mut found);
+        found.0.into_iter().map(|c| (c.name, c.verdict, c.detail)).collect()
+    }
+
+    #[test]
+    fn rule_8_a_sharded_source_is_called_experimental_and_sharded_metadata_is_not() {
+        let set = Topology::ReplicaSet { name: "rs0".into() };
+        assert_eq!(seen(|f| describe_topology("t", &set, true, f)), [("t", Verdict::Ok, "the replica set rs0".to_owned())]);
+        assert_eq!(seen(|f| describe_topology("t", &Topology::Sharded, true, f)), [("t", Verdict::Warning, EXPERIMENTAL.to_owned())]);
+        assert_eq!(seen(|f| describe_topology("t", &Topology::Sharded, false, f))[0].1, Verdict::Ok);
+    }
+
+    #[test]
+    fn rules_1_and_2_what_a_source_does_not_send_is_shown() {
+        assert_eq!(seen(|f| describe_coverage(&Coverage::full(), f)).len(), 1);
+        let less = Coverage { fidelity: Fidelity::OrderMayDiffer, uncovered: vec!["x: refused".into()] };
+        let told = seen(|f| describe_coverage(&less, f));
+        assert!(told.iter().all(|(_, verdict, _)| *verdict == Verdict::Warning), "{told:?}");
+        assert_eq!(told[1], ("not covered", Verdict::Warning, "x: refused".to_owned()));
     }
 }

@@ -7,12 +7,16 @@ mod capture;
 mod context;
 mod demo;
 mod doctor;
+mod engine;
 mod jobs;
 mod output;
+mod queue;
 mod restore;
 mod run;
+mod status;
 mod usage;
 mod verify;
+mod workers;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -20,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Connection};
+use crate::config::{self, Connection, Logging};
 use crate::fault::{Fault, Kind};
 use crate::telemetry;
 
@@ -60,6 +64,8 @@ impl Exit {
 pub struct Cli {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    logging: Logging,
     /// Print JSON: the object that the REST API returns.
     #[arg(long, global = true)]
     json: bool,
@@ -85,9 +91,18 @@ enum Command {
     Verify(verify::Args),
     /// Writes a branch's database as it was at a point.
     Restore(restore::Args),
-    /// List, show, retry and discard jobs.
+    /// One screen: captures, queue, workers, branches, and what is wrong.
+    Status(status::Args),
+    /// List, show, retry, cancel, discard and submit jobs.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Pause and resume the queue, a kind of job or a branch.
+    #[command(subcommand)]
+    Queue(queue::Command),
+    /// Shows the workers of all engines; asks an engine.
+    Workers(workers::Args),
+    /// Pins the number of sync workers of an engine, or of all; asks an engine.
+    Scale(workers::ScaleArgs),
 }
 
 /// Runs the command line of this process.
@@ -101,7 +116,7 @@ pub fn main() -> ExitCode {
     };
     let json = cli.json;
     let engine = matches!(cli.command, Command::Run(_));
-    telemetry::init_logging(engine);
+    telemetry::init_logging(engine, &cli.logging);
     if engine {
         crate::runtime::memory::begin_with_fixed_sizes();
     }
@@ -134,7 +149,11 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Branch(command) => Box::pin(branch::run(command, context, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
+        Command::Status(args) => Box::pin(status::run(args, context, output)).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
+        Command::Queue(command) => Box::pin(queue::run(command, context, output)).await,
+        Command::Workers(args) => Box::pin(workers::run(args, output)).await,
+        Command::Scale(args) => Box::pin(workers::scale(args, output)).await,
     }
 }
 
@@ -157,6 +176,15 @@ fn report(fault: &Fault, json: bool) -> Exit {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn the_help_of_run_is_the_table_of_settings() {
+        let mut command = super::Cli::command();
+        command.build();
+        let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        let missing: Vec<_> = crate::config::VARIABLES.iter().filter(|variable| !help.contains(**variable)).collect();
+        assert!(missing.is_empty(), "{missing:?} in {help}");
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_command_shows_an_example() {

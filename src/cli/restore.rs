@@ -22,6 +22,7 @@ use super::{Context, Exit, Output};
   argon restore shop/main --to-db shop_copy --at seq:81234
   argon restore shop/main@ts:1795467772.11 --to-db shop --to-uri env:OTHER_URI
   argon restore shop/main --to-db shop --drop --yes
+  argon restore shop/main --to-db shop_copy --collection orders --collection customers
 
 The target's collections of the same names must be empty or absent, unless --drop is given; other collections are left alone.")]
 pub(crate) struct Args {
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// head, seq:N, an RFC 3339 time, or ts:SECONDS.INC
     #[arg(long, value_name = "POINT")]
     at: Option<Point>,
+    /// Only this collection or view, by its name at the point; may be given several times. All, if not given.
+    #[arg(long = "collection", value_name = "C")]
+    collections: Vec<String>,
     /// Drop what is in the way in the target.
     #[arg(long)]
     drop: bool,
@@ -84,7 +88,7 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     let history = History::open(ledger, store, &name).await?;
     let options = RestoreOptions {
         at,
-        collections: Vec::new(),
+        collections: args.collections,
         drop: args.drop,
         across_gap: args.across_gap,
         no_ttl: args.no_ttl,

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::source::MongoSources;
-use crate::config::EngineSettings;
+use crate::config::{EngineSettings, HttpSettings};
 use crate::engine::{Engine, EngineEnd, EngineHandle};
 use crate::fault::{Fault, Result};
+use crate::http::{self, Api};
 use crate::jobs::KINDS;
 use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
@@ -25,13 +27,18 @@ const EXAMPLES: &str = "Example:
   argon run
 
 Stops on SIGTERM or Ctrl-C: drains within ARGON_SHUTDOWN_TIMEOUT, then gives its work back. A second signal gives it back at once.
-Exit codes: 0 drained, 1 failed, 2 bad configuration, 3 deadline passed.";
+Exit codes: 0 drained, 1 failed, 2 bad configuration, 3 deadline passed.
+
+Tools that the demo, the tests and the benchmarks start, if not from PATH or fetched: ARGON_MONGOD is the path of a mongod, ARGON_WEED that
+of SeaweedFS's weed.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: EngineSettings,
+    #[command(flatten)]
+    http: HttpSettings,
 }
 
 pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
@@ -41,9 +48,12 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let (ledger, _) = context.prepared_ledger().await?;
     let checked = check_store(&store, &ledger).await?;
     let asked = Shutdown::new();
+    let view = EngineHandle::new(&args.settings, asked.clone());
+    // Before anything is owned: an address that is taken must not cost a lease.
+    let api = Api::start(ledger.clone(), store.clone(), Arc::new(view.clone()), CancellationToken::new());
+    let listeners = http::start(&api, &args.http).await?;
     let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
     let signals = tokio::spawn(watch_signals(asked.clone())?);
-    let view = EngineHandle::new(&args.settings, asked.clone());
     let end = loop {
         // An engine whose lease was lost is over; this process goes on as a new one, with a new identity.
         let stop = asked.child();
@@ -62,6 +72,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
         }
     };
     signals.abort();
+    listeners.stop().await;
     // Only a look that has ended counts: one that hangs must not hold up the exit.
     if let Some(later) = later
         && later.is_finished()

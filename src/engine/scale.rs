@@ -70,7 +70,8 @@ fn measured(load: &Load, at: Duration, backlog: u64) -> Measured {
     Measured {
         at,
         arrived: load.claimed + backlog,
-        completed: load.completed,
+        // In an outage attempts go on to end; what counts is that none succeeds.
+        completed: load.completed.saturating_sub(load.errors),
         busy: load.busy,
         running: load.running.clone(),
         backlog: backlog + load.waiting,
@@ -93,7 +94,7 @@ mod tests {
         assert_eq!(ready(&stats, &kinds, &pauses), 110);
         pauses.0.insert(PauseTarget::Kind(JobKind::Sync), PauseNote { by: "me".into(), at_ms: 0 });
         assert_eq!(ready(&stats, &kinds, &pauses), 10);
-        let load = Load { claimed: 50, completed: 40, waiting: 4, workers: 5, ..Load::default() };
+        let load = Load { claimed: 50, completed: 42, errors: 2, waiting: 4, workers: 5, ..Load::default() };
         let m = measured(&load, Duration::from_secs(9), 7);
         assert_eq!((m.arrived, m.completed, m.backlog, m.workers), (57, 40, 11, 5));
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::RawDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Handler, Outcome, Parts, Watch};
@@ -18,7 +19,7 @@ use crate::runtime::random;
 pub const MAX_DURATION: Duration = Duration::from_secs(3_600);
 
 /// What a failing attempt fails with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoopFault {
     /// As an outage: uses up no attempt.

@@ -4,13 +4,14 @@
 use std::str::FromStr;
 
 use bson::RawDocumentBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{BranchId, Ends, EngineId, JobId};
 use crate::change::ClusterTime;
 
 /// Kind of a job. Later kinds add a variant, a line in [`JobKind::ALL`] and a handler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// A batch of changes becomes a segment. Stored by a checkpoint, ended by a commit, never by [`Finish`](super::Finish).
@@ -59,7 +60,7 @@ impl FromStr for JobKind {
 }
 
 /// State of a job; which may follow which is `queue::transition`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// Later: at `run_at_ms`, or, while its branch is paused, when that ends ([`Job::parked`]).
@@ -106,7 +107,7 @@ impl FromStr for JobState {
 }
 
 /// How much a job is preferred; what it is worth in time is `queue::boost_ms`, and what a kind gets is `Priority::of`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Bulk work that nobody waits for.

@@ -26,7 +26,7 @@ pub use mongo::{
     ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, has_id,
     is_experimental, same_source, secret_option, server_facts,
 };
-pub(crate) use mongo::{code as mongo_error_code, scrub};
+pub(crate) use mongo::{START_ANEW, code as mongo_error_code, scrub};
 pub use status::*;
 
 use std::sync::Arc;

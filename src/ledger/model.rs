@@ -2,6 +2,7 @@
 //! Does not own: how they are stored or fenced (`mongo`, `memory`), or what job states may follow which (`queue`).
 
 use bson::RawDocumentBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::EngineStatus;
@@ -17,7 +18,7 @@ pub type EngineId = String;
 pub type JobId = String;
 
 /// What the operator wants of a capture and what became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureState {
     /// An engine should follow the stream.
@@ -31,7 +32,7 @@ pub enum CaptureState {
 }
 
 /// How exact updates are in history (correctness.md 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Fidelity {
     /// The server's own raw diffs: field order, dots and arrays are exact.
     #[serde(rename = "exact")]
@@ -104,7 +105,7 @@ pub struct Capture {
 }
 
 /// Status of a branch as users see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BranchStatus {
     Active,

@@ -17,15 +17,21 @@ use std::time::Duration;
 pub use decision::{Decision, Direction, Inputs, Limit, Measured, Reason, ScalerSettings};
 
 use congestion::{Congestion, ErrorsSay, Verdict, whole};
-use demand::{AIM, Demand, LOOSE, SLOW, SNUG, TIGHT};
+use demand::{AIM, Demand, LOOSE, SNUG, TIGHT};
 use history::History;
 
 /// Looks in a row that must ask for more workers: a change may have begun in the middle of the first one, whose rate then says too little.
 const LOOKS: u32 = 2;
 
+/// A backlog counts from this many workers on that would have to work it off in its time.
+const LATE: f64 = 0.25;
 /// A size found in haste is looked at again in this time after it, in seconds, without waiting for more certainty.
 const REFINE_FROM: f64 = 2.0;
 const REFINE_TO: f64 = 7.0;
+
+/// Workers are not let go before this many times the service time, but for the longest hold, in seconds.
+const HOLD_JOBS: f64 = 4.0;
+const LONGEST_HOLD: f64 = 300.0;
 
 /// The size for a time, by an operator's order.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +53,8 @@ pub struct Scaler {
     /// Slow loads of the last looks, for letting workers go: when, how many workers they keep busy.
     loads: VecDeque<(f64, f64)>,
     changed: f64,
+    /// Since when fewer have been enough for long enough.
+    enough: Option<f64>,
     /// When the pool last grew by what a second or two said.
     grown: Option<f64>,
 }
@@ -75,6 +83,7 @@ impl Scaler {
             pressed: 0,
             loads: VecDeque::new(),
             changed: 0.0,
+            enough: None,
             grown: None,
         }
     }
@@ -84,10 +93,13 @@ impl Scaler {
         self.target
     }
 
-    /// Holds the size at `target`, within the bounds, until `until` or [`Scaler::release`]. Takes effect with the next step; returns the size.
-    pub fn pin(&mut self, _at: Duration, target: u16, until: Option<Duration>) -> u16 {
-        let target = target.clamp(self.settings.min, self.settings.max);
-        self.pin = Some(Pin { target, until });
+    /// Holds the size at `target`, within the bounds, until `until` or [`Scaler::release`]; nothing if that is over at `at`. Takes effect with the
+    /// next step; returns the size.
+    pub fn pin(&mut self, at: Duration, target: u16, until: Option<Duration>) -> u16 {
+        let target = self.within(target);
+        if until.is_none_or(|until| until > at) {
+            self.pin = Some(Pin { target, until });
+        }
         target
     }
 
@@ -116,6 +128,7 @@ impl Scaler {
         if is_news {
             self.remember(&demand);
         }
+        let known = is_dry.then(|| (self.congestion.clone(), self.grown));
         let chosen = self.choose(m, &demand, is_news);
         let direction = match chosen.target.cmp(&self.target) {
             Ordering::Greater => Direction::Up,
@@ -123,11 +136,16 @@ impl Scaler {
             Ordering::Equal => Direction::Hold,
         };
         let changed = direction != Direction::Hold && !is_dry;
+        if let Some(known) = known.filter(|_| direction != Direction::Hold) {
+            // Nothing follows from a change that is not made.
+            (self.congestion, self.grown) = known;
+        }
         if changed {
             self.target = chosen.target;
             self.changed = self.history.now();
             self.history.resized();
             self.pressed = 0;
+            self.enough = None;
         }
         let inputs = self.inputs(m, &demand);
         Decision {
@@ -153,7 +171,8 @@ impl Scaler {
             return choice(self.settings.base, Reason::Disabled, Some(Limit::Disabled));
         }
         if !is_news {
-            return choice(self.target.max(self.floor()), Reason::Start, None);
+            let reason = if self.history.length() > 0.0 { Reason::Steady } else { Reason::Start };
+            return choice(self.target.max(self.floor()), reason, None);
         }
         if self.history.stalled_since().is_some() {
             self.congestion.interrupt();
@@ -188,7 +207,7 @@ impl Scaler {
         let since_growth = self.grown.map_or(f64::INFINITY, |at| self.history.now() - at);
         let reason = if demand.certain_load > TIGHT * size {
             Reason::Load
-        } else if m.backlog > 0 && demand.probable_load + demand.waiting > size + (0.03 * size).max(0.5) {
+        } else if m.backlog > 0 && demand.probable_load + demand.waiting > size + LATE {
             Reason::Backlog
         } else if demand.rise > 0.0 && demand.probable_load + demand.rise > TIGHT * size {
             Reason::Forecast
@@ -229,9 +248,9 @@ impl Scaler {
     /// Fewer workers, if they have been enough for long enough.
     fn fewer(&mut self, demand: &Demand) -> Choice {
         let floor = self.floor();
-        // Each of them tells of the ten seconds before it as well.
-        let hold = self.settings.hold_down.as_secs_f64();
-        let from = self.history.now() - hold + SLOW.min(hold);
+        // Each of them tells of some time before it as well.
+        let hold = self.hold(demand);
+        let from = self.history.now() - hold + demand.slow.min(hold);
         let most = self.loads.iter().filter(|(at, _)| *at >= from).map(|(_, load)| *load).fold(0.0, f64::max);
         let enough = whole((most / AIM).ceil()).max(floor);
         let has_excess = demand.slow_load + demand.rise <= LOOSE * f64::from(self.target) && self.target > floor;
@@ -240,18 +259,31 @@ impl Scaler {
             let limit = if !is_less {
                 None
             } else if self.target <= floor {
-                Some(if floor == self.settings.base { Limit::Base } else { Limit::Min })
+                Some(if floor == self.settings.min { Limit::Min } else { Limit::Base })
             } else {
                 Some(Limit::DeadBand)
             };
             return choice(self.target, Reason::Steady, limit);
         }
         let is_long_enough = self.history.now() - self.changed >= hold && most <= LOOSE * f64::from(self.target);
-        if !is_long_enough || enough >= self.target {
+        // While the load still falls the time is not up yet, within reason: one step down instead of three.
+        let still_falls = enough > whole((demand.slow_load / AIM).ceil()).max(floor) + 1;
+        if is_long_enough {
+            self.enough.get_or_insert(self.history.now());
+        } else {
+            self.enough = None;
+        }
+        let waits = still_falls && self.enough.is_some_and(|since| self.history.now() - since < demand.slow);
+        if !is_long_enough || waits || enough >= self.target {
             return choice(self.target, Reason::Steady, Some(Limit::HoldDown));
         }
         self.congestion.changed(&self.history, self.target, enough);
         choice(enough, Reason::Idle, (enough == floor).then_some(Limit::Base))
+    }
+
+    /// Seconds for which fewer workers must have been enough: no shorter than a few jobs take, or chance alone would look like it.
+    fn hold(&self, demand: &Demand) -> f64 {
+        self.settings.hold_down.as_secs_f64().max(HOLD_JOBS * demand.service).min(LONGEST_HOLD)
     }
 
     /// Least that the load may lead to.
@@ -273,7 +305,7 @@ impl Scaler {
 
     fn remember(&mut self, demand: &Demand) {
         let now = self.history.now();
-        let hold = self.settings.hold_down.as_secs_f64();
+        let hold = self.hold(demand);
         while self.loads.front().is_some_and(|(at, _)| *at <= now - hold) || self.loads.len() >= 1_000 {
             self.loads.pop_front();
         }
@@ -296,3 +328,7 @@ impl Scaler {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // counts of a plant
+mod tests;

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::AtomicBool;
 
-use bson::rawdoc;
+use bson::{RawDocumentBuf, rawdoc};
 use proptest::prelude::*;
 
 use super::footer::{TRAILER_LEN, Trailer};
 use super::testing::{Row, any_row, hot_updates, inserts, oid, packed, rows_of};
 use super::*;
-use crate::change::{ClusterTime, Op, canonical_id};
+use crate::change::{ClusterTime, Op, canonical_id, parse_stored_event};
 use crate::fault::{Kind, Result};
 use crate::ledger::{Ends, SegmentKind};
 
@@ -177,13 +177,56 @@ fn rule_1_a_diff_that_cannot_be_applied_is_a_hole() {
 }
 
 #[test]
+fn what_a_fold_cannot_apply_is_a_hole_and_what_it_passes_over_is_none() {
+    use crate::branch::catalogue::{Catalogue, Effect};
+    let event = |body: RawDocumentBuf| Row { op: Op::Event, body: Some(body), ..inserts(1).remove(0) };
+    let data = |op, key: Option<RawDocumentBuf>, body: Option<RawDocumentBuf>| Row { op, key, body, ..inserts(1).remove(0) };
+    let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: vec![1; 16] };
+    let id = || Some(rawdoc! {"_id": 1});
+    let shiny =
+        rawdoc! {"operationType": "modify", "collectionUUID": uuid, "ns": {"db": "d", "coll": "c"}, "operationDescription": {"shiny": 1}};
+    let inside = |coll: &str, op| Row { coll: coll.into(), ..data(op, id(), Some(rawdoc! {"zz": {"b": 1}})) };
+    let cases = [
+        (event(rawdoc! {"operationType": "neverSeenBefore", "ns": {"db": "d", "coll": "c"}}), 1),
+        (event(shiny), 1),
+        (event(rawdoc! {"no": "type"}), 1),
+        (event(rawdoc! {"operationType": "update", "ns": {"db": "d", "coll": "c"}, "documentKey": {"_id": 1}}), 1),
+        (data(Op::Described, id(), Some(rawdoc! {"updatedFields": {"a": 1}, "shiny": 1})), 1),
+        (data(Op::Delete, None, None), 1),
+        (data(Op::Insert, id(), None), 1),
+        (event(rawdoc! {"operationType": "startIndexBuild", "ns": {"db": "d", "coll": "c"}}), 0),
+        (event(rawdoc! {"operationType": "abortIndexBuild", "ns": {"db": "d", "coll": "c"}}), 0),
+        (event(rawdoc! {"operationType": "endOfTransaction"}), 0),
+        (data(Op::Described, id(), Some(rawdoc! {"updatedFields": {"a": 1}})), 0),
+        (inside("system.views", Op::Update), 0),
+        (inside("system.buckets.t", Op::Update), 0),
+        (inside("orders", Op::Update), 1),
+    ];
+    for (row, holes) in cases {
+        let rows = [&inserts(2)[..], std::slice::from_ref(&row)].concat();
+        let (.., encoded) = segment(&rows, 3);
+        assert_eq!(encoded.summary.holes, holes, "{row:?}");
+        // The catalogue says the same of every event that is DDL.
+        if let (Op::Event, Some(body)) = (row.op, &row.body)
+            && parse_stored_event(body).is_ok_and(|data| data.is_none())
+        {
+            let effect = Catalogue::default().apply(body).unwrap();
+            assert_eq!(matches!(effect, Effect::Unrecognised(_)), holes > 0, "{row:?}");
+        }
+    }
+}
+
+#[test]
 fn a_hole_that_comes_again_is_counted_again() {
     let mut rows = hot_updates(90, 3);
     for n in [5, 20, 21, 70] {
         rows[n].body = Some(rawdoc! {"zz": {"b": 1}});
     }
+    for n in [7, 30] {
+        rows[n].key = Some(rawdoc! {"names": "nothing"});
+    }
     let (.., encoded) = segment(&rows, 90);
-    assert_eq!(encoded.summary.holes, 4);
+    assert_eq!(encoded.summary.holes, 6);
 }
 
 #[test]
@@ -256,6 +299,24 @@ fn a_claim_of_a_huge_block_is_refused_before_it_is_allocated() {
     assert!(fault.what.contains("limit"), "{}", fault.what);
     entry.raw_len = 10; // a bomb: more comes out than was promised
     assert_eq!(entry.decode("o", &encoded.bytes[start..start + entry.stored_len as usize]).unwrap_err().kind, Kind::Corrupt);
+}
+
+/// A resume token holds the `_id` of its change in hex: one of 600 KB makes a token of 1.2 MB.
+#[test]
+fn a_header_with_a_large_token_comes_back_and_a_claim_beyond_the_object_is_refused() {
+    let (small, blocks, _) = segment(&inserts(9), 5);
+    let token = |len: usize| rawdoc! {"_data": format!("826B03E1BD00000009{}", "AB".repeat(len / 2))};
+    for (start, end) in [(100, 1_200_000), (1_200_000, 1_200_000), (16 << 20, 16 << 20)] {
+        let header = SegmentHeader { start_token: token(start), end_token: token(end), ..small.clone() };
+        let encoded = encode(&header, &blocks, &GO).unwrap();
+        verify_encoded(&encoded, &header, &blocks).unwrap();
+        assert_eq!(SegmentFile::parse("o", encoded.bytes.clone()).unwrap().header(), &header);
+        let cut = SegmentHeader::read("o", &encoded.bytes[..64 << 10]).unwrap_err();
+        assert!(cut.kind == Kind::Corrupt && cut.what.contains("left"), "{}", cut.what);
+    }
+    let mut lies = encode(&small, &blocks, &GO).unwrap().bytes.to_vec();
+    lies[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(SegmentHeader::read("o", &lies).unwrap_err().what.contains("limit"));
 }
 
 /// About 64 KiB in one object, of several blocks.

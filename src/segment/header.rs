@@ -16,8 +16,9 @@ pub(super) const MAGIC: &[u8; 8] = b"ARGNSEG1";
 pub(super) const VERSION: u32 = 1;
 /// Magic, version u32, header length u32.
 const FIXED: usize = 16;
-/// The longest header document (bytes): two resume tokens are a few KiB at most.
-const MAX_HEADER_BYTES: usize = 1 << 20;
+/// The longest header document (bytes): two resume tokens, each as long as a BSON document of the server may be (a token holds the `_id` in
+/// hex, twice its length), and 1 MiB for the rest. Nearly every header is below 1 KiB; nothing is allocated for one that is not there.
+const MAX_HEADER_BYTES: usize = 33 << 20;
 
 /// What a segment says about itself without its blocks.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +55,7 @@ pub struct SegmentHeader {
 
 impl SegmentHeader {
     /// Reads the head of a segment from its first bytes; also the offset at which blocks begin. `object` names it in faults.
-    /// Bytes that end too early are `Corrupt`: a reader of ranges asks for 64 KiB, which is ample, and falls back to the whole.
+    /// Bytes that end too early are `Corrupt`: a reader of ranges asks for 64 KiB, which is nearly always ample, and falls back to the whole.
     pub fn read(object: &str, start: &[u8]) -> Result<(Self, u64)> {
         Self::read_start(start).map_err(|e| e.at(object))
     }

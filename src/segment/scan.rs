@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use bson::RawDocument;
+
 use super::{RawBlock, filter};
-use crate::change::{ChangeRef, ClusterTime, Op, check_delta, operation_type, parse_stored_event, write_canonical_id};
+use crate::change::{ChangeRef, ClusterTime, Op, is_data, is_passed_over, operation_type, parse_ddl, parse_stored_event};
 use crate::fault::Result;
 
 /// What one pass over a block found.
@@ -20,14 +22,14 @@ pub(super) struct Scan {
     pub(super) filter: Vec<u8>,
 }
 
-/// What a row means for the index.
+/// What a row means for the index. A hole is what a fold could not apply: it is asked for by the same functions.
 enum Meaning {
     /// A data change whose key is in the scratch buffer.
     Keyed { hole: bool },
     /// A data change that does not name its document: the filter cannot speak for this block.
     Keyless { hole: bool },
     /// Anything else.
-    Ddl,
+    Ddl { hole: bool },
 }
 
 /// Reads every row, which also proves that the block is well formed.
@@ -38,7 +40,7 @@ pub(super) fn scan(block: &RawBlock) -> Result<Scan> {
     let mut hashes = Some(Vec::with_capacity(block.count as usize));
     let (mut first_time, mut last_time) = (ClusterTime { t: u32::MAX, i: u32::MAX }, ClusterTime::default());
     let (mut has_ddl, mut holes, mut raw_bytes) = (false, 0, 0);
-    // Bodies that are holes, by where they lie: a body that comes again is judged once.
+    // Bodies that are holes and keys that name nothing, by where they lie: what comes again is judged once.
     let mut bad = HashSet::new();
     while let Some(step) = rows.step()? {
         let change = step.change;
@@ -47,18 +49,20 @@ pub(super) fn scan(block: &RawBlock) -> Result<Scan> {
         last_time = last_time.max(change.time);
         raw_bytes += change.raw_bytes();
         if change.key.is_some() && !step.new_key && !step.new_body && change.op != Op::Event {
-            holes += u32::from(change.body.is_some_and(|body| bad.contains(&body.as_bytes().as_ptr())));
+            let is_bad = |part: Option<&RawDocument>| part.is_some_and(|part| bad.contains(&part.as_bytes().as_ptr()));
+            holes += u32::from(is_bad(change.body) || is_bad(change.key));
             continue;
         }
-        canonical.clear();
         let meaning = meaning(&change, &mut canonical);
-        let (Meaning::Keyed { hole } | Meaning::Keyless { hole }) = meaning else {
+        let (Meaning::Keyed { hole } | Meaning::Keyless { hole } | Meaning::Ddl { hole }) = meaning;
+        holes += u32::from(hole);
+        if let Meaning::Ddl { .. } = meaning {
             has_ddl = true;
             continue;
-        };
-        holes += u32::from(hole);
+        }
         if hole {
-            bad.extend(change.body.map(|body| body.as_bytes().as_ptr()));
+            let part = if let Meaning::Keyless { .. } = meaning { change.key } else { change.body };
+            bad.extend(part.map(|part| part.as_bytes().as_ptr()));
         }
         if let Meaning::Keyless { .. } = meaning {
             hashes = None;
@@ -80,23 +84,18 @@ pub(super) fn scan(block: &RawBlock) -> Result<Scan> {
 }
 
 fn meaning(change: &ChangeRef<'_>, canonical: &mut Vec<u8>) -> Meaning {
-    let (mut row, mut hole) = (*change, false);
+    let mut row = *change;
     if change.op == Op::Event {
-        let Some(body) = change.body else { return Meaning::Ddl };
-        if !matches!(operation_type(body), Some("insert" | "update" | "replace" | "delete")) {
-            return Meaning::Ddl;
-        }
+        let Some(body) = change.body else { return Meaning::Ddl { hole: true } };
         // A data event with fields we do not know, kept whole: what can be applied is, the rest is a hole.
         match parse_stored_event(body) {
             Ok(Some(inner)) => row = inner,
-            Ok(None) => return Meaning::Ddl,
-            Err(_) => return Meaning::Keyless { hole: true },
+            Ok(None) => return Meaning::Ddl { hole: parse_ddl(body).is_err() },
+            Err(_) if operation_type(body).is_some_and(is_data) => return Meaning::Keyless { hole: true },
+            Err(_) => return Meaning::Ddl { hole: true },
         }
     }
-    if row.op == Op::Update {
-        // Malformed counts like unknown: what cannot be applied must show now, not at a restore.
-        hole = row.body.is_none_or(|diff| check_delta(diff).is_err());
-    }
-    let document = row.key.or(if matches!(row.op, Op::Insert | Op::Replace) { row.body } else { None });
-    if document.is_some_and(|d| write_canonical_id(d, canonical)) { Meaning::Keyed { hole } } else { Meaning::Keyless { hole } }
+    let passed_over = is_passed_over(row.coll);
+    let hole = !passed_over && !row.is_applicable();
+    if row.write_document_key(canonical) { Meaning::Keyed { hole } } else { Meaning::Keyless { hole: !passed_over } }
 }

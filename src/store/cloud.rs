@@ -105,6 +105,10 @@ impl CloudStore {
             {
                 Fault::rejected(format!("{what}; create the bucket or correct ARGON_STORE_URL"))
             }
+            // No object can be missing for a write: what answers is not the bucket.
+            Error::NotFound { .. } if writes => Fault::rejected(format!(
+                "{what}; there is no such bucket behind this endpoint now: check the endpoint and the bucket's name"
+            )),
             Error::NotFound { .. } => Fault::missing(what),
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
                 Fault::rejected(format!("{what}; the credentials need to read, write, list and delete objects there"))
@@ -288,7 +292,8 @@ mod tests {
             (generic("Server returned non-2xx status code: 429 Too Many Requests: "), Kind::Transient, Kind::Transient),
             (generic("Server returned non-2xx status code: 400 Bad Request: "), Kind::Rejected, Kind::Rejected),
             (generic("something new"), Kind::Unknown, Kind::Transient),
-            (not_found("NoSuchKey"), Kind::Missing, Kind::Missing),
+            (not_found("NoSuchKey"), Kind::Rejected, Kind::Missing),
+            (not_found("404 page not found"), Kind::Rejected, Kind::Missing),
             (not_found("NoSuchBucket"), Kind::Rejected, Kind::Rejected),
             (denied, Kind::Rejected, Kind::Rejected),
             (refused, Kind::Transient, Kind::Transient),

@@ -32,6 +32,8 @@ pub enum PutFault {
     Altered,
     /// A failure that does not heal.
     Rejected,
+    /// Nothing is done, `Missing` is answered, as by an ingress that knows of no backend.
+    Missing,
 }
 
 /// What may happen to a read (get, head, list).
@@ -81,7 +83,7 @@ pub struct FaultPlan {
 pub struct FaultCounts {
     /// Operations begun.
     pub calls: u64,
-    /// [`PutFault::FailBefore`], [`PutFault::Rejected`] and [`GetFault::Fail`].
+    /// [`PutFault::FailBefore`], [`PutFault::Rejected`], [`PutFault::Missing`] and [`GetFault::Fail`].
     pub failed: u64,
     /// [`PutFault::LostRequest`].
     pub lost_requests: u64,
@@ -182,7 +184,7 @@ impl FaultyStore {
         })?;
         let counts = &mut state.counts;
         match drawn {
-            PutFault::FailBefore(_) | PutFault::Rejected => counts.failed += 1,
+            PutFault::FailBefore(_) | PutFault::Rejected | PutFault::Missing => counts.failed += 1,
             PutFault::LostRequest => counts.lost_requests += 1,
             PutFault::LostAnswer => counts.lost_answers += 1,
             PutFault::RefusedThoughFree => counts.refused += 1,
@@ -219,6 +221,7 @@ impl FaultyStore {
             Some(PutFault::LostRequest) => return Err(Fault::unknown(format!("injected: request to put {key} was lost"))),
             Some(PutFault::RefusedThoughFree) => return Ok(Put::Refused),
             Some(PutFault::Rejected) => return Err(Fault::rejected(format!("injected: put of {key} was rejected"))),
+            Some(PutFault::Missing) => return Err(Fault::missing(format!("injected: there is nothing to put {key} into"))),
             _ => {}
         }
         let body = if fault == Some(PutFault::Altered) && !self.verifies_puts() { self.flip(body) } else { body };
@@ -333,6 +336,7 @@ impl ObjectStore for FaultyStore {
             }
             Some(PutFault::LostRequest) => Err(Fault::unknown(format!("injected: request to delete {key} was lost"))),
             Some(PutFault::Rejected) => Err(Fault::rejected(format!("injected: delete of {key} was rejected"))),
+            Some(PutFault::Missing) => Err(Fault::missing(format!("injected: there is nothing to delete {key} from"))),
             Some(PutFault::LostAnswer) => {
                 self.inner.delete(key).await?;
                 Err(Fault::unknown(format!("injected: the answer to the delete of {key} was lost")))

@@ -49,7 +49,7 @@ struct Tree {
 /// Why a directory is not known to be durable.
 #[derive(Debug, Default)]
 struct Unsynced {
-    /// Names are being added right now.
+    /// Names are being added or removed right now, by this many.
     pending: u32,
     /// Syncs that failed and that no later one has mended.
     failed: u32,
@@ -183,7 +183,7 @@ impl Tree {
             linked = std::fs::hard_link(&temp.path, &path);
         }
         match linked {
-            Ok(()) => self.sync_names(parent, Step::Commit).map(|()| Put::Stored),
+            Ok(()) => self.settle(parent, Step::Commit).map(|()| Put::Stored),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle(parent, Step::Prepare).map(|()| Put::Refused),
             Err(error) => {
                 self.end(parent, 0, true);
@@ -204,7 +204,7 @@ impl Tree {
         self.settle(dir, step)
     }
 
-    /// Before a name is added to a directory, so that nobody who looks meanwhile takes what is there for durable.
+    /// Before a name is added to a directory or taken from it, so that nobody who looks meanwhile takes what is there for durable.
     fn begin(&self, dir: &Path) {
         self.unsynced.lock().entry(dir.to_owned()).or_default().pending += 1;
     }
@@ -292,16 +292,19 @@ impl Tree {
         let path = self.root.join(key);
         // Else a replace that has just compared the version would bring the object back.
         let _lock = self.lock(key)?;
-        match open_object(&path)? {
-            None => return Ok(()),
-            Some(_) => match std::fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-                Err(error) => return Err(io_fault(Step::Prepare, "remove", &path, &error)),
-            },
-        }
         let parent = path.parent().unwrap_or(&self.root);
-        self.settle(parent, Step::Commit)
+        if open_object(&path)?.is_none() {
+            // An earlier call may have removed it and not been able to sync.
+            return if self.unsynced.lock().contains_key(parent) { self.sync_names(parent, Step::Prepare) } else { Ok(()) };
+        }
+        self.begin(parent);
+        match std::fs::remove_file(&path) {
+            Ok(()) => self.settle(parent, Step::Commit),
+            Err(error) => {
+                self.end(parent, 0, true);
+                if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(io_fault(Step::Prepare, "remove", &path, &error)) }
+            }
+        }
     }
 
     /// Creates the directories down to `dir` and makes each durable in its parent, also those that another process has just made.
@@ -454,6 +457,7 @@ mod tests {
             put_idempotent(&store, key, body, &tag, &policy, &CancellationToken::new()).await
         };
         upload("a/first").await.unwrap(); // makes the directory
+        assert!(store.tree.unsynced.lock().is_empty(), "what is durable is not synced again by whoever looks");
         broken.store(true, Ordering::SeqCst);
         let fault = upload("a/second").await.unwrap_err();
         assert!(fault.may_heal() && fault.what.contains("sync"), "{fault}");
@@ -461,6 +465,39 @@ mod tests {
         assert!(store.head("a/second").await.is_err());
         broken.store(false, Ordering::SeqCst);
         assert_eq!(upload("a/second").await.unwrap().outcome, PutOutcome::Adopted);
-        assert!(store.head("a/second").await.unwrap().is_some());
+        let version = store.head("a/second").await.unwrap().unwrap().version.unwrap();
+        let tag = PutTag { sha256: [7; 32], put_id: "two".to_owned() };
+        assert_eq!(store.replace("a/second", Bytes::from_static(b"other"), &tag, &version).await.unwrap(), Put::Stored);
+        store.delete("a/second").await.unwrap();
+        assert!(store.tree.unsynced.lock().is_empty(), "all of it is durable now");
+    }
+
+    #[tokio::test]
+    async fn rule_22_a_delete_beside_a_put_does_not_hide_that_the_put_was_not_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        FileStore::open(dir.path()).unwrap();
+        let broken = Arc::new(AtomicBool::new(false));
+        let fails = broken.clone();
+        let sync = move |path: &Path| if fails.load(Ordering::SeqCst) { Err(io::Error::other("EIO")) } else { sync_dir(path) };
+        let store = FileStore::over(dir.path(), SyncDir(Box::new(sync)));
+        let tag = PutTag { sha256: [7; 32], put_id: "one".to_owned() };
+        for key in ["a/first", "a/second"] {
+            store.put_new(key, Bytes::from_static(b"body"), &tag).await.unwrap();
+        }
+        let (tree, parent) = (store.tree.clone(), dir.path().join("a"));
+        // A put has begun, what it adds is visible, and a delete comes and goes before it syncs.
+        tree.begin(&parent);
+        store.delete("a/first").await.unwrap();
+        store.delete("a/none").await.unwrap();
+        broken.store(true, Ordering::SeqCst);
+        assert!(tree.settle(&parent, Step::Commit).is_err());
+        assert!(store.head("a/second").await.is_err(), "it may not survive a crash");
+        // A delete whose sync fails is remembered too, and what mends them makes the directory durable.
+        assert_eq!(store.delete("a/second").await.unwrap_err().kind, crate::fault::Kind::Unknown);
+        assert!(store.head("a/second").await.is_err());
+        assert!(store.delete("a/second").await.is_err(), "it is gone, but may come back");
+        broken.store(false, Ordering::SeqCst);
+        assert_eq!(store.head("a/second").await.unwrap(), None);
+        assert!(tree.unsynced.lock().is_empty());
     }
 }

@@ -146,6 +146,10 @@ impl Asked<'_> {
                 "the credentials need s3:GetObject, s3:PutObject, s3:DeleteObject on the objects and s3:ListBucket on bucket BUCKET",
             ),
             (404, _) if self.verb == Verb::List => (Kind::Rejected, "bucket BUCKET does not exist: create it, or correct ARGON_STORE_URL"),
+            // No object can be missing for a put: what answers is not the bucket, an ingress whose backend is away for instance.
+            (404, _) if self.verb == Verb::Put => {
+                (Kind::Rejected, "there is no bucket BUCKET behind this endpoint now: check the endpoint, its path and the bucket's name")
+            }
             (404, _) => (Kind::Missing, ""),
             (409 | 429, _) => (Kind::Transient, ""),
             (412, _) => (Kind::Transient, ""),
@@ -216,6 +220,10 @@ mod tests {
             (Put, 400, "InvalidArgument", Rejected),
             (Put, 501, "NotImplemented", Rejected),
             (Put, 404, "NoSuchBucket", Rejected),
+            (Put, 404, "", Rejected),
+            (Put, 404, "NoSuchKey", Rejected),
+            (Put, 404, "NotFound", Rejected),
+            (Delete, 404, "", Missing),
             (Put, 403, "AccessDenied", Rejected),
             (Put, 403, "SignatureDoesNotMatch", Rejected),
             (Put, 301, "PermanentRedirect", Rejected),
@@ -242,6 +250,8 @@ mod tests {
             fault.what,
             "storing k in s3://shop: the store answered 404 NoSuchBucket: gone; bucket shop does not exist: create it, or correct ARGON_STORE_URL"
         );
+        let nowhere = asked(Verb::Put).answered(Answer { status: 404, ..Answer::default() });
+        assert!(nowhere.what.contains("no bucket shop behind this endpoint"), "{nowhere}");
         assert!(asked(Verb::Put).no_answer("no providers in chain provided credentials", false).what.contains("AWS_ACCESS_KEY_ID"));
     }
 

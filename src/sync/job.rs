@@ -126,7 +126,7 @@ impl SyncJob {
         let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
         let policy = RetryPolicy { time: self.upload_time, ..RetryPolicy::default() };
         let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await;
-        match report.map_err(outage)?.outcome {
+        match report.map_err(store_outage)?.outcome {
             PutOutcome::Stored => Ok(false),
             PutOutcome::Adopted => Ok(true),
             PutOutcome::Conflict => Err(Fault::corrupt(format!(
@@ -164,6 +164,14 @@ fn outage(fault: Fault) -> Fault {
     match fault.kind {
         Kind::Unknown | Kind::Rejected => Fault { kind: Kind::Transient, ..fault },
         _ => fault,
+    }
+}
+
+/// Nothing that an upload needs can be missing but the store itself: whoever answers so stands in its place.
+fn store_outage(fault: Fault) -> Fault {
+    match fault.kind {
+        Kind::Missing => Fault { kind: Kind::Transient, ..fault },
+        _ => outage(fault),
     }
 }
 

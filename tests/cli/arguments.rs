@@ -40,6 +40,9 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
         ("ARGON_METADATA_DB", "--metadata-db", "a.b", "1 to 63 bytes"),
         ("ARGON_METADATA_DB", "--metadata-db", "local", "belongs to MongoDB"),
         ("ARGON_S3_PATH_STYLE", "--s3-path-style", "maybe", "auto, on, off"),
+        ("ARGON_LOG", "--log", "verbose", "such as argon=debug,warn"),
+        ("ARGON_LOG", "--log", "argon=loud", "such as argon=debug,warn"),
+        ("ARGON_LOG_FORMAT", "--log-format", "yaml", "text, json"),
     ] {
         let by_variable = argon(&["run"], &[&HERE[..], &[(variable, value)]].concat()).await;
         assert_refused(&by_variable, 2, &[variable, &format!("'{value}'"), range]);

@@ -13,3 +13,4 @@ mod points;
 mod readme;
 mod servers;
 mod storage;
+mod workers;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 /// No command here takes longer, even on a busy machine.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const BRANCH: &str = "shop/main";
 
 pub(crate) fn binary() -> &'static Path {

@@ -51,6 +51,33 @@ async fn a_restore_that_may_not_be_is_refused_before_the_first_write() {
     assert_eq!(target.collection::<Document>("orders").count_documents(doc! {}).await.unwrap(), 10);
 }
 
+#[tokio::test]
+async fn single_collections_and_views_are_restored_by_name() {
+    let place = Place::new("some").await;
+    let engine = place.begin().await;
+    for name in ["orders", "customers", "logs"] {
+        place.source.collection(name).insert_many((0..10).map(|i| doc! {"_id": i})).await.unwrap();
+    }
+    place.source.run_command(doc! {"create": "recent", "viewOn": "orders", "pipeline": []}).await.unwrap();
+    place.catch_up().await;
+    place.stop(engine).await;
+
+    let target = place.database("some");
+    let restore = ["restore", BRANCH, "--to-db", target.name(), "--collection", "orders"];
+    let unknown = place.argon(&[&restore[..], &["--collection", "oders"]].concat()).await;
+    assert_refused(&unknown, 1, &["oders", "no collection or view"]);
+    assert!(target.list_collection_names().await.unwrap().is_empty(), "refused before the first write");
+    // What is not named may be in the way as it likes.
+    target.collection("logs").insert_one(doc! {"_id": "mine"}).await.unwrap();
+    let done = place.json(&[&restore[..], &["--collection", "recent"]].concat()).await;
+    assert_eq!((&done["documents"], &done["views"]), (&10.into(), &serde_json::json!(["recent"])), "{done}");
+    let mut names = target.list_collection_names().await.unwrap();
+    names.retain(|name| !name.starts_with("system."));
+    names.sort();
+    assert_eq!(names, ["logs", "orders", "recent"]);
+    assert_eq!(target.collection::<Document>("logs").count_documents(doc! {}).await.unwrap(), 1);
+}
+
 /// Hash of each collection now, or as it was at a time.
 async fn hashes(db: &mongodb::Database, at: Option<Timestamp>) -> Document {
     let mut command = doc! {"dbHash": 1};

@@ -162,8 +162,16 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
 
     guarded.mongod.restart(0).await.unwrap();
     guarded.mongod.wait_primary(Duration::from_secs(60)).await.unwrap();
-    for collection in ["captures", "branches", "jobs", "engines", "segments", "events"] {
-        let rows = place.client.database(&place.metadata).collection::<Document>(collection);
+    let metadata = place.client.database(&place.metadata);
+    let mut collections = metadata.list_collection_names().await.unwrap();
+    collections.sort();
+    assert_eq!(
+        collections,
+        ["branches", "captures", "controls", "counters", "engines", "job_payloads", "jobs", "leases", "segments", "stats"],
+        "what is written, and nothing else"
+    );
+    for collection in &collections {
+        let rows = metadata.collection::<Document>(collection);
         let mut rows = rows.find(doc! {}).await.unwrap();
         while let Some(row) = rows.next().await {
             assert!(!row.as_ref().unwrap().to_string().contains("S3CRET"), "{collection}: {row:?}");
@@ -189,6 +197,27 @@ async fn what_may_not_be_captured_is_refused_and_left_alone() {
     }
     let branches: serde_json::Value = place.json(&["branch", "list"]).await;
     assert_eq!(branches["branches"], serde_json::json!([]), "nothing was begun");
+}
+
+#[tokio::test]
+async fn doctor_says_whether_a_database_can_be_captured() {
+    let place = Place::new("doctor").await;
+    let source = place.source.name();
+    let doctor = async |db: &str| place.argon(&["doctor", "--source-db", db]).await;
+    let told = |output: &argon::devkit::Output, code: i32, says: &[&str]| {
+        assert_eq!(output.code, code, "{output:?}");
+        for part in says {
+            assert!(output.stdout.contains(part), "{part:?} is not said: {output:?}");
+        }
+    };
+    told(&doctor(source).await, 0, &["the replica set argon-devkit", "has no documents yet"]);
+    place.source.collection("orders").insert_one(doc! {"_id": 1}).await.unwrap();
+    told(&doctor(source).await, 1, &["FAILED   source database", "orders", "start the capture first"]);
+    told(&doctor(&place.metadata).await, 1, &["FAILED   source database", &place.metadata, "metadata database"]);
+    place.source.collection::<Document>("orders").drop().await.unwrap();
+    place.start_capture().await;
+    place.source.collection("orders").insert_one(doc! {"_id": 1}).await.unwrap();
+    told(&doctor(source).await, 0, &["captured into shop/main (running)"]);
 }
 
 #[tokio::test]

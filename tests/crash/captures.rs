@@ -91,7 +91,7 @@ async fn oplog_rolled_over_is_a_visible_failure() {
     .await;
     let mut engine = world.engine(&[]);
     let reason = failed_visibly(&world, &mut engine, "rolled_by").await;
-    assert!(reason.contains("oplog") && reason.contains("start a new capture"), "{reason}");
+    assert!(reason.contains("oplog") && reason.contains("into another branch, load it again"), "{reason}");
     drain(&mut engine).await;
     // What cannot go on is not said to go on.
     let again = world.argon(&["capture", "start", BRANCH, "--source-db", "rolled", "--source-uri", &other.uri()]).await;

@@ -13,9 +13,9 @@ use crate::world::{LIMIT, World, drain, until};
 
 /// Every run ends with the faults off, and then everything must be committed within this time. What is held up by a transaction of a killed
 /// engine would be held for longer.
-const RECOVERY: Duration = Duration::from_secs(60);
+pub(crate) const RECOVERY: Duration = Duration::from_secs(60);
 
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
 }
 
@@ -35,11 +35,15 @@ async fn random_kill_9_under_load() {
     world.start_capture().await;
     let mut engines = vec![world.engine(&settings), world.engine(&settings)];
     let load = Load::start(&world.source(), Mix { seed, ddl: true, tolerant: false }).await;
-    let (mut done, mut progressed, mut last, mut running) = (0, 0, 0, 0);
+    let (mut done, mut unmoved, mut last, mut running) = (0, 0, 0, 0);
     while done < kills {
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..2_500))).await;
-        let head = world.head().await.unwrap();
-        progressed += u64::from(head > last);
+        let mut head = world.head().await.unwrap();
+        // Kills that come before anything could be committed prove little: after two of those the next one waits until history moves.
+        if head == last && unmoved == 2 {
+            head = until("history moves between kills", || async { world.head().await.filter(|head| *head > last) }).await;
+        }
+        unmoved = if head > last { 0 } else { unmoved + 1 };
         last = head;
         running += world.jobs(Some(JobState::Running)).await.len();
         // Sometimes both at once: nobody is left to take over.
@@ -59,7 +63,6 @@ async fn random_kill_9_under_load() {
     let killing = start.elapsed();
     proxy.set(Mode::Pass);
     let healed = clock::now();
-    assert!(progressed * 3 >= kills, "history moved only between {progressed} of {kills} kills");
 
     // A job that was alone at three deaths is condemned (rule 26) although it is innocent here; an operator revives it.
     let condemned = revive(&world).await;
@@ -111,7 +114,7 @@ async fn an_open_transaction_of_a_killed_engine_does_not_hold_up_its_rescue() {
 }
 
 /// Waits until the queue holds nothing but dead jobs and retries those that a crash loop has condemned; anything else that is dead fails the test.
-async fn revive(world: &World) -> usize {
+pub(crate) async fn revive(world: &World) -> usize {
     let dead = until("every job has ended", || async {
         let depth = world.ledger.depth().await.ok()?;
         (depth.scheduled + depth.ready + depth.running == 0).then_some(())?;

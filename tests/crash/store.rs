@@ -2,9 +2,10 @@
 
 use argon::devkit::Mode;
 use argon::ledger::JobState;
+use serde_json::Value;
 
 use crate::load::{Load, Mix};
-use crate::world::{World, drain, until};
+use crate::world::{BRANCH, World, drain, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn store_outage() {
@@ -22,6 +23,14 @@ async fn store_outage() {
     let (head, queued) = (world.head().await.unwrap(), world.queued().await.unwrap());
     until("capture goes on meanwhile", || async { world.queued().await.filter(|now| *now > queued + 300) }).await;
     assert_eq!(world.head().await, Some(head), "nothing is committed without a store");
+    // Everything is as it should be, and yet whoever asks is told what is waited for.
+    let reason = |shown: &Value| shown["reason"].as_str().unwrap_or_default().to_owned();
+    let shown = world.json(&["branch", "show", BRANCH]).await;
+    let listed = world.json(&["capture", "list"]).await;
+    for waits in [&shown, &listed["captures"][0]] {
+        assert!(reason(waits).contains("waiting at seq:") && reason(waits).contains("s3://"), "{waits}");
+    }
+    assert_eq!((shown["status"].as_str(), listed["captures"][0]["state"].as_str()), (Some("active"), Some("running")));
     for job in world.jobs(None).await {
         assert!(job.attempt <= 1 && job.crashes == 0 && job.state != JobState::Dead, "{job:?}");
     }
@@ -41,5 +50,6 @@ async fn store_outage() {
         let after = job.sync.as_ref().is_some_and(|s| s.first_seq > mark);
         assert!(job.attempt == 1 && (!after || job.error_count == 0), "{job:?}");
     }
+    assert_eq!(reason(&world.json(&["branch", "show", BRANCH]).await), "");
     drain(&mut engine).await;
 }

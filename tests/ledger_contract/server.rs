@@ -406,6 +406,34 @@ async fn missing_rights_and_wrong_passwords_are_named() {
     assert!(same_source(&full.identity, &few.identity));
 }
 
+/// A source that does not show its id is known by its name alone, so only a missing right may mean that it does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_7_only_a_missing_right_hides_the_id_of_a_source() {
+    let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let ledger = connect(&mongod.uri(), &fresh()).await.unwrap();
+    let admin = mongod.client().await.unwrap();
+    let whole = server_facts(ledger.client()).await.unwrap();
+    assert!(whole.identity_exact, "{whole:?}");
+    for (commands, exact) in [(&["replSetGetConfig"][..], true), (&["replSetGetConfig", "find"], false)] {
+        fail_command(&admin, 10, doc! { "failCommands": commands, "errorCode": 13 }).await;
+        let facts = server_facts(ledger.client()).await.unwrap();
+        entered(&admin).await;
+        assert_eq!(facts.identity_exact, exact, "{commands:?}");
+        assert!(same_source(&whole.identity, &facts.identity));
+    }
+    for fault in [doc! { "errorCode": 10107 }, doc! { "errorCode": 11600 }, doc! { "closeConnection": true }] {
+        let mut data = doc! { "failCommands": ["replSetGetConfig"] };
+        data.extend(fault.clone());
+        // A client of its own: what says that it shuts down is left alone by its driver for a while.
+        let ledger = connect(&mongod.uri(), "argon").await.unwrap();
+        fail_command(&admin, 10, data).await;
+        let seen = server_facts(ledger.client()).await.map(|facts| facts.identity);
+        entered(&admin).await;
+        assert!(seen.as_ref().is_err_and(|e| e.may_heal() && e.what.contains("the id of the replica set")), "{fault}: {seen:?}");
+    }
+    assert_eq!(server_facts(ledger.client()).await.unwrap().identity, whole.identity, "and it is seen again");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_process_left_open_is_ended_with_the_rights_of_a_plain_user() {
     let auth = Some(Auth { user: "root".to_owned(), password: "secret".to_owned() });

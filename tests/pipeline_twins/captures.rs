@@ -215,6 +215,27 @@ fn rule_19_the_bucket_says_what_became_of_a_capture() {
 }
 
 #[test]
+fn rule_2_a_time_series_collection_made_after_the_start_is_on_the_branch_before_its_changes() {
+    let world = World::new();
+    let engine = world.spawn("one", Mix::default());
+    world.insert(10);
+    world.settle();
+    assert_eq!(world.branch().uncovered, Vec::<String>::new());
+    engine.ledger.script(LedgerCall::NoteCapture, Mishap::AnswerLost);
+    world.feed.create_timeseries("weather").unwrap();
+    world.insert(10);
+    world.settle();
+    let named = ["weather: time-series, recorded but not restored by this version"];
+    assert_eq!(world.branch().uncovered, named);
+    world.wait("the bucket knows it too", || world.branch_json().uncovered == named);
+    world.feed.create_timeseries("weather").unwrap();
+    world.settle();
+    assert_eq!(world.branch().uncovered, named, "once");
+    engine.drain();
+    world.check();
+}
+
+#[test]
 fn rule_19_each_change_is_one_version_and_none_is_written_twice() {
     let world = World::new();
     let ledger: SharedLedger = world.ledger.clone();

@@ -113,6 +113,24 @@ fn a_store_that_never_answers_uses_up_no_attempts() {
 }
 
 #[test]
+fn a_store_that_refuses_or_is_not_found_uses_up_no_attempts() {
+    let world = World::new();
+    let strict = argon::config::EngineSettings { retry_count: 0, ..settings() };
+    let engine = world.spawn_with("one", Mix::default(), strict, world.store.clone());
+    for fault in [PutFault::Missing, PutFault::Rejected, PutFault::Missing] {
+        engine.store.next_put(fault);
+    }
+    world.insert(50);
+    world.settle();
+    assert_eq!(engine.store.counts().failed, 3);
+    assert_eq!(world.jobs(JobState::Dead), []);
+    let done = world.jobs(JobState::Done);
+    assert!(done.iter().all(|j| j.attempt == 1) && done.iter().any(|j| j.error_count > 0), "{done:#?}");
+    engine.drain();
+    world.check();
+}
+
+#[test]
 fn a_ledger_that_never_answers_uses_up_no_attempts() {
     let world = World::new();
     let strict = argon::config::EngineSettings { retry_count: 0, process_timeout: Duration::from_secs(2), ..settings() };

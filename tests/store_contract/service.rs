@@ -113,6 +113,7 @@ async fn answers_of_bad_days_are_classified() {
         (http("500 Internal Server Error", "", "<html>not XML"), Kind::Unknown, Kind::Transient),
         (http("429 Too Many Requests", "retry-after: 7\r\n", ""), Kind::Transient, Kind::Transient),
         (http("409 Conflict", "", &error("ConditionalRequestConflict")), Kind::Transient, Kind::Transient),
+        (http("404 Not Found", "", "default backend - 404"), Kind::Rejected, Kind::Missing),
         (http("403 Forbidden", "", &error("AccessDenied")), Kind::Rejected, Kind::Rejected),
         (http("501 Not Implemented", "", &error("NotImplemented")), Kind::Rejected, Kind::Rejected),
     ] {

@@ -11,6 +11,7 @@ mod machine;
 mod pipeline;
 mod repeated;
 mod rig;
+mod scaler;
 mod session;
 mod watch;
 
@@ -25,6 +26,7 @@ pub(crate) async fn run(bench: Bench) -> Result<Report> {
         Bench::Pipeline(args) => Box::pin(pipeline::run(args)).await,
         Bench::Live(args) => Box::pin(live::run(args)).await,
         Bench::Repeated(args) => Box::pin(repeated::run(args)).await,
+        Bench::Scaler(args) => scaler::run(args).await,
     }
 }
 

@@ -1,56 +1,33 @@
 //! Owns: what `collMod` does to options and indexes, as mongod 6.0 does it (each line was compared with `listCollections` after the command).
-//! Does not own: the other events.
+//! Does not own: which changes there are (`change`), the other events.
 
 use bson::{Bson, Document};
 
-use super::{Catalogue, Collection, Ddl, Effect, Kind, View, index_name};
+use super::{Catalogue, Collection, Effect, index_name, misfit};
+use crate::change::{DdlEvent, IndexOption, Modification};
 use crate::fault::Result;
 
 /// A capped size is rounded up to this.
 const CAPPED_STEP: i64 = 256;
 
-pub(super) fn modify(catalogue: &mut Catalogue, event: &Ddl<'_>, tolerant: bool) -> Result<Effect> {
-    let change = event.description()?;
-    if event.uuid.is_none() {
-        return modify_view(catalogue, event, change, tolerant);
-    }
+pub(super) fn modify(catalogue: &mut Catalogue, event: &DdlEvent<'_>, changes: Vec<Modification>, tolerant: bool) -> Result<Effect> {
     let Some(collection) = catalogue.find(event, tolerant)? else { return Ok(Effect::None) };
-    let mut unknown = Vec::new();
-    for (field, value) in change {
-        let known = match (field.as_str(), value) {
-            ("index", Bson::Document(index)) => match modify_index(collection, &index) {
-                Some(known) => known,
-                None if tolerant => true,
-                None => return Err(event.corrupt("changes an index that does not exist")),
-            },
-            (field, value) => modify_option(collection, field, value),
-        };
-        if !known {
-            unknown.push(field);
+    for change in changes {
+        match change {
+            Modification::Index { name, options } => {
+                if !modify_index(collection, &name, options) && !tolerant {
+                    return Err(misfit(event, "changes an index that does not exist"));
+                }
+            }
+            option => modify_option(&mut collection.options, option),
         }
     }
-    if unknown.is_empty() {
-        return Ok(Effect::None);
-    }
-    Ok(Effect::Unrecognised(format!("collMod of {:?} with unknown fields {}", event.coll, unknown.join(", "))))
-}
-
-/// A view's event carries the whole new definition.
-fn modify_view(catalogue: &mut Catalogue, event: &Ddl<'_>, options: Document, tolerant: bool) -> Result<Effect> {
-    let kind = match catalogue.views.get(event.coll) {
-        Some(view) => view.kind,
-        None if tolerant => Kind::View,
-        None => return Err(event.corrupt("is about a view that does not exist")),
-    };
-    catalogue.views.insert(event.coll.to_owned(), View { name: event.coll.to_owned(), kind, options });
     Ok(Effect::None)
 }
 
-/// False for a field that this version does not know.
-fn modify_option(collection: &mut Collection, field: &str, value: Bson) -> bool {
-    let options = &mut collection.options;
-    match (field, value) {
-        ("validator", Bson::Document(validator)) => {
+fn modify_option(options: &mut Document, change: Modification) {
+    match change {
+        Modification::Validator(validator) => {
             if validator.is_empty() {
                 options.remove("validator");
             } else {
@@ -58,45 +35,39 @@ fn modify_option(collection: &mut Collection, field: &str, value: Bson) -> bool 
             }
             fill_validation(options);
         }
-        ("validationLevel" | "validationAction", value) => {
-            options.insert(field, value);
+        Modification::ValidationLevel(level) => {
+            options.insert("validationLevel", level);
             fill_validation(options);
         }
-        ("changeStreamPreAndPostImages", Bson::Document(images)) => {
+        Modification::ValidationAction(action) => {
+            options.insert("validationAction", action);
+            fill_validation(options);
+        }
+        Modification::ChangeStreamPreAndPostImages(images) => {
             if images.get_bool("enabled").unwrap_or(false) {
-                options.insert(field, images);
+                options.insert("changeStreamPreAndPostImages", images);
             } else {
-                options.remove(field);
+                options.remove("changeStreamPreAndPostImages");
             }
         }
-        ("recordPreImages", value) => {
-            if truthy(&value) {
-                options.insert(field, true);
-            } else {
-                options.remove(field);
-            }
+        Modification::RecordPreImages(on) => set_flag(options, "recordPreImages", on),
+        Modification::ExpireAfterSeconds(Some(seconds)) => {
+            options.insert("expireAfterSeconds", seconds);
         }
-        ("expireAfterSeconds", Bson::String(off)) if off == "off" => {
-            options.remove(field);
+        Modification::ExpireAfterSeconds(None) => {
+            options.remove("expireAfterSeconds");
         }
-        ("expireAfterSeconds", seconds) => {
-            options.insert(field, seconds);
-        }
-        ("cappedSize", size) => {
-            let Some(size) = integer(&size) else { return false };
+        Modification::CappedSize(size) => {
             let rounded = size.saturating_add(CAPPED_STEP - 1) / CAPPED_STEP * CAPPED_STEP;
             options.insert("size", compact(rounded));
         }
-        ("cappedMax", max) => {
-            let Some(max) = integer(&max) else { return false };
-            // Zero and below mean no limit, which the server stores as the largest number.
+        // Zero and below mean no limit, which the server stores as the largest number.
+        Modification::CappedMax(max) => {
             options.insert("max", if max <= 0 { Bson::Int32(i32::MAX) } else { compact(max) });
         }
         // Buckets of time-series collections are recorded, not restored; their granularity changes nothing that is.
-        ("timeseries", _) => {}
-        _ => return false,
+        Modification::Timeseries | Modification::Index { .. } => {}
     }
-    true
 }
 
 /// The server writes both defaults down as soon as one of the three is touched.
@@ -109,25 +80,23 @@ fn fill_validation(options: &mut Document) {
     }
 }
 
-/// `None` when there is no such index, `Some(false)` when a field is unknown.
-fn modify_index(collection: &mut Collection, change: &Document) -> Option<bool> {
-    let spec = collection.indexes.iter_mut().find(|spec| index_name(spec) == index_name(change))?;
-    let mut known = true;
-    for (field, value) in change {
-        match field.as_str() {
-            "name" | "keyPattern" => {}
-            "expireAfterSeconds" => {
-                spec.insert(field, value);
+/// False when there is no such index.
+fn modify_index(collection: &mut Collection, name: &str, options: Vec<IndexOption>) -> bool {
+    let Some(spec) = collection.indexes.iter_mut().find(|spec| index_name(spec) == name) else { return false };
+    for option in options {
+        match option {
+            IndexOption::ExpireAfterSeconds(seconds) => {
+                spec.insert("expireAfterSeconds", seconds);
             }
-            "hidden" | "prepareUnique" => set_flag(spec, field, truthy(value)),
-            "unique" => {
-                set_flag(spec, field, truthy(value));
+            IndexOption::Hidden(on) => set_flag(spec, "hidden", on),
+            IndexOption::PrepareUnique(on) => set_flag(spec, "prepareUnique", on),
+            IndexOption::Unique(on) => {
+                set_flag(spec, "unique", on);
                 spec.remove("prepareUnique");
             }
-            _ => known = false,
         }
     }
-    Some(known)
+    true
 }
 
 /// The server stores a set flag and leaves an unset one out.
@@ -136,23 +105,6 @@ fn set_flag(spec: &mut Document, field: &str, on: bool) {
         spec.insert(field, true);
     } else {
         spec.remove(field);
-    }
-}
-
-fn truthy(value: &Bson) -> bool {
-    match value {
-        Bson::Boolean(on) => *on,
-        other => integer(other).is_some_and(|n| n != 0),
-    }
-}
-
-fn integer(value: &Bson) -> Option<i64> {
-    match value {
-        Bson::Int32(n) => Some(i64::from(*n)),
-        Bson::Int64(n) => Some(*n),
-        #[allow(clippy::cast_possible_truncation)] // saturates, and the server itself stores an integer
-        Bson::Double(n) if n.is_finite() => Some(*n as i64),
-        _ => None,
     }
 }
 

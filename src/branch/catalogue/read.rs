@@ -5,9 +5,9 @@ use bson::{Bson, Document, doc};
 use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::{ClientSession, Database};
 
-use super::{Catalogue, Collection, Kind, Uuid, View, index_name, kind_of_name, uuid_of_bson};
+use super::{Catalogue, Collection, Kind, Uuid, View, index_name, kind_of_name};
 use crate::branch::server::{self, COLLECTION_UUID_MISMATCH, NAMESPACE_NOT_FOUND};
-use crate::change::ClusterTime;
+use crate::change::{ClusterTime, uuid_of_bson};
 use crate::fault::{Fault, Result};
 
 /// Entries per reply; also what a reply is checked against.

@@ -206,9 +206,35 @@ fn rule_10_replaying_what_the_listing_already_holds_ends_at_the_listing() {
 
 #[test]
 fn unknown_types_and_fields_are_told_not_skipped() {
-    let mut catalogue = fold(&[create("c", 1, doc! {})]);
-    for event in [event("shardCollection", "c", 1, doc! {}), event("modify", "c", 1, doc! {"shiny": 1})] {
+    let mut catalogue = fold(&[create("c", 1, doc! {}), event("createIndexes", "c", 1, doc! {"indexes": [index("i")]})]);
+    let before = catalogue.clone();
+    let cases = [
+        event("shardCollection", "c", 1, doc! {}),
+        event("modify", "c", 1, doc! {"shiny": 1}),
+        event("modify", "c", 1, doc! {"validationLevel": "off", "shiny": 1}),
+        event("modify", "c", 1, doc! {"index": {"name": "i", "shiny": 1}}),
+        event("createIndexes", "c", 1, doc! {}),
+        doc! {"x": 1},
+    ];
+    for event in cases {
         assert!(matches!(apply(&mut catalogue, &event).unwrap(), Effect::Unrecognised(_)), "{event}");
+        assert_eq!(catalogue, before, "{event}");
     }
-    assert!(apply(&mut catalogue, &doc! {"x": 1}).is_err());
+}
+
+#[test]
+fn what_newer_servers_send_beside_it_changes_nothing() {
+    let mut catalogue = fold(&[create("c", 1, doc! {}), event("create", "v", 0, doc! {"viewOn": "c", "pipeline": []})]);
+    let before = catalogue.clone();
+    let cases = [
+        event("startIndexBuild", "c", 1, doc! {"indexes": [index("i")]}),
+        event("abortIndexBuild", "c", 1, doc! {"indexes": [index("i")]}),
+        event("endOfTransaction", "", 0, doc! {}),
+        create("system.views", 9, doc! {}),
+        event("drop", "system.views", 9, doc! {}),
+    ];
+    for event in cases {
+        assert_eq!(apply(&mut catalogue, &event).unwrap(), Effect::None, "{event}");
+        assert_eq!(catalogue, before, "{event}");
+    }
 }

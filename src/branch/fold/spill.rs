@@ -13,7 +13,7 @@ use super::state::{Delta, Entry, Put};
 use crate::fault::{Fault, Result};
 
 /// Raw bytes at which a chunk is compressed and written. A record may make it larger.
-const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 1 << 20;
 /// Temporary data is written once and read once: the fastest level.
 const LEVEL: i32 = 1;
 /// No record can be larger than what one partition may hold in memory; a guard against a damaged file.

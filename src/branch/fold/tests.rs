@@ -4,7 +4,7 @@ use bson::{Bson, Document as Doc, RawDocumentBuf, doc, rawdoc, spec::BinarySubty
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::ClusterTime;
+use crate::change::{ClusterTime, write_canonical_id};
 
 /// One change as a test writes it; each becomes one row.
 #[derive(Debug, Clone)]
@@ -118,30 +118,26 @@ fn fold(acts: &[Act], options: &FoldOptions) -> Result<Outcome> {
 /// Makes acts that fit: turns random ones into what is possible in the state so far.
 fn sensible(raw: Vec<(u8, u8, i32, u16)>) -> Vec<Act> {
     let mut alive: BTreeMap<u8, BTreeMap<i32, ()>> = BTreeMap::new();
-    let mut gone = Vec::new();
     let mut acts = Vec::new();
     for (what, n, id, v) in raw {
         let n = n % 4;
-        if gone.contains(&n) {
-            continue;
-        }
         let Some(ids) = alive.get_mut(&n) else {
             alive.insert(n, BTreeMap::new());
             acts.push(Act::Create(n, n == 1));
             continue;
         };
         acts.push(match what {
-            0..=1 if n == 3 && what == 0 => {
+            // The next act makes it again, under the same UUID.
+            0..=3 => {
                 alive.remove(&n);
-                gone.push(n);
                 Act::Drop(n)
             }
-            0..=1 => Act::Rename(n),
+            4..=5 => Act::Rename(n),
             _ if !ids.contains_key(&id) => {
                 ids.insert(id, ());
                 Act::Insert(n, id, v)
             }
-            2..=60 => Act::Set(n, id, v),
+            6..=60 => Act::Set(n, id, v),
             61..=90 => Act::Describe(n, id, v),
             91..=140 => Act::Replace(n, id, v),
             _ => {
@@ -247,6 +243,34 @@ fn dropped_collections_leave_nothing_even_after_a_spill() {
 }
 
 #[test]
+fn a_collection_made_again_under_its_old_uuid_has_none_of_its_old_documents() {
+    for capped in [false, true] {
+        for lives in 1..4 {
+            let mut acts = Vec::new();
+            for life in 0..=lives {
+                acts.push(Act::Create(0, capped));
+                acts.extend((0..100).map(|i| Act::Insert(0, 1_000 * life + i, 39)));
+                acts.extend((0..50).map(|i| Act::Set(0, 1_000 * life + i, 7)));
+                acts.push(Act::Drop(0));
+            }
+            acts.extend([Act::Create(0, capped), Act::Insert(0, 5, 1), Act::Insert(0, -1, 1), Act::Set(0, 5, 2)]);
+            let (state, order, ..) = fold(&acts, &options(u64::MAX, ALL)).unwrap();
+            assert_eq!((state.len(), order.len()), (2, if capped { 2 } else { 0 }));
+            let (spilled, spilled_order, _, spills) = fold(&acts, &options(500, ALL)).unwrap();
+            assert!(spills > 5);
+            assert_eq!((spilled, spilled_order), (state, order), "{lives} lives, capped {capped}");
+            // What is only in the old life is not there to be changed.
+            for lost in [Act::Set(0, 9, 1), Act::Delete(0, 9), Act::Replace(0, 9, 1)] {
+                let acts = [&acts[..], &[lost]].concat();
+                for budget in [500, u64::MAX] {
+                    assert!(fold(&acts, &options(budget, ALL)).unwrap_err().what.contains("does not exist"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn many_changes_of_one_document_are_linear_and_stay_within_the_budget() {
     use super::state::ADDED_UP;
     const CHANGES: u64 = 20_000;
@@ -297,4 +321,25 @@ fn rule_10_what_came_and_went_while_the_capture_was_started_fits_nothing_and_is_
             }
         }
     }
+}
+
+#[test]
+fn changes_in_the_servers_record_of_views_are_left_alone() {
+    let mut folder = Folder::new(Catalogue::default(), &options(u64::MAX, ALL));
+    let (key, view) = (rawdoc! {"_id": "d.v"}, rawdoc! {"_id": "d.v", "viewOn": "c", "pipeline": []});
+    for (seq, op) in (1..).zip([Op::Insert, Op::Update, Op::Replace, Op::Delete]) {
+        let change = ChangeRef {
+            op,
+            coll: "system.views",
+            uuid: Some(uuid(9)),
+            time: time(seq),
+            wall_ms: None,
+            txn: None,
+            key: Some(&key),
+            body: Some(&view),
+        };
+        assert_eq!(folder.apply(seq, &change).unwrap(), Flow::Continue, "{op:?}");
+    }
+    let mut folded = folder.finish().unwrap();
+    assert_eq!(folded.documents.next_batch().unwrap(), None);
 }

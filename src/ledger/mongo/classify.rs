@@ -11,6 +11,9 @@ use crate::fault::{Fault, Kind};
 /// Longest message of a driver error that is passed on.
 const MAX_MESSAGE: usize = 400;
 
+/// The way out when a history has ended: this version starts captures of empty databases only.
+pub(crate) const START_ANEW: &str = "save what is needed (mongodump, or argon restore into another database), empty the database, start a capture of it into another branch, load it again";
+
 /// What was being done when the error came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -25,12 +28,13 @@ pub enum Phase {
 /// The fault of a driver error. One line, without secrets; what is not recognised is [`Kind::Unknown`].
 pub fn classify(error: &Error, phase: Phase) -> Fault {
     let message = message(error);
+    let commit_open = error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT);
     if let Some(fault) = code(error).and_then(|code| by_code(code, &message, phase)) {
-        return fault;
+        return open_if(commit_open, fault);
     }
     let kind = match &*error.kind {
         // The labels say it for whole transactions: the first did not happen, of the second nobody knows.
-        _ if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => Kind::Unknown,
+        _ if commit_open => Kind::Unknown,
         _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => Kind::Transient,
         ErrorKind::ServerSelection { .. } => return selection(&error.kind.to_string()),
         ErrorKind::DnsResolve { .. } | ErrorKind::ConnectionPoolCleared { .. } => Kind::Transient,
@@ -44,6 +48,12 @@ pub fn classify(error: &Error, phase: Phase) -> Fault {
         _ => Kind::Unknown,
     };
     fault(kind, format!("MongoDB: {message}"))
+}
+
+/// SUBTLE: the code is about the last try alone. A commit that was lost on its way and then met a server that is no primary any more may have
+/// happened, and only the label says so.
+fn open_if(commit_open: bool, fault: Fault) -> Fault {
+    if commit_open && fault.kind == Kind::Transient { Fault { kind: Kind::Unknown, ..fault } } else { fault }
 }
 
 /// The fault of an error outside the opening of a stream.
@@ -99,14 +109,14 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
 /// The way out is the same whatever the server calls it.
 fn history_lost(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more: start a new capture into another branch (a larger oplog bridges longer stops)"
+        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more, history ends there. To go on: {START_ANEW}; a larger oplog bridges longer stops"
     ))
 }
 
 /// Reading again meets the same event for ever, so the stream ends here as if its history were lost.
 fn too_large(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it: keep documents and updates below about 8 MB and start a new capture into another branch"
+        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it, history ends there. To go on: {START_ANEW}, and keep documents and updates below about 8 MB"
     ))
 }
 
@@ -230,7 +240,7 @@ mod tests {
         for code in [286, 280, 464, 136] {
             assert_eq!(run(code, "x"), Some(Kind::HistoryLost), "{code}");
         }
-        assert!(by_code(286, "x", Phase::Run).is_some_and(|f| f.what.contains("start a new capture")));
+        assert!(by_code(286, "x", Phase::Run).is_some_and(|f| f.what.contains(START_ANEW)));
         for code in [260, 50811] {
             assert_eq!(run(code, "x"), None, "{code} is about the token only at open");
             assert_eq!(by_code(code, "x", Phase::Open).map(|f| f.kind), Some(Kind::HistoryLost), "{code}");
@@ -258,10 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_whose_repeat_met_no_primary_may_have_happened() {
+        for code in [10107, 13435, 13436, 10058, 112, 24, 133, 14031] {
+            let said = || by_code(code, "x", Phase::Run).unwrap();
+            assert_eq!((open_if(false, said()).kind, open_if(true, said()).kind), (Kind::Transient, Kind::Unknown), "{code}");
+        }
+        for code in [286, 280, 13, 11000] {
+            let said = || by_code(code, "x", Phase::Run).unwrap();
+            assert_eq!(open_if(true, said()).kind, said().kind, "{code} says it for good");
+        }
+    }
+
+    #[test]
     fn an_event_that_cannot_be_sent_ends_the_stream_and_says_what_to_do() {
         for phase in [Phase::Open, Phase::Read] {
             let fault = by_code(10334, "BSONObjectTooLarge", phase).unwrap();
-            assert!(fault.kind == Kind::HistoryLost && fault.what.contains("16 MB") && fault.what.contains("another branch"), "{fault}");
+            assert!(fault.kind == Kind::HistoryLost && fault.what.contains("16 MB") && fault.what.contains(START_ANEW), "{fault}");
         }
         assert_eq!(by_code(10334, "BSONObjectTooLarge", Phase::Run).map(|f| f.kind), Some(Kind::Rejected), "a write that is too large");
     }

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
+use mongodb::error::Error;
 use mongodb::options::ReadConcern;
 use mongodb::{Client, Collection};
 
-use super::classify::fault_of;
+use super::classify::{code, fault_of};
 use super::connect::{Topology, check_server};
 use crate::change::ClusterTime;
 use crate::fault::Result;
@@ -67,8 +68,8 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
     let (topology, version) = check_server(client, None).await?;
     let hello = client.database("admin").run_command(doc! { "hello": 1 }).await.map_err(fault_of)?;
     let id = match &topology {
-        Topology::ReplicaSet { .. } => replica_set_id(client).await,
-        Topology::Sharded => cluster_id(client).await,
+        Topology::ReplicaSet { .. } => replica_set_id(client).await?,
+        Topology::Sharded => cluster_id(client).await?,
     };
     let name = match &topology {
         Topology::ReplicaSet { name } => format!("rs:{}", name.replace(':', "_")),
@@ -91,20 +92,43 @@ pub async fn server_facts(client: &Client) -> Result<ServerFacts> {
 }
 
 /// Needs the right `replSetGetConfig` (role clusterMonitor), or else read on `local`.
-async fn replica_set_id(client: &Client) -> Option<String> {
+///
+/// SUBTLE: only who may not read it has no id. Without one the name alone decides whether this is the known source, so a failure of the moment
+/// that looked the same would let in another set of that name just then.
+async fn replica_set_id(client: &Client) -> Result<Option<String>> {
     let of = |config: &Document| config.get_document("settings").ok()?.get_object_id("replicaSetId").ok().map(|id| id.to_hex());
-    if let Ok(reply) = client.database("admin").run_command(doc! { "replSetGetConfig": 1 }).await {
-        return of(reply.get_document("config").ok()?);
+    match client.database("admin").run_command(doc! { "replSetGetConfig": 1 }).await {
+        Ok(reply) => return Ok(reply.get_document("config").ok().and_then(of)),
+        Err(error) if is_withheld(&error) => {}
+        Err(error) => return Err(fault_of(error).at("reading the id of the replica set")),
     }
     let stored: Collection<Document> = client.database("local").collection("system.replset");
-    stored.find_one(doc! {}).read_concern(ReadConcern::local()).await.ok().flatten().as_ref().and_then(of)
+    readable(stored.find_one(doc! {}).read_concern(ReadConcern::local()).await, "the id of the replica set")
+        .map(|row| row.as_ref().and_then(of))
 }
 
 /// Needs read on `config`.
-async fn cluster_id(client: &Client) -> Option<String> {
+async fn cluster_id(client: &Client) -> Result<Option<String>> {
     let version: Collection<Document> = client.database("config").collection("version");
-    let row = version.find_one(doc! {}).await.ok()??;
-    row.get_object_id("clusterId").ok().map(|id| id.to_hex())
+    let row = readable(version.find_one(doc! {}).await, "the id of the cluster")?;
+    Ok(row.and_then(|row| row.get_object_id("clusterId").ok().map(|id| id.to_hex())))
+}
+
+/// What the user may not read is as if it were not there.
+fn readable(found: Result<Option<Document>, Error>, what: &str) -> Result<Option<Document>> {
+    match found {
+        Err(error) if is_withheld(&error) => Ok(None),
+        found => found.map_err(|error| fault_of(error).at(format!("reading {what}"))),
+    }
+}
+
+/// The user has no right to it (13), or a hosted service does not offer it to anybody: unknown or unsupported commands, and Atlas in its own words.
+fn is_withheld(error: &Error) -> bool {
+    match code(error) {
+        Some(13 | 59 | 115) => true,
+        Some(8000) => error.to_string().to_ascii_lowercase().replace('_', " ").contains("not allowed"),
+        _ => false,
+    }
 }
 
 /// Needs read on `local`.

@@ -25,8 +25,8 @@ const RETIRED: [(&str, &str); 5] =
     [("jobs", "ready"), ("jobs", "scheduled"), ("jobs", "running_by_token"), ("jobs", "running_by_engine"), ("jobs", "dead")];
 
 /// All collections of the metadata database.
-const COLLECTIONS: [&str; 12] =
-    ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "gaps", "events", "counters", "controls", "leases", "stats"];
+const COLLECTIONS: [&str; 10] =
+    ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "counters", "controls", "leases", "stats"];
 
 struct Index {
     coll: &'static str,

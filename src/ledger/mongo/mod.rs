@@ -36,9 +36,8 @@ use bytes::Bytes;
 use mongodb::{Client, Collection, Database};
 use parking_lot::Mutex;
 
-pub(crate) use self::classify::code;
-pub(crate) use self::classify::scrub;
 pub use self::classify::{Phase, classify};
+pub(crate) use self::classify::{START_ANEW, code, scrub};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
 pub use self::facts::{ServerFacts, has_id, is_experimental, same_source, server_facts};
 pub use self::secrets::secret_option;

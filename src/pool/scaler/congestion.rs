@@ -1,4 +1,4 @@
-//! What MongoDB and the store take in: a cap under which more workers bring nothing.
+//! What MongoDB and the store take in: a cap above which workers bring nothing.
 //!
 //! Owns: judging whether the last change of the size did what it should, and the cap that follows.
 //! Does not own: how many workers the load asks for (`demand`).
@@ -6,8 +6,8 @@
 //! Three signs of congestion, each judged only while all workers are busy, since idle ones prove nothing:
 //! - *no gain*: an increase brought less than a tenth more throughput (less than half of the share by which the size grew, where that is
 //!   smaller). Then the size between is tried, until one is found that does bring its share; that is the cap.
-//! - *slow service*: the same size gets less done than when it was chosen, and growing is no way out. Then a quarter fewer are tried, and
-//!   kept if they get about as much done.
+//! - *slow service*: jobs take half as long again as before the pool grew to its size, or as when that was last tried, and growing is no way out.
+//!   Then a quarter fewer are tried, and kept if they get as much done, but for a tenth.
 //! - *errors*: attempts fail more often than they used to. Then a quarter fewer, down to half.
 //!
 //! SUBTLE: throughput of n jobs is known to about 1/sqrt(n). A judgement waits until the difference that it looks for is larger than that.
@@ -17,7 +17,13 @@ use super::history::{History, Span};
 /// An increase must bring this share.
 const GAIN: f64 = 0.1;
 /// A larger size than this times the one before is judged; smaller steps add up until they are.
-const JUDGED: f64 = 1.15;
+const JUDGED: f64 = 1.3;
+/// Sizes closer than this are not tried one after the other.
+const APART: f64 = 1.15;
+/// Fewer workers must do as much, but for this share.
+const LOSS: f64 = 0.09;
+/// Growth within this time, in seconds, is one: what counts is the service time before its first step.
+const ONE_GROWTH: f64 = 15.0;
 /// Seconds after a change that are not counted: new workers have no result yet.
 const WARM: f64 = 1.0;
 /// Shortest and longest time after a change until it is judged.
@@ -32,11 +38,14 @@ const SLOWER: f64 = 1.5;
 /// Looked at for it.
 const SLOW_LOOK: f64 = 5.0;
 /// A cap is dropped when the size that it allows does more or less than it did by this share: the backend or the jobs are not what they were;
-const OTHERWISE: f64 = 0.2;
-/// when it has not been needed for this long,
+const OTHERWISE: f64 = 0.1;
+/// looked at over this time, in seconds, as is what a size did before it is changed;
+const LONG_LOOK: f64 = 20.0;
+/// when it has not been needed for this long;
 const UNNEEDED: f64 = 60.0;
-/// or after this long: what was congested then may not be now.
-const FORGET: f64 = 900.0;
+/// and after this long in any case: what was congested then may not be now. Twice as long each time that it still was, up to the most.
+const FORGET: f64 = 300.0;
+const FORGET_LATEST: f64 = 1_800.0;
 
 /// A change of the size whose effect is being measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,6 +73,8 @@ struct Cap {
     needed: f64,
     /// What this size did.
     throughput: f64,
+    /// Forgotten after this time.
+    lasts: f64,
 }
 
 /// What to do about the last change.
@@ -90,6 +101,8 @@ pub(super) struct Congestion {
     /// The size before increases that were each too small to judge, and how it did.
     small_steps: Option<(u16, f64, f64)>,
     changed: f64,
+    /// How long the last cap lasted, if it was forgotten for its age.
+    lasted: Option<f64>,
 }
 
 /// Failing attempts have made the pool smaller.
@@ -112,9 +125,11 @@ impl Congestion {
     pub(super) fn changed(&mut self, history: &History, from: u16, to: u16) {
         let service = history.service();
         let comparable = service.map_or(0.0, |service| service.seconds);
-        let before = history.all_busy(SLOW_LOOK.min(comparable), self.changed + WARM);
+        let before = history.all_busy(LONG_LOOK.min(comparable), self.changed + WARM);
         self.trial = None;
-        self.usual = service.map(|service| service.value);
+        let goes_on = to > from && history.now() - self.changed < ONE_GROWTH;
+        let usual = service.map(|service| service.value);
+        self.usual = if goes_on { usual.into_iter().chain(self.usual).reduce(f64::min) } else { usual };
         self.changed = history.now();
         // A service time that has just changed says that throughput has, too.
         if to <= from || before.completed <= 0.0 || comparable < SOONEST {
@@ -156,12 +171,17 @@ impl Congestion {
         }
         let gain = after.throughput() / trial.before - 1.0;
         let growth = f64::from(trial.to) / f64::from(trial.from) - 1.0;
-        let wanted = if growth > 0.0 { GAIN.min(growth / 2.0) } else { growth / 2.0 };
+        let wanted = if growth > 0.0 { GAIN.min(growth / 2.0) } else { -LOSS };
         let chance = 1.5 * (1.0 / trial.before_jobs + 1.0 / after.completed).sqrt();
         let enough = gain >= wanted;
         if !enough && gain > wanted - chance {
             // A bad verdict needs certainty.
-            return if elapsed < LATEST { Verdict::Open } else { self.end(Verdict::Fine) };
+            if elapsed < LATEST {
+                return Verdict::Open;
+            }
+            if trial.kind == Kind::More {
+                return self.end(Verdict::Fine);
+            }
         }
         match trial.kind {
             Kind::More if enough => {
@@ -192,7 +212,7 @@ impl Congestion {
     /// Half way back, or the whole way if that is not far.
     fn no_gain(&mut self, trial: Trial, now: f64) -> Verdict {
         let between = whole((f64::from(trial.from) * f64::from(trial.to)).sqrt());
-        let to = if f64::from(between) >= JUDGED * f64::from(trial.from) && between < trial.to { between } else { trial.from };
+        let to = if f64::from(between) >= APART * f64::from(trial.from) && between < trial.to { between } else { trial.from };
         self.changed = now;
         self.limit_at(to, trial.before, now);
         self.trial = (to > trial.from).then_some(Trial { to, since: now, ..trial });
@@ -204,10 +224,11 @@ impl Congestion {
     }
 
     fn limit_at(&mut self, size: u16, throughput: f64, now: f64) {
-        self.cap = Some(Cap { size, since: now, needed: now, throughput });
+        let lasts = self.lasted.map_or(FORGET, |lasted| (2.0 * lasted).min(FORGET_LATEST));
+        self.cap = Some(Cap { size, since: now, needed: now, throughput, lasts });
     }
 
-    /// Tries fewer workers when these get less done than when they were chosen and more are not to be had.
+    /// Tries fewer workers when each job takes longer than it should and more are not to be had.
     pub(super) fn try_fewer(&mut self, history: &History, size: u16, min: u16) -> Option<u16> {
         const JOBS: f64 = 50.0;
         if self.trial.is_some() || size <= min || history.now() - self.changed < SLOW_LOOK + WARM {
@@ -217,7 +238,8 @@ impl Congestion {
         if history.all_busy(SLOW_LOOK, self.changed).seconds + 0.1 < span.seconds || span.completed < JOBS {
             return None;
         }
-        let service = span.work / span.completed;
+        // One that has just changed says that throughput has, too: there is nothing yet to compare with.
+        let service = history.service().filter(|service| service.seconds + 0.1 >= span.seconds)?.value;
         let usual = *self.usual.get_or_insert(service);
         if service < SLOWER * usual {
             return None;
@@ -237,7 +259,8 @@ impl Congestion {
         const FEWEST: f64 = 3.0;
         const PAUSE: f64 = 10.0;
         let now = history.now();
-        let recent = history.over(RECENT);
+        // What failed in an outage says nothing of the time after it.
+        let recent = history.since((now - RECENT).max(history.resumed()));
         let usual = history.part(now - RECENT - BEFORE, now - RECENT).error_share();
         let rising = recent.errors >= FEWEST && recent.error_share() > RARE + 2.0 * usual;
         match &mut self.errors {
@@ -270,11 +293,13 @@ impl Congestion {
         if wanted > f64::from(cap.size) {
             cap.needed = now;
         }
-        let span = history.all_busy(SLOW_LOOK, cap.since + WARM);
-        let chance = 3.0 / span.completed.max(1.0).sqrt();
+        let span = history.all_busy(LONG_LOOK, cap.since + WARM);
+        let chance = 2.0 / span.completed.max(1.0).sqrt();
         let differs = (span.throughput() / cap.throughput - 1.0).abs() > OTHERWISE + chance;
         let is_other = span.seconds >= SOONEST && size == cap.size && differs;
-        if self.trial.is_none() && (is_other || now - cap.needed > UNNEEDED || now - cap.since > FORGET) {
+        let is_old = now - cap.since > cap.lasts;
+        if self.trial.is_none() && (is_other || is_old || now - cap.needed > UNNEEDED) {
+            self.lasted = (is_old && !is_other).then_some(cap.lasts);
             self.cap = None;
             self.usual = None;
         }

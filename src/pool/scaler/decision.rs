@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 /// What the operator set.
@@ -51,9 +52,9 @@ pub struct Measured {
     pub at: Duration,
     /// Jobs that became ready for this engine (of a queue that several engines share: its share).
     pub arrived: u64,
-    /// Jobs that this engine has finished.
+    /// Jobs that this engine has finished; attempts that failed or were given back are no part of it.
     pub completed: u64,
-    /// Worker time of the finished jobs.
+    /// Worker time of the attempts that have ended, however they ended.
     pub busy: Duration,
     /// Ages of the jobs that run now, since their start on a worker.
     pub running: Vec<Duration>,
@@ -66,10 +67,11 @@ pub struct Measured {
 }
 
 /// What the scaler wants, once a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Decision {
     /// Since the engine's start.
     #[serde(rename = "at_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub at: Duration,
     /// Workers that there shall be; in a dry run, those that there would be.
     pub target: u16,
@@ -87,7 +89,7 @@ pub struct Decision {
 }
 
 /// Where the target moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     Up,
@@ -96,7 +98,7 @@ pub enum Direction {
 }
 
 /// Why the target is what it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Nothing is known yet: the base size.
@@ -117,7 +119,7 @@ pub enum Reason {
     Outage,
     /// The last increase brought next to nothing.
     NoGain,
-    /// The same workers get less done than when their number was chosen: fewer may do as much.
+    /// Jobs take longer than before the pool grew: fewer workers may do as much.
     SlowService,
     /// Fewer workers did less: their number is restored.
     Restore,
@@ -130,7 +132,7 @@ pub enum Reason {
 }
 
 /// What a target was limited by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
     /// `WORKER_POOL_MIN`
@@ -149,14 +151,12 @@ pub enum Limit {
     HoldDown,
     /// The last change is not measured yet.
     Settling,
-    /// Growth in one step.
-    Growth,
     Pin,
     Disabled,
 }
 
 /// The figures of a decision.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, JsonSchema)]
 pub struct Inputs {
     /// Jobs a second that become ready.
     pub arrival_rate: f64,
@@ -166,12 +166,14 @@ pub struct Inputs {
     pub throughput: f64,
     /// Worker time of a job.
     #[serde(rename = "service_time_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub service_time: Duration,
     /// Busy share of the workers, 0 to 1.
     pub utilisation: f64,
     pub backlog: u64,
     /// Time in which the backlog is to be gone.
     #[serde(rename = "drain_target_ms", serialize_with = "millis")]
+    #[schemars(with = "u64")]
     pub drain_target: Duration,
     /// Failed share of the attempts that ended, 0 to 1.
     pub error_share: f64,

@@ -18,9 +18,10 @@ pub(super) const LOOSE: f64 = 0.6;
 /// Standard deviations that are taken for a change and not for chance.
 const CERTAIN: f64 = 3.0;
 /// The same where a backlog or a trend says so too.
-const PROBABLE: f64 = 2.0;
-/// Over this time the slow figure is taken, by which workers are let go.
-pub(super) const SLOW: f64 = 10.0;
+const PROBABLE: f64 = 1.5;
+/// Over this time, in seconds, the slow figure is taken, by which workers are let go; over twice the service time where jobs are long.
+const SLOW: f64 = 10.0;
+const SLOWEST: f64 = 60.0;
 
 /// The trend is taken over four parts of this length. It holds if each is above the one before, by amounts that differ by no more than this
 /// factor.
@@ -52,8 +53,9 @@ pub(super) struct Demand {
     pub waiting: f64,
     /// Workers that the forecast adds to the load.
     pub rise: f64,
-    /// The load over a longer time, with the backlog.
+    /// The load over a longer time, with the backlog, and that time.
     pub slow_load: f64,
+    pub slow: f64,
 }
 
 impl Demand {
@@ -69,6 +71,7 @@ impl Demand {
         let s = service.value;
         let drain = drain.max(JOBS_IN_A_ROW * s).max(0.001);
         let waiting = real(backlog) * s / drain;
+        let slow = (2.0 * s).clamp(SLOW, SLOWEST);
         let chance = (1.0 / arrivals.jobs.max(1.0) + 1.0 / service.jobs.max(1.0)).sqrt();
         let load = arrivals.value * s;
         let at_least = |deviations: f64| load * (1.0 - deviations * chance).max(0.0);
@@ -83,7 +86,8 @@ impl Demand {
             certain_load: at_least(CERTAIN),
             waiting,
             rise: rise * s,
-            slow_load: history.over(SLOW).arrival_rate() * s + waiting,
+            slow_load: history.over(slow).arrival_rate() * s + waiting,
+            slow,
         }
     }
 

@@ -87,6 +87,26 @@ pub(super) struct Estimate {
     pub seconds: f64,
 }
 
+/// Counts as they were given.
+#[derive(Debug, Clone, Copy)]
+struct Raw {
+    arrived: u64,
+    completed: u64,
+    errors: u64,
+    /// Worker time of the attempts that ended, and of all.
+    ended: f64,
+    work: f64,
+    workers: f64,
+}
+
+impl Raw {
+    fn of(m: &Measured) -> Self {
+        let ended = m.busy.as_secs_f64();
+        let running: f64 = m.running.iter().map(std::time::Duration::as_secs_f64).sum();
+        Self { arrived: m.arrived, completed: m.completed, errors: m.errors, ended, work: ended + running, workers: f64::from(m.workers) }
+    }
+}
+
 /// Jobs run and none has ended.
 #[derive(Debug, Clone, Copy)]
 struct Stall {
@@ -99,48 +119,47 @@ struct Stall {
 #[derive(Debug, Clone, Default)]
 pub(super) struct History {
     sums: VecDeque<Sums>,
-    /// The raw counts of the newest look: arrived, completed, errors, worker time of jobs, workers.
-    raw: Option<(u64, u64, u64, f64, f64)>,
-    /// Ages of the jobs that run: the oldest and the sum.
+    /// The counts of the newest look as they were given.
+    raw: Option<Raw>,
+    /// Age of the oldest job that runs.
     oldest: f64,
     /// Service time as last known, for times when nothing completes.
     known: Option<f64>,
     stall: Option<Stall>,
     /// When the pool got its present size.
     resized: f64,
+    /// When jobs ended again after a stall.
+    resumed: f64,
 }
 
 impl History {
     /// Takes a look; false if no time has passed since the last one.
     pub(super) fn push(&mut self, m: &Measured) -> bool {
-        let at = m.at.as_secs_f64();
-        let work = m.busy.as_secs_f64() + m.running.iter().map(std::time::Duration::as_secs_f64).sum::<f64>();
-        let workers = f64::from(m.workers);
-        let raw = (m.arrived, m.completed, m.errors, work, workers);
-        self.oldest = m.running.iter().max().map_or(0.0, std::time::Duration::as_secs_f64);
-        let Some(before) = self.raw.replace(raw) else {
+        let (at, raw) = (m.at.as_secs_f64(), Raw::of(m));
+        let Some(before) = self.raw else {
+            self.raw = Some(raw);
             self.sums.push_back(Sums { at, ..Sums::default() });
             return false;
         };
         let last = self.sums.back().copied().unwrap_or_default();
         let seconds = at - last.at;
         if seconds <= 0.0 {
-            // What has changed belongs to the next look.
-            self.raw = Some(before);
-            return false;
+            return false; // what has changed belongs to the next look
         }
-        let most = workers.max(before.4);
+        self.raw = Some(raw);
+        self.oldest = m.running.iter().max().map_or(0.0, std::time::Duration::as_secs_f64);
+        let offered = raw.workers.max(before.workers) * seconds;
         let grown = |now: u64, then: u64| real(now.saturating_sub(then));
         let mut next = Sums {
             at,
-            arrived: last.arrived + grown(m.arrived, before.0),
-            completed: last.completed + grown(m.completed, before.1),
-            errors: last.errors + grown(m.errors, before.2),
-            work: last.work + (work - before.3).clamp(0.0, most * seconds),
-            offered: last.offered + most * seconds,
+            arrived: last.arrived + grown(raw.arrived, before.arrived),
+            completed: last.completed + grown(raw.completed, before.completed),
+            errors: last.errors + grown(raw.errors, before.errors),
+            work: last.work + (raw.work - before.work).clamp(0.0, offered),
+            offered: last.offered + offered,
             ..last
         };
-        self.judge_course(&last, &mut next);
+        self.judge_course(&last, &mut next, (raw.ended - before.ended).max(0.0));
         let too_close = self.sums.iter().rev().nth(1).is_some_and(|earlier| at - earlier.at < CLOSEST);
         if too_close {
             self.sums.pop_back();
@@ -156,28 +175,28 @@ impl History {
     }
 
     /// Keeps times in which nothing ended although it should have out of the service time: they tell nothing of how long jobs take.
-    fn judge_course(&mut self, last: &Sums, next: &mut Sums) {
-        let (work, completed) = (next.work - last.work, next.completed - last.completed);
-        let was_stalled = self.stall.is_some_and(|stall| stall.is_certain);
-        match &mut self.stall {
-            stall if completed > 0.0 || work <= 0.0 => *stall = None,
-            Some(_) => {}
-            stall => *stall = Some(Stall { since: last.at, is_certain: false }),
+    ///
+    /// SUBTLE: jobs may really take so much longer than those before that it looks the same. So the first jobs that end after a stall count with
+    /// their own time (`ended`), however long it is. If they were only held up, the next look shows another service time, and that is the newest.
+    fn judge_course(&mut self, last: &Sums, next: &mut Sums, ended: f64) {
+        let (work, completed, errors) = (next.work - last.work, next.completed - last.completed, next.errors - last.errors);
+        let was_stalled = self.stalled_since().is_some();
+        if completed > 0.0 || (work <= 0.0 && errors <= 0.0) {
+            self.stall = None;
+        } else {
+            self.stall.get_or_insert(Stall { since: last.at, is_certain: false });
         }
-        // The first look after a stall covers a part of it.
-        if !was_stalled {
-            next.clean_work += work;
-            next.clean_completed += completed;
+        if was_stalled && self.stall.is_none() {
+            self.resumed = next.at;
         }
+        next.clean_work += if was_stalled { ended } else { work };
+        next.clean_completed += completed;
         let Some(stall) = self.stall else { return };
-        let (stalled_work, errors) =
-            self.sums.iter().find(|sums| sums.at >= stall.since).map_or((0.0, 0.0), |s| (next.work - s.work, next.errors - s.errors));
-        if !stall.is_certain && (errors > 0.0 || self.expected(stalled_work) >= STALLED_JOBS) {
+        let from = self.sums.iter().find(|sums| sums.at >= stall.since).copied().unwrap_or(*last);
+        if was_stalled || next.errors > from.errors || self.expected(next.work - from.work) >= STALLED_JOBS {
             self.stall = Some(Stall { is_certain: true, ..stall });
-            let before =
-                self.sums.iter().rev().find(|sums| sums.at <= stall.since).map_or((0.0, 0.0), |s| (s.clean_work, s.clean_completed));
             for sums in self.sums.iter_mut().filter(|sums| sums.at > stall.since).chain([next]) {
-                (sums.clean_work, sums.clean_completed) = before;
+                (sums.clean_work, sums.clean_completed) = (from.clean_work, from.clean_completed);
             }
         }
     }
@@ -195,6 +214,11 @@ impl History {
     /// Since when jobs should have ended and have not: some failed, or so many are overdue that it is no coincidence.
     pub(super) fn stalled_since(&self) -> Option<f64> {
         self.stall.filter(|stall| stall.is_certain).map(|stall| stall.since)
+    }
+
+    /// When jobs ended again after the last stall.
+    pub(super) fn resumed(&self) -> f64 {
+        self.resumed
     }
 
     /// Nothing ended since the look before, and three jobs should have.

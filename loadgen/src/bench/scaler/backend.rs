@@ -5,7 +5,6 @@ use super::random::Random;
 /// What the workers share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Backend {
-    pub name: &'static str,
     /// Seconds of a job that runs alone, on average.
     pub service: f64,
     /// Busy workers at which throughput stops growing; infinite: never.
@@ -68,7 +67,7 @@ mod tests {
 
     #[test]
     fn throughput_stops_growing_at_the_knee_or_falls_beyond_it() {
-        let flat = Backend { name: "flat", service: 0.1, knee: 10.0, drag: 0.0, spread: Spread::Constant };
+        let flat = Backend { service: 0.1, knee: 10.0, drag: 0.0, spread: Spread::Constant };
         assert!(flat.throughput(20.0, 1.0) < 1.2 * flat.throughput(10.0, 1.0) && flat.throughput(20.0, 1.0) > flat.throughput(10.0, 1.0));
         let falling = Backend { drag: 0.01, knee: f64::INFINITY, ..flat };
         assert!(falling.throughput(20.0, 1.0) < falling.throughput(10.0, 1.0));

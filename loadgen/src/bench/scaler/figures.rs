@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::backend::Backend;
 use super::loads::{Change, Load, Phase};
 use super::policies::Bounds;
+use super::real;
 use super::sim::{LOOK, Second, Trace};
 
 /// The backlog of one who knows everything is gone in this time: the drain target of Argon's scaler.
@@ -28,7 +29,8 @@ pub(super) struct Figures {
     pub worker_seconds: f64,
     /// Of one who knows rate and service time of the moment and uses the fewest workers that keep the backlog bounded.
     pub oracle_worker_seconds: f64,
-    pub wait_p99_s: f64,
+    /// From becoming ready to the start of the attempt that did the job; only the simulation knows it.
+    pub wait_p99_s: Option<f64>,
     pub most_backlog: u64,
     pub most_workers: u16,
     pub completed: u64,
@@ -49,11 +51,13 @@ impl Figures {
             .map(|phase| (phase, trace.seconds.iter().filter(|s| phase.holds(s.at)).copied().collect()))
             .collect();
         let worst = |of: &dyn Fn(&Phase, &[Second]) -> Option<f64>| {
-            phases.iter().map(|(phase, seconds)| of(phase, seconds)).try_fold(None, |worst: Option<f64>, one| {
-                one.map(|one| Some(worst.map_or(one, |worst| worst.max(one))))
-            })
+            phases
+                .iter()
+                .map(|(phase, seconds)| of(phase, seconds))
+                .try_fold(None, |worst: Option<f64>, one| one.map(|one| Some(worst.map_or(one, |worst| worst.max(one)))))
         };
-        let overshoot = phases.iter().filter(|(phase, _)| phase.change == Change::Rises).filter_map(|(_, seconds)| above_the_last(seconds)).max();
+        let overshoot =
+            phases.iter().filter(|(phase, _)| phase.change == Change::Rises).filter_map(|(_, seconds)| above_the_last(seconds)).max();
         let last = trace.seconds.last().copied().unwrap_or_default();
         Self {
             settling_s: worst(&|phase, seconds| drained(phase, seconds).and(settled(phase, seconds))).flatten(),
@@ -96,10 +100,11 @@ fn above_the_last(seconds: &[Second]) -> Option<u16> {
     Some(most - seconds.last()?.target)
 }
 
-/// Seconds from the beginning of a phase until the backlog, once it has been highest, is a second's arrivals.
+/// Seconds from the beginning of a phase until the backlog, once it has been more than a second's arrivals, is no more than that again.
 fn drained(phase: &Phase, seconds: &[Second]) -> Option<f64> {
-    let (at, _) = seconds.iter().enumerate().max_by_key(|(i, second)| (second.backlog, std::cmp::Reverse(*i)))?;
-    let done = seconds.iter().skip(at).find(|second| real(second.backlog) <= second.rate.max(1.0))?;
+    let is_late = |second: &&Second| real(second.backlog) > second.rate.max(1.0);
+    let Some(late) = seconds.iter().position(|second| is_late(&second)) else { return Some(0.0) };
+    let done = seconds.iter().skip(late).find(|second| !is_late(second))?;
     Some(done.at - phase.from)
 }
 
@@ -132,14 +137,9 @@ fn oracle(load: &Load, backend: &Backend, bounds: Bounds) -> f64 {
 
 /// The value under which this share of the ordered values lies.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // an index
-fn quantile(ordered: &[f64], share: f64) -> f64 {
+fn quantile(ordered: &[f64], share: f64) -> Option<f64> {
     let at = (ordered.len().saturating_sub(1) as f64 * share).round() as usize;
-    ordered.get(at).copied().unwrap_or(0.0)
-}
-
-#[allow(clippy::cast_precision_loss)] // far below 2^52
-fn real(n: u64) -> f64 {
-    n as f64
+    ordered.get(at).copied()
 }
 
 #[cfg(test)]

@@ -20,21 +20,50 @@ pub(super) struct Load {
 pub(super) enum Shape {
     Constant(f64),
     /// Low until the moment, then high.
-    Step { at: f64, low: f64, high: f64 },
+    Step {
+        at: f64,
+        low: f64,
+        high: f64,
+    },
     /// Low until, then evenly up, high from.
-    Ramp { from: f64, to: f64, low: f64, high: f64 },
+    Ramp {
+        from: f64,
+        to: f64,
+        low: f64,
+        high: f64,
+    },
     /// Low and high for half of the period each.
-    Square { period: f64, low: f64, high: f64 },
-    Sine { period: f64, low: f64, high: f64 },
+    Square {
+        period: f64,
+        low: f64,
+        high: f64,
+    },
+    Sine {
+        period: f64,
+        low: f64,
+        high: f64,
+    },
 }
 
 impl Shape {
     fn share(self, t: f64) -> f64 {
         match self {
             Shape::Constant(share) => share,
-            Shape::Step { at, low, high } => if t < at { low } else { high },
+            Shape::Step { at, low, high } => {
+                if t < at {
+                    low
+                } else {
+                    high
+                }
+            }
             Shape::Ramp { from, to, low, high } => low + (high - low) * ((t - from) / (to - from)).clamp(0.0, 1.0),
-            Shape::Square { period, low, high } => if t % period < period / 2.0 { low } else { high },
+            Shape::Square { period, low, high } => {
+                if t % period < period / 2.0 {
+                    low
+                } else {
+                    high
+                }
+            }
             Shape::Sine { period, low, high } => low + (high - low) * (1.0 - (std::f64::consts::TAU * t / period).cos()) / 2.0,
         }
     }
@@ -87,7 +116,14 @@ pub(super) const LOADS: [Load; 8] = [
         heavier: Some((120.0, 420.0, 3.0)),
         ..PLAIN
     },
-    Load { name: "outage", says: "50 %, the store is gone for 60 s", seconds: 480.0, shape: Shape::Constant(0.5), outage: Some((120.0, 180.0)), ..PLAIN },
+    Load {
+        name: "outage",
+        says: "50 %, the store is gone for 60 s",
+        seconds: 480.0,
+        shape: Shape::Constant(0.5),
+        outage: Some((120.0, 180.0)),
+        ..PLAIN
+    },
     Load { name: "constant", says: "60 % for 10 minutes", shape: Shape::Constant(0.6), ..PLAIN },
 ];
 

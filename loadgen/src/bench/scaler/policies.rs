@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use argon::pool::{Decision, Measured, Scaler, ScalerSettings};
+use argon::pool::scaler::{Decision, Measured, Scaler, ScalerSettings};
 
 use super::sim::Policy;
 

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use argon::pool::Measured;
+use argon::pool::scaler::Measured;
 
 use super::backend::Backend;
 use super::loads::Load;
@@ -54,7 +54,6 @@ pub(super) struct Second {
     pub at: f64,
     pub rate: f64,
     pub target: u16,
-    pub workers: u16,
     pub backlog: u64,
     pub completed: u64,
 }
@@ -280,7 +279,6 @@ impl Simulation<'_> {
             at: self.now,
             rate: self.load.rate(self.now, self.capacity),
             target: self.target,
-            workers: self.workers(),
             backlog: self.ready.len() as u64 + self.waiting.len() as u64,
             completed: self.completed,
         };
