@@ -21,6 +21,7 @@ Examples:
   argon-loadgen bench pipeline --store s3 --doc-bytes 1000 --changes 2000000 --rounds 1
   argon-loadgen bench live --rate 10000 --duration 60s --store s3
   argon-loadgen bench repeated --json
+  argon-loadgen bench queue --depths 0,1000,100000 --jobs 50000
   argon-loadgen bench scaler --load step --load burst --plot .
 
 Everything is started for the benchmark and gone afterwards: mongod, the store, the engine. No account, nothing to install.";
@@ -175,6 +176,8 @@ pub(crate) enum Bench {
     Repeated(Repeated),
     /// Simulates how the number of workers follows the load, and compares with other rules.
     Scaler(ScalerBench),
+    /// Claims and drains no-op jobs from queues of up to a million, and compares with the queue that most people write.
+    Queue(QueueBench),
 }
 
 /// What all benchmarks start.
@@ -329,6 +332,52 @@ pub(crate) enum SpreadName {
 
 fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "allowed are 0 to 1".into())
+}
+
+/// `bench queue`. What is not given depends on --quick and --full.
+#[derive(Debug, Args)]
+pub(crate) struct QueueBench {
+    /// Every depth with every number of workers and processes: about half an hour.
+    #[arg(long, conflicts_with = "quick")]
+    pub full: bool,
+    /// Small depths, seconds, no limits: to see that it works.
+    #[arg(long)]
+    pub quick: bool,
+    /// Jobs that are ready; at 0 they are made while they are done [default: 0,1000,10000,100000,1000000].
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    pub depths: Vec<u64>,
+    /// Dead jobs that lie in the same queue, and as many scheduled ones [default: 100000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    pub others: Option<u64>,
+    /// Jobs that the engines do in each measurement [default: 30000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub jobs: Option<u64>,
+    /// How long the ledger alone is measured in each setting, and the plain queue twice as long [default: 2s].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub cell: Option<Duration>,
+    /// How often the engine and the plain queue are compared, in turn; figures are medians [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub rounds: Option<u32>,
+    /// How long mongod keeps what was, in seconds: MongoDB's own default.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub history: u32,
+    /// Ends with exit code 1 if an engine with 8 workers is fewer times as fast as the plain queue with 8 workers [default: 5].
+    #[arg(long, value_name = "RATIO")]
+    pub min_ratio: Option<f64>,
+    /// Ends with exit code 1 if an engine with 8 workers does fewer jobs per second [default: 5000].
+    #[arg(long, value_name = "N")]
+    pub min_rate: Option<f64>,
+    /// Ends with exit code 1 if a claim from the deepest queue costs more than this many times what it costs at 1,000 [default: 1.5].
+    #[arg(long, value_name = "RATIO")]
+    pub max_claim_ratio: Option<f64>,
+    /// Ends with exit code 1 if the 99th percentile of the queue's figures takes longer at any depth [default: 50ms].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_stats: Option<Duration>,
+    /// Seed of the order in which the jobs are due.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
 }
 
 fn rate(text: &str) -> Result<Rate, String> {

@@ -9,6 +9,7 @@ mod documents;
 mod live;
 mod machine;
 mod pipeline;
+mod queue;
 mod repeated;
 mod rig;
 mod scaler;
@@ -27,6 +28,7 @@ pub(crate) async fn run(bench: Bench) -> Result<Report> {
         Bench::Live(args) => Box::pin(live::run(args)).await,
         Bench::Repeated(args) => Box::pin(repeated::run(args)).await,
         Bench::Scaler(args) => scaler::run(args).await,
+        Bench::Queue(args) => Box::pin(queue::run(args)).await,
     }
 }
 
