@@ -4,8 +4,6 @@
 //! it, and begins and ends at moments at which the count of finished jobs was seen to change.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use argon::devkit::ArgonProcess;
@@ -30,8 +28,8 @@ use crate::load::latency::{Latencies, Percentiles};
 
 /// How often the counters are read.
 const POLL: Duration = Duration::from_millis(10);
-/// How often the interface is asked meanwhile.
-const ASK: Duration = Duration::from_millis(500);
+/// How often the interface is asked.
+const ASKED: usize = 20;
 /// Jobs done before every engine has begun.
 const STAGGER: u64 = 5_000;
 /// Without any progress for this long something is stuck.
@@ -59,7 +57,7 @@ pub(super) struct EnginesFound {
     pub others_cores: f64,
     /// The largest engine.
     pub peak_rss_bytes: u64,
-    /// `GET /api/v1/workers/queue` on the control socket of the first engine, meanwhile.
+    /// `GET /api/v1/workers/queue` on the control socket of the first engine, while it does what is left.
     pub endpoint_ms: Percentiles,
     pub server: PerJob,
 }
@@ -116,7 +114,8 @@ impl<'a> Engines<'a> {
         let first = self.all_at_work(cell.processes).await?;
         let start_up = self.began.elapsed();
         let until = first.done + jobs;
-        let (last, endpoint) = self.watch(until).await?;
+        let last = self.until(until).await?;
+        let endpoint = self.ask().await?;
         Ok(self.found(cell, &first, &last, start_up, endpoint))
     }
 
@@ -138,8 +137,9 @@ impl<'a> Engines<'a> {
             }
             Ok::<_, Fault>(start.elapsed())
         });
-        let (last, endpoint) = self.watch(first.done + jobs).await?;
+        let last = self.until(first.done + jobs).await?;
         let made = making.await.map_err(|error| Fault::unknown(error.to_string()))??;
+        let endpoint = self.ask().await?;
         let mut found = self.found(cell, &first, &last, start_up, endpoint);
         found.delay_ms = Some(delays(self.queue, since_ms).await?);
         found.enqueued_per_s = Some(ratio(real(jobs), made.as_secs_f64()));
@@ -176,16 +176,18 @@ impl<'a> Engines<'a> {
         }
     }
 
-    /// Until so many are done; the interface is asked meanwhile.
-    async fn watch(&mut self, until: u64) -> Result<(Moment, Percentiles)> {
+    /// Asks the interface of the first engine, while all of them go on with what is left. After what is measured: the figures of a deep queue cost
+    /// mongod some ten milliseconds.
+    async fn ask(&mut self) -> Result<Percentiles> {
         let socket = self.processes.first().map(|engine| engine.dir().join(CONTROL_SOCKET)).unwrap_or_default();
         let client = Client::new(&Target::Socket(socket))?;
-        let over = Arc::new(AtomicBool::new(false));
-        let asking = tokio::spawn(ask(client, over.clone()));
-        let done = self.until(until).await;
-        over.store(true, Ordering::Relaxed);
-        let latencies = asking.await.map_err(|error| Fault::unknown(error.to_string()))?;
-        Ok((done?, latencies.percentiles()))
+        let mut latencies = Latencies::new();
+        for _ in 0..ASKED {
+            let at = clock::now();
+            client.get::<serde_json::Value>("/api/v1/workers/queue").await?;
+            latencies.record(micros(at), 1);
+        }
+        Ok(latencies.percentiles())
     }
 
     async fn until(&mut self, until: u64) -> Result<Moment> {
@@ -255,19 +257,6 @@ impl<'a> Engines<'a> {
         }
         Ok(())
     }
-}
-
-async fn ask(client: Client, over: Arc<AtomicBool>) -> Latencies {
-    let mut latencies = Latencies::new();
-    while !over.load(Ordering::Relaxed) {
-        let at = clock::now();
-        // An engine that does not answer is found by its jobs; here is how long it takes when it does.
-        if client.get::<serde_json::Value>("/api/v1/workers/queue").await.is_ok() {
-            latencies.record(micros(at), 1);
-        }
-        tokio::time::sleep(ASK).await;
-    }
-    latencies
 }
 
 /// No-op jobs done so far, by anybody, and the engines that have done some and not gone.

@@ -251,8 +251,10 @@ pub(super) async fn look(queue: &fill::Queue, depth: u64, claims: Claims) -> Res
     lane.step().await?;
     server::profile(&queue.db).await?;
     let done = lane.work().await;
-    let (statements, explained) = server::profiled(&queue.db).await?;
+    server::stop_profile(&queue.db).await?;
+    // As deep as before: the explanation runs the search once more.
     lane.refill(done?).await?;
+    let (statements, explained) = server::profiled(&queue.db).await?;
     lane.ledger.retire(&lane.engine).await?;
     Ok(Looked { depth, claims, statements, explained })
 }

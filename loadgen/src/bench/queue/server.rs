@@ -74,8 +74,6 @@ pub(super) struct Statement {
     /// Index keys inserted and deleted.
     pub keys_written: i64,
     pub ms: i64,
-    /// CPU time of its thread.
-    pub cpu_us: i64,
 }
 
 /// What the explanation of a claim's search says.
@@ -87,18 +85,22 @@ pub(super) struct Explained {
     pub returned: i64,
 }
 
-/// Everything that is sent to a database is noted from here on, until [`profiled`].
+/// Everything that is sent to a database is noted from here on, until [`stop_profile`].
 pub(super) async fn profile(db: &Database) -> Result<()> {
-    db.run_command(doc! { "profile": 0 }).await.map_err(failed)?;
+    stop_profile(db).await?;
     db.run_command(doc! { "drop": "system.profile" })
         .await
         .or_else(|error| if code(&error) == Some(26) { Ok(doc! {}) } else { Err(failed(error)) })?;
     db.run_command(doc! { "profile": 2 }).await.map(drop).map_err(failed)
 }
 
-/// The statements since [`profile`], in order, and the first search among them, explained anew.
+/// Nothing is noted any more.
+pub(super) async fn stop_profile(db: &Database) -> Result<()> {
+    db.run_command(doc! { "profile": 0 }).await.map(drop).map_err(failed)
+}
+
+/// The statements that have been noted, in order, and the first search among them, explained anew.
 pub(super) async fn profiled(db: &Database) -> Result<(Vec<Statement>, Option<Explained>)> {
-    db.run_command(doc! { "profile": 0 }).await.map_err(failed)?;
     let profile = db.collection::<Document>("system.profile");
     let rows: Vec<Document> =
         profile.find(doc! {}).sort(doc! { "$natural": 1 }).await.map_err(failed)?.try_collect().await.map_err(failed)?;
@@ -133,7 +135,6 @@ fn statement(db: &str, row: &Document) -> Option<Statement> {
         found: of("nreturned").max(of("nModified")),
         keys_written: of("keysInserted") + of("keysDeleted"),
         ms: of("millis"),
-        cpu_us: of("cpuNanos") / 1_000,
     })
 }
 
@@ -194,10 +195,10 @@ mod tests {
     fn a_profiled_statement_says_what_it_looked_at() {
         let row = doc! {
             "op": "update", "ns": "q.jobs", "command": { "q": { "_id": 1 } }, "keysExamined": 8, "docsExamined": 8, "nModified": 8, "keysInserted": 8, "keysDeleted": 8,
-            "millis": 1, "cpuNanos": 250_000i64, "planSummary": "IXSCAN { _id: 1 }",
+            "millis": 1, "planSummary": "IXSCAN { _id: 1 }",
         };
-        let Statement { statement: name, keys_examined, found, keys_written, cpu_us, .. } = statement("q", &row).unwrap();
-        assert_eq!((name.as_str(), keys_examined, found, keys_written, cpu_us), ("jobs.update", 8, 8, 16, 250));
+        let Statement { statement: name, keys_examined, found, keys_written, ms, .. } = statement("q", &row).unwrap();
+        assert_eq!((name.as_str(), keys_examined, found, keys_written, ms), ("jobs.update", 8, 8, 16, 1));
         assert!(statement("q", &doc! { "op": "query", "ns": "q.system.profile" }).is_none());
     }
 }

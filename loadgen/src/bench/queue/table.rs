@@ -129,9 +129,9 @@ fn table<T>(columns: &[Column<T>], found: &[T]) -> Vec<Vec<String>> {
 }
 
 fn statements(looked: &[Looked]) -> Vec<Vec<String>> {
-    let head = ["statement of a claim", "depth", "claims", "keys", "docs", "found", "keys written", "CPU us", "ms", "plan"];
+    let head = ["statement of a claim", "depth", "claims", "keys", "docs", "found", "keys written", "ms", "plan"];
     let row = |one: &Looked, s: &super::server::Statement| {
-        let numbers = [s.keys_examined, s.docs_examined, s.found, s.keys_written, s.cpu_us, s.ms].map(|n| n.to_string());
+        let numbers = [s.keys_examined, s.docs_examined, s.found, s.keys_written, s.ms].map(|n| n.to_string());
         [s.statement.clone(), one.depth.to_string(), name(one.claims)].into_iter().chain(numbers).chain([s.plan.clone()]).collect()
     };
     let rows = looked.iter().flat_map(|one| one.statements.iter().map(move |statement| row(one, statement)));
