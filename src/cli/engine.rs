@@ -18,12 +18,17 @@ pub(crate) struct EngineArgs {
     /// Authority that has signed the certificate of --api, in PEM form.
     #[arg(long, value_name = "PATH", requires = "api")]
     api_ca: Option<PathBuf>,
-    /// Control socket of the engine, where several run on this machine.
-    #[arg(long, env = "ARGON_CONTROL_SOCKET", value_name = "PATH", conflicts_with = "api")]
+    /// Control socket of the engine, where several run on this machine. --api goes before it.
+    #[arg(long, env = "ARGON_CONTROL_SOCKET", value_name = "PATH")]
     control_socket: Option<PathBuf>,
 }
 
 impl EngineArgs {
+    /// The operator has said which engine, so one that does not answer is an error.
+    pub(crate) fn is_named(&self) -> bool {
+        self.api.is_some() || self.control_socket.is_some()
+    }
+
     pub(crate) fn client(&self) -> Result<Client> {
         match &self.api {
             Some(url) => Client::new(&Target::Url { url: url.clone(), token_file: self.token_file.clone(), ca_file: self.api_ca.clone() }),

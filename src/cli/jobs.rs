@@ -4,17 +4,17 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde::Serialize;
 
 use crate::branch::point::rfc3339;
 use crate::config::readable;
 use crate::fault::{Fault, Result};
 use crate::http::{BulkAnswer, JobChange, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted};
-use crate::ledger::{Bulk, BulkOutcome, Cancelled, Job, JobFilter, JobKind, JobState, MAX_ENQUEUE, Priority, SharedLedger};
+use crate::ledger::{BULK_SAMPLE, Bulk, BulkOutcome, Cancelled, Job, JobFilter, JobKind, JobState, MAX_ENQUEUE, Priority, SharedLedger};
 use crate::sync::discard;
 
 use super::context::branch_named;
-use super::output::table;
+use super::output::fitted;
 use super::{Context, Exit, Output};
 
 /// Jobs of one call to the ledger: progress is shown, and an interrupt heeded, between calls.
@@ -139,27 +139,35 @@ pub(crate) struct SubmitArgs {
     /// How many.
     #[arg(long, default_value = "1", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     count: u64,
-    /// How long each takes.
-    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = |s: &str| humantime::parse_duration(s).map_err(|e| e.to_string()))]
+    /// How long each takes, at most an hour.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
     duration: Duration,
     /// Share of the attempts that fail, 0 to 1.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     failure_rate: Option<f64>,
     /// low, normal or high.
     #[arg(long, value_name = "PRIORITY", value_parser = priority)]
     priority: Option<Priority>,
-    /// Not before this time has passed.
-    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = |s: &str| humantime::parse_duration(s).map_err(|e| e.to_string()))]
+    /// Not before this time has passed, in whole seconds, at most 31 days.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = delay)]
     delay: Duration,
     /// At most one job with this key waits or runs.
     #[arg(long, value_name = "KEY")]
     unique_key: Option<String>,
     /// Attempts after the first, instead of JOB_RETRY_COUNT.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     retries: Option<u32>,
     /// The branch that the jobs belong to: they pause with it.
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
+}
+
+fn word(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Low => "low",
+        Priority::Normal => "normal",
+        Priority::High => "high",
+    }
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
@@ -169,6 +177,30 @@ fn priority(text: &str) -> Result<Priority, String> {
         "high" => Ok(Priority::High),
         _ => Err("allowed are low, normal and high".into()),
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "allowed are 0 to 1, such as 0.1".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_secs(3_600);
+    let time =
+        humantime::parse_duration(text.trim()).map_err(|_| "not a time: write a number with a unit, such as 50ms or 10s".to_owned())?;
+    if time > most || !time.subsec_nanos().is_multiple_of(1_000_000) {
+        return Err("allowed are 0ms to 1h, in whole milliseconds".into());
+    }
+    Ok(time)
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_secs(31 * 24 * 3_600);
+    let time =
+        humantime::parse_duration(text.trim()).map_err(|_| "not a time: write a number with a unit, such as 30s or 2h".to_owned())?;
+    if time > most || time.subsec_nanos() > 0 {
+        return Err("allowed are 0s to 31days, in whole seconds".into());
+    }
+    Ok(time)
 }
 
 pub(crate) async fn run(command: Command, context: Context, output: Output) -> Result<Exit> {
@@ -238,10 +270,14 @@ fn range(job: &Job) -> Result<String> {
 }
 
 async fn give_up(ledger: &SharedLedger, context: &Context, job: &Job) -> Result<()> {
-    if discard(ledger, &context.store().await?, job, &format!("job {} was discarded by the operator", job.id)).await? {
+    if discard(ledger, &context.store().await?, job, &reason(job)).await? {
         return Ok(());
     }
     Err(Fault::rejected(format!("job {} is {}: only dead and waiting jobs can be discarded", job.id, job.state)))
+}
+
+fn reason(job: &Job) -> String {
+    format!("job {} was discarded by the operator", job.id)
 }
 
 async fn cancel(ledger: &SharedLedger, id: &str, output: Output) -> Result<()> {
@@ -264,62 +300,105 @@ async fn changed(ledger: &SharedLedger, id: &str, outcome: JobOutcome, output: O
 }
 
 async fn many(ledger: &SharedLedger, action: Bulk, args: BulkArgs, output: Output) -> Result<()> {
+    possible(action, &args.filter)?;
     let filter = args.filter.read(ledger, None).await?;
-    let total = in_steps(ledger, action, &filter, args.limit, args.dry_run, output).await?;
-    output.print(&BulkAnswer::new(total.clone(), args.dry_run), || {
-        let verb = match action {
-            Bulk::Retry => "ready again",
-            Bulk::Cancel => "cancelled",
-        };
-        let mut text =
-            if args.dry_run { format!("{} jobs would be {verb}", total.matched) } else { format!("{} jobs are {verb}", total.changed) };
-        if total.requested > 0 {
-            text += &format!(", {} running ones have been asked to stop", total.requested);
-        }
-        if total.hindered > 0 {
-            text += &format!(", {} stay as they are: another job has their unique key", total.hindered);
-        }
-        if !total.discard.is_empty() {
-            text += "\nsync jobs are not cancelled: argon jobs discard records what is lost with them";
-        }
-        text
-    })
+    let most = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let total = if args.dry_run {
+        ledger.bulk(action, &filter, most, true).await?
+    } else {
+        let bar = output.counter(match action {
+            Bulk::Retry => "retrying",
+            Bulk::Cancel => "cancelling",
+        });
+        let total = in_steps(ledger, action, &filter, most, |done| bar.inc(done)).await;
+        bar.finish_and_clear();
+        total?
+    };
+    output.print(&BulkAnswer::new(total.clone(), args.dry_run), || summary(action, &total, args.dry_run))
 }
 
-/// A thousand at a time, so that a person sees it move. A dry run is one look.
-async fn in_steps(
-    ledger: &SharedLedger,
-    action: Bulk,
-    filter: &JobFilter,
-    limit: u64,
-    dry_run: bool,
-    output: Output,
-) -> Result<BulkOutcome> {
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    if dry_run {
-        return ledger.bulk(action, filter, most, true).await;
+/// A state in which nothing can be done is a mistake, and "0 jobs" would hide it.
+fn possible(action: Bulk, filter: &FilterArgs) -> Result<()> {
+    let Some(state) = filter.state else { return Ok(()) };
+    match action {
+        Bulk::Retry if !matches!(state, JobState::Dead | JobState::Scheduled) => {
+            Err(Fault::config(format!("--state {state}: only dead and scheduled jobs can be retried")))
+        }
+        Bulk::Cancel if matches!(state, JobState::Done | JobState::Cancelled) => {
+            Err(Fault::config(format!("--state {state}: those jobs have ended, there is nothing to cancel")))
+        }
+        Bulk::Retry | Bulk::Cancel => Ok(()),
     }
-    let bar = output.progress(if action == Bulk::Retry { "retrying" } else { "cancelling" });
+}
+
+/// Some at a time, so that a person sees it move; `moved` is told how many each time. What can be changed leaves the filter with its step; what
+/// cannot (its unique key is taken, it is a sync job) stays and is met again, so each step looks further by that, and the last one counts it.
+async fn in_steps(ledger: &SharedLedger, action: Bulk, filter: &JobFilter, most: usize, moved: impl Fn(u64)) -> Result<BulkOutcome> {
     let mut total = BulkOutcome::default();
-    let mut left = most;
-    while left > 0 {
-        let step = ledger.bulk(action, filter, left.min(STEP), false).await?;
-        left = left.saturating_sub(usize::try_from(step.matched).unwrap_or(usize::MAX));
-        total.matched += step.matched;
+    let (mut left, mut stay) = (most, 0);
+    loop {
+        let asked = left.saturating_sub(stay).min(STEP.max(stay)).saturating_add(stay);
+        let step = ledger.bulk(action, filter, asked, false).await?;
+        let gone = step.changed + step.requested;
+        moved(gone);
+        let stays = usize::try_from(step.matched.saturating_sub(gone)).unwrap_or(usize::MAX);
+        left = left.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX));
         total.changed += step.changed;
         total.requested += step.requested;
-        total.hindered += step.hindered;
-        total.sample.extend(step.sample.into_iter().take(crate::ledger::BULK_SAMPLE.saturating_sub(total.sample.len())));
-        total.discard.extend(step.discard);
-        bar.inc(step.matched);
-        // Jobs that were found and cannot be changed would be found again and again.
-        total.more = step.more;
-        if !step.more || step.changed == 0 {
-            break;
+        for id in step.sample {
+            if total.sample.len() < BULK_SAMPLE && !total.sample.contains(&id) {
+                total.sample.push(id);
+            }
         }
+        total.matched = total.changed + total.requested + stays as u64;
+        (total.hindered, total.discard, total.more) = (step.hindered, step.discard, step.more);
+        // A step that has met fewer than it asked for ended at its time: with nothing done, another would end there too.
+        let in_vain = gone == 0 && step.matched < asked as u64;
+        if !step.more || in_vain || left.saturating_sub(stays) == 0 {
+            return Ok(total);
+        }
+        stay = stays;
     }
-    bar.finish_and_clear();
-    Ok(total)
+}
+
+fn summary(action: Bulk, total: &BulkOutcome, dry_run: bool) -> String {
+    let verb = match action {
+        Bulk::Retry => "ready again",
+        Bulk::Cancel => "cancelled",
+    };
+    let mut text = if dry_run {
+        let matched = total.matched - total.discard.len() as u64;
+        let least = if total.more { "at least " } else { "" };
+        let mut text = format!("{least}{} would be {verb}", jobs(matched));
+        let named: Vec<&str> = total.sample.iter().filter(|id| !total.discard.contains(id)).take(3).map(String::as_str).collect();
+        if !named.is_empty() {
+            text += &format!(", such as {}", named.join(", "));
+        }
+        text
+    } else {
+        let is = if total.changed == 1 { "is" } else { "are" };
+        format!("{} {is} {verb}", jobs(total.changed))
+    };
+    if total.requested > 0 {
+        text += &format!("; {} at work asked to stop", jobs(total.requested));
+    }
+    if total.hindered > 0 {
+        text += &format!("; left as they are, since another job has their unique key: {}", total.hindered);
+    }
+    if !total.discard.is_empty() {
+        text += &format!(
+            "\n{} of kind sync left as they are: argon jobs discard gives them up, and records what is lost with them",
+            jobs(total.discard.len() as u64)
+        );
+    }
+    if total.more && !dry_run {
+        text += "\nthere may be more: the same command goes on, --limit says how many at once";
+    }
+    text
+}
+
+fn jobs(n: u64) -> String {
+    if n == 1 { "1 job".to_owned() } else { format!("{n} jobs") }
 }
 
 /// Each leaves a gap of its own, with its own bounds (correctness.md 25).
@@ -336,21 +415,49 @@ async fn discard_many(ledger: &SharedLedger, context: &Context, args: BulkArgs, 
         filter.after = Some(last.id.clone());
         jobs.extend(page);
     }
-    let changes: u64 = jobs.iter().filter_map(|job| job.sync.as_ref()).map(|spec| spec.last_seq + 1 - spec.first_seq).sum();
-    let ids: Vec<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
-    let view = |discarded: usize| json!({ "dry_run": args.dry_run, "matched": ids.len(), "discarded": discarded, "changes": changes, "jobs": ids });
+    let changes =
+        |jobs: &[Job]| jobs.iter().filter_map(|job| job.sync.as_ref()).map(|spec| spec.last_seq + 1 - spec.first_seq).sum::<u64>();
+    let (found, lost) = (jobs.len(), changes(&jobs));
     if args.dry_run || jobs.is_empty() {
-        return output.print(&view(0), || format!("{} jobs with {changes} changes would be discarded", jobs.len()));
+        let view = DiscardMany { dry_run: args.dry_run, matched: found, discarded: 0, changes: lost, jobs: ids(&jobs) };
+        return output.print(&view, || format!("{} with {lost} changes would be discarded", self::jobs(found as u64)));
     }
-    confirm(yes, &format!("discarding {} jobs loses {changes} changes for good", jobs.len()))?;
+    confirm(yes, &format!("discarding {} loses {lost} changes for good", self::jobs(found as u64)))?;
     let bar = output.progress("discarding");
-    bar.set_length(jobs.len() as u64);
-    for job in &jobs {
-        give_up(ledger, context, job).await?;
+    bar.set_length(found as u64);
+    let store = context.store().await?;
+    let mut gone = Vec::new();
+    for job in jobs {
+        // One that has been retried or committed meanwhile is no longer ours to give up, and no reason to leave the others.
+        if discard(ledger, &store, &job, &reason(&job)).await.inspect_err(|_| bar.finish_and_clear())? {
+            gone.push(job);
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    output.print(&view(jobs.len()), || format!("discarded {} jobs: {changes} changes are recorded gaps now", jobs.len()))
+    let view = DiscardMany { dry_run: false, matched: found, discarded: gone.len(), changes: changes(&gone), jobs: ids(&gone) };
+    output.print(&view, || {
+        let mut text = format!("discarded {}: {} changes are recorded gaps now", self::jobs(gone.len() as u64), view.changes);
+        if gone.len() < found {
+            text += &format!("; {} had moved on and stay", found - gone.len());
+        }
+        text
+    })
+}
+
+/// What `jobs discard` by filter did, or would do.
+#[derive(Debug, Serialize)]
+struct DiscardMany {
+    dry_run: bool,
+    matched: usize,
+    discarded: usize,
+    /// Changes that these jobs hold.
+    changes: u64,
+    jobs: Vec<String>,
+}
+
+fn ids(jobs: &[Job]) -> Vec<String> {
+    jobs.iter().map(|job| job.id.clone()).collect()
 }
 
 async fn submit(ledger: &SharedLedger, args: SubmitArgs, output: Output) -> Result<()> {
@@ -389,7 +496,7 @@ async fn submit(ledger: &SharedLedger, args: SubmitArgs, output: Output) -> Resu
     output.print(&all, || match (all.created, all.ids.first()) {
         (0, Some(id)) => format!("job {id} has this key already"),
         (1, Some(id)) => format!("submitted job {id}"),
-        (n, _) => format!("submitted {n} jobs"),
+        (n, _) => format!("submitted {}", jobs(n)),
     })
 }
 
@@ -397,27 +504,24 @@ fn list(jobs: Vec<Job>, limit: usize, output: Output) -> Result<()> {
     let next = (jobs.len() == limit).then(|| jobs.last().map(|job| job.id.clone())).flatten();
     let page = JobsPage { jobs: jobs.into_iter().map(Into::into).collect(), next };
     output.print(&page, || {
-        let rows: Vec<_> = page
-            .jobs
-            .iter()
-            .map(|j| {
-                let range = j.sync.as_ref().map(|s| format!("{}..{}", s.first_seq, s.last_seq));
-                vec![
-                    j.id.clone(),
-                    j.kind.to_string(),
-                    j.state.to_string(),
-                    range.unwrap_or_default(),
-                    j.attempt.to_string(),
-                    j.errors.last().map(|e| e.error.clone()).unwrap_or_default(),
-                ]
-            })
-            .collect();
-        let mut text = table(&["JOB", "KIND", "STATE", "SEQ", "ATTEMPT", "LAST ERROR"], &rows);
+        let rows: Vec<_> = page.jobs.iter().map(row).collect();
+        let mut text = fitted(&["JOB", "KIND", "STATE", "SEQ", "TRY", "LAST ERROR"], &rows, output.width());
         if let Some(next) = &page.next {
             text += &format!("\nthere may be more: --after {next}");
         }
         text
     })
+}
+
+fn row(job: &JobView) -> Vec<String> {
+    let state = match (job.state, job.parked, job.cancel_requested) {
+        (JobState::Scheduled, true, _) => "parked".to_owned(),
+        (JobState::Running, _, true) => "stopping".to_owned(),
+        (state, ..) => state.to_string(),
+    };
+    let range = job.sync.as_ref().map(|s| format!("{}..{}", s.first_seq, s.last_seq));
+    let error = job.errors.last().map(|e| e.error.clone());
+    vec![job.id.clone(), job.kind.to_string(), state, range.unwrap_or_default(), job.attempt.to_string(), error.unwrap_or_default()]
 }
 
 fn show(job: &Job, output: Output) -> Result<()> {
@@ -426,9 +530,16 @@ fn show(job: &Job, output: Output) -> Result<()> {
             format!("job        {} ({})", job.id, job.kind),
             format!("state      {}", job.state),
             format!("branch     {}", job.branch_id().unwrap_or("-")),
+            format!("priority   {}", word(job.priority)),
             format!("created    {}", rfc3339(job.created_ms)),
             format!("attempts   {}, process deaths {}", job.attempt, job.crashes),
         ];
+        if let Some(retries) = job.retries {
+            lines.push(format!("retries    {retries} at most"));
+        }
+        if let Some(key) = &job.unique_key {
+            lines.push(format!("unique key {key}"));
+        }
         if let Some(s) = &job.sync {
             lines.push(format!(
                 "changes    seq:{} to seq:{}, {} raw, {} queued",
@@ -447,6 +558,12 @@ fn show(job: &Job, output: Output) -> Result<()> {
         }
         if let Some(lease) = &job.lease {
             lines.push(format!("running at {} since {}", lease.engine, rfc3339(lease.claimed_ms)));
+        }
+        if job.state == JobState::Running && job.cancel_requested {
+            lines.push("stopping   its worker has been asked to stop".to_owned());
+        }
+        if let Some(at) = job.finished_ms {
+            lines.push(format!("ended      {}", rfc3339(at)));
         }
         lines.push(format!("errors     {}", job.error_count));
         lines.extend(job.errors.iter().map(|e| format!("  {} attempt {} at {}: {}", rfc3339(e.at_ms), e.attempt, e.engine, e.error)));

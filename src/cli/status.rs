@@ -6,21 +6,26 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::branch::view::{BranchView, waits_for};
-use crate::fault::Result;
-use crate::http::{CaptureView, PausesView, Queue};
-use crate::ledger::{BranchStatus, CaptureState, EngineBeat, SharedLedger};
+use crate::fault::{Fault, Result};
+use crate::http::{CaptureView, Condition, Health, PausesView, Queue};
+use crate::ledger::{BranchStatus, CaptureState, EngineBeat, JobKind, SharedLedger};
 
+use super::capture::state_name;
 use super::engine::EngineArgs;
-use super::output::table;
-use super::workers::{is_nobody, short};
+use super::output::{table, wrapped};
+use super::workers::short;
 use super::{Context, Exit, Output};
 
 /// A heartbeat that is older, by the server's clock, belongs to an engine that hangs or has died.
 const SILENT: Duration = Duration::from_secs(15);
 /// An engine that is asked for its scaler's last word may take this long; the rest does not wait for it any longer.
 const ASKING: Duration = Duration::from_secs(2);
-/// Rows of captures and branches in the text; `--json` has all.
+/// Rows of engines and of branches in the text; `--json` has all.
 const ROWS: usize = 20;
+/// Where there is no terminal to measure.
+const COLUMNS: usize = 80;
+/// A running capture that is further behind than this is named: many times what its checkpoints take.
+const LATE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -43,8 +48,23 @@ struct Status {
     engines: Vec<EngineLine>,
     /// The newest decision of the scaler of the engine that answered, if one did.
     scaler: Option<Value>,
-    /// What is wrong, each with what to do.
-    problems: Vec<String>,
+    /// What that engine says of its parts.
+    health: Option<Health>,
+    /// What is wrong, the gravest first.
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    what: String,
+    /// What to type next.
+    next: Option<String>,
+}
+
+impl Problem {
+    fn new(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { what: what.into(), next: Some(next.into()) }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -56,6 +76,8 @@ struct EngineLine {
     draining: bool,
     workers: u16,
     target_workers: u16,
+    /// An operator holds the size.
+    pinned: bool,
     busy_workers: usize,
     captures: u32,
 }
@@ -63,7 +85,6 @@ struct EngineLine {
 pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
     let (ledger, _) = context.ledger().await?;
     let now_ms = ledger.now_ms().await?;
-    let scaler = last_decision(&args.engine).await;
     let mut captures = Vec::new();
     for mut capture in ledger.captures().await? {
         if capture.reason.is_none()
@@ -82,26 +103,36 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     let engines: Vec<EngineLine> = beats.iter().map(|beat| engine_line(beat, now_ms)).collect();
     let queue = Queue::new(&ledger.queue_stats().await?, wait);
     let pauses = PausesView::from(ledger.pauses().await?);
-    let mut status = Status { captures, branches, queue, pauses, engines, scaler, problems: Vec::new() };
-    status.problems = problems(&status);
-    let names = pause_names(&ledger, &status.pauses).await?;
-    output.print(&status, || text(&status, &names, now_ms))?;
+    let asked = ask(&args.engine, &beats).await;
+    let names = pause_names(&ledger, &pauses).await?;
+    let mut status = Status { captures, branches, queue, pauses, engines, scaler: None, health: None, problems: Vec::new() };
+    match asked {
+        Ok(answer) => (status.scaler, status.health) = answer,
+        // Whoever names an engine wants to hear that it does not answer, unless none runs anyway.
+        Err(fault) if args.engine.is_named() && status.engines.iter().any(|e| e.alive) => {
+            status.problems.push(Problem { what: fault.what, next: None })
+        }
+        Err(fault) => tracing::debug!(error = %fault, "no engine was asked"),
+    }
+    problems(&mut status, &names, now_ms);
+    output.print(&status, || text(&status, &names, now_ms, output.width().unwrap_or(COLUMNS)))?;
     Ok(Exit::Done)
 }
 
-/// Nobody to ask is no failure here.
-async fn last_decision(engine: &EngineArgs) -> Option<Value> {
-    let client = match engine.client() {
-        Ok(client) => client,
-        Err(fault) => {
-            if !is_nobody(&fault) {
-                tracing::debug!(error = %fault, "could not ask an engine");
-            }
-            return None;
-        }
+/// The scaler's last word and the health of an engine, if it is one of this metadata: on this machine may run another one's.
+async fn ask(engine: &EngineArgs, beats: &[EngineBeat]) -> Result<(Option<Value>, Option<Health>)> {
+    let client = engine.client()?;
+    let asking = async {
+        let scaler: Value = client.get("/api/v1/scaler?limit=1").await?;
+        Ok::<_, Fault>((scaler, client.health().await?))
     };
-    let asked = tokio::time::timeout(ASKING, client.get::<Value>("/api/v1/scaler?limit=1")).await;
-    asked.ok()?.ok()?.get("decisions")?.get(0).cloned()
+    let late = |_| Fault::transient(format!("the engine has not answered for {} s", ASKING.as_secs()));
+    let (scaler, health) = tokio::time::timeout(ASKING, asking).await.map_err(late)??;
+    let id = scaler.get("engine").and_then(Value::as_str).unwrap_or_default();
+    if !beats.iter().any(|beat| beat.id == id) {
+        return Err(Fault::missing(format!("the engine that answers, {id}, works on another metadata database")));
+    }
+    Ok((scaler.get("decisions").and_then(|d| d.get(0)).cloned(), Some(health)))
 }
 
 fn engine_line(beat: &EngineBeat, now_ms: i64) -> EngineLine {
@@ -114,73 +145,119 @@ fn engine_line(beat: &EngineBeat, now_ms: i64) -> EngineLine {
         draining: status.draining,
         workers: status.pool.current,
         target_workers: status.pool.target,
-        busy_workers: status.workers.iter().filter(|w| w.busy).count(),
+        pinned: status.pool.pin.is_some(),
+        // Sync workers, as the figures beside it; the other kinds have slots of their own.
+        busy_workers: status.workers.iter().filter(|w| w.busy && w.kind.is_none_or(|kind| kind == JobKind::Sync)).count(),
         captures: status.captures,
     }
 }
 
 /// The gravest first.
-fn problems(status: &Status) -> Vec<String> {
-    let mut found = Vec::new();
-    if !status.engines.iter().any(|e| e.alive) {
+fn problems(status: &mut Status, paused: &[Paused], now_ms: i64) {
+    let mut found = std::mem::take(&mut status.problems);
+    let lives = status.engines.iter().any(|e| e.alive);
+    if !lives {
         let waits = status.queue.pending_jobs;
-        found.push(format!("no engine runs ({waits} jobs wait): argon run"));
+        found.push(Problem::new(format!("no engine runs: nothing is captured, {waits} jobs wait"), "argon run"));
     }
     for e in status.engines.iter().filter(|e| !e.alive) {
-        found.push(format!("engine {} (pid {} on {}) is silent: others take over from it", e.engine, e.pid, e.host));
+        found.push(Problem {
+            what: format!("engine {} (pid {} on {}) is silent: others take over from it", e.engine, e.pid, e.host),
+            next: None,
+        });
+    }
+    // Captures have rows of their own, which say more.
+    for (name, check) in status.health.iter().flat_map(|health| health.checks.all()).filter(|(name, _)| *name != "captures") {
+        if let Some(reason) = check.reason.as_ref().filter(|_| check.status != Condition::Ok) {
+            found.push(Problem::new(format!("{name}: {reason}"), "argon doctor"));
+        }
     }
     for c in &status.captures {
         let reason = c.reason.as_deref().unwrap_or("no reason is on record");
+        let show = format!("argon branch show {}", c.branch);
         match c.state {
-            CaptureState::Failed => found.push(format!("the capture of {} has failed: {reason}", c.branch)),
-            CaptureState::Paused => found.push(format!("the capture of {} is paused: argon capture resume {}", c.branch, c.branch)),
-            CaptureState::Running if c.reason.is_some() => found.push(format!("the capture of {} waits: {reason}", c.branch)),
+            CaptureState::Failed => found.push(Problem::new(format!("the capture of {} has failed: {reason}", c.branch), show)),
+            CaptureState::Paused => {
+                found.push(Problem::new(format!("the capture of {} is paused", c.branch), format!("argon capture resume {}", c.branch)));
+            }
+            CaptureState::Running if c.reason.is_some() => {
+                found.push(Problem::new(format!("the capture of {} waits: {reason}", c.branch), show));
+            }
             CaptureState::Running | CaptureState::Stopped => {}
         }
     }
-    for b in status.branches.iter().filter(|b| !matches!(b.status, BranchStatus::Active | BranchStatus::Archived)) {
-        found.push(format!("{}: {}", b.name, b.reason.as_deref().unwrap_or("its status has no reason on record")));
+    for b in &status.branches {
+        let said = format!("{}: {}", b.name, b.reason.as_deref().unwrap_or("its status has no reason on record"));
+        let capture = status.captures.iter().find(|c| c.branch_id == b.id);
+        match b.status {
+            BranchStatus::Stalled => found.push(Problem::new(said, format!("argon jobs list --state dead --branch {}", b.name))),
+            BranchStatus::Gap => found.push(Problem::new(said, format!("argon branch show {}", b.name))),
+            BranchStatus::Failed if capture.is_none_or(|c| c.state != CaptureState::Failed) => {
+                found.push(Problem::new(said, format!("argon branch show {}", b.name)));
+            }
+            BranchStatus::Active | BranchStatus::Archived | BranchStatus::Failed => {
+                let behind = lag(b, capture, now_ms).filter(|lag| lives && *lag > LATE.as_secs());
+                let told = capture.is_some_and(|c| c.reason.is_some());
+                if let Some(lag) = behind.filter(|_| !told) {
+                    found.push(Problem::new(format!("{} is {lag} s behind its source", b.name), "argon workers"));
+                }
+            }
+        }
     }
     if status.queue.failed_jobs > 0 {
-        found.push(format!("{} dead jobs: argon jobs list --state dead, then argon jobs retry", status.queue.failed_jobs));
+        found.push(Problem::new(format!("dead jobs: {}", status.queue.failed_jobs), "argon jobs list --state dead"));
     }
-    if !status.pauses.pauses.is_empty() {
-        found.push("something is paused: argon queue show".to_owned());
+    for pause in paused {
+        found.push(Problem::new(format!("jobs are paused: {}", pause.what), format!("argon queue resume {}", pause.flag)));
     }
-    found
+    status.problems = found;
 }
 
-async fn pause_names(ledger: &SharedLedger, pauses: &PausesView) -> Result<Vec<String>> {
+/// A pause for people: what, and how `queue resume` calls it.
+struct Paused {
+    what: String,
+    flag: String,
+}
+
+async fn pause_names(ledger: &SharedLedger, pauses: &PausesView) -> Result<Vec<Paused>> {
     let mut names = Vec::new();
     for pause in &pauses.pauses {
-        names.push(match (&pause.kind, &pause.branch) {
-            (Some(kind), _) => kind.to_string(),
-            (None, Some(id)) => ledger.branch(id).await?.map_or_else(|| id.clone(), |b| b.name),
-            (None, None) => "everything".to_owned(),
-        });
+        let (what, flag) = match (&pause.kind, &pause.branch) {
+            (Some(kind), _) => (format!("kind {kind}"), format!("--kind {kind}")),
+            (None, Some(id)) => {
+                let name = ledger.branch(id).await?.map_or_else(|| id.clone(), |b| b.name);
+                (format!("branch {name}"), format!("--branch {name}"))
+            }
+            (None, None) => ("everything".to_owned(), "--all".to_owned()),
+        };
+        names.push(Paused { what, flag });
     }
     Ok(names)
 }
 
-fn text(status: &Status, paused: &[String], now_ms: i64) -> String {
+fn text(status: &Status, paused: &[Paused], now_ms: i64, width: usize) -> String {
     let mut parts = Vec::new();
     let q = &status.queue;
-    let mut line = format!(
-        "queue     {} pending, {} running, {} dead, {} done; oldest ready for {:.1} s",
-        q.pending_jobs, q.running_jobs, q.failed_jobs, q.completed_jobs, q.oldest_ready_seconds
-    );
-    if !paused.is_empty() {
-        line += &format!("; paused: {}", paused.join(", "));
+    let least = if q.at_least { "at least " } else { "" };
+    parts.push(format!(
+        "queue     {least}{} pending, {} running, {} dead, {} done",
+        q.pending_jobs, q.running_jobs, q.failed_jobs, q.completed_jobs
+    ));
+    if q.ready_jobs > 0 {
+        parts.push(format!("          oldest ready for {:.1} s", q.oldest_ready_seconds));
     }
-    parts.push(line);
-    for e in &status.engines {
+    if !paused.is_empty() {
+        parts.push(format!("          paused: {}", paused.iter().map(|p| p.what.as_str()).collect::<Vec<_>>().join(", ")));
+    }
+    for e in status.engines.iter().take(ROWS) {
         let state = match (e.alive, e.draining) {
             (false, _) => "silent",
             (true, true) => "draining",
             (true, false) => "running",
         };
+        let pinned = if e.pinned { " (pinned)" } else { "" };
         parts.push(format!(
-            "engine    {} {state}: {} of {} workers busy, {} wanted, {} captures",
+            "engine    {} {state}: {} of {} workers busy, {} wanted{pinned}, {} captures",
             short(&e.engine),
             e.busy_workers,
             e.workers,
@@ -188,16 +265,18 @@ fn text(status: &Status, paused: &[String], now_ms: i64) -> String {
             e.captures
         ));
     }
+    if status.engines.len() > ROWS {
+        parts.push(format!("          and {} more: argon workers", status.engines.len() - ROWS));
+    }
     if let Some(decision) = &status.scaler {
-        let word = |name: &str| decision.get(name).and_then(Value::as_str).unwrap_or("-").replace('_', " ");
-        parts.push(format!("scaler    {}: {}", word("direction"), word("reason")));
+        parts.push(scaler_line(decision));
     }
     if status.branches.is_empty() {
         parts.push("branches  none yet: argon capture start PROJECT/BRANCH --source-db DB".to_owned());
     } else {
         let rows: Vec<_> = status.branches.iter().take(ROWS).map(|b| branch_row(b, status, now_ms)).collect();
         parts.push(String::new());
-        parts.push(table(&["BRANCH", "STATUS", "CAPTURE", "HEAD", "RESTORABLE TO", "LAG"], &rows));
+        parts.push(table(&["BRANCH", "STATUS", "CAPTURE", "LAG", "HEAD", "RESTORABLE TO"], &rows));
         if status.branches.len() > ROWS {
             parts.push(format!("and {} more: argon branch list", status.branches.len() - ROWS));
         }
@@ -206,23 +285,41 @@ fn text(status: &Status, paused: &[String], now_ms: i64) -> String {
     if status.problems.is_empty() {
         parts.push("nothing is wrong".to_owned());
     }
-    parts.extend(status.problems.iter().map(|p| format!("! {p}")));
+    for problem in &status.problems {
+        parts.push(wrapped(&format!("! {}", problem.what), width));
+        // A command stays on one line, so that it can be copied.
+        parts.extend(problem.next.as_ref().map(|next| format!("    {next}")));
+    }
     parts.join("\n")
+}
+
+fn scaler_line(decision: &Value) -> String {
+    let word = |name: &str| decision.get(name).and_then(Value::as_str).map(|word| word.replace('_', " "));
+    let target = decision.get("target").and_then(Value::as_u64).unwrap_or_default();
+    let mut line = format!("scaler    {} at {target}: {}", word("direction").unwrap_or_default(), word("reason").unwrap_or_default());
+    if let Some(limit) = word("limited_by") {
+        line += &format!(", limited by {limit}");
+    }
+    if decision.get("dry_run").and_then(Value::as_bool) == Some(true) {
+        line += " (dry run: said, not done)";
+    }
+    line
+}
+
+/// Seconds that the committed history of a running capture is behind the server's clock.
+fn lag(branch: &BranchView, capture: Option<&CaptureView>, now_ms: i64) -> Option<u64> {
+    capture.filter(|c| c.state == CaptureState::Running)?;
+    Some(u64::try_from(now_ms / 1_000 - i64::from(branch.captured_until?.t)).unwrap_or_default())
 }
 
 fn branch_row(branch: &BranchView, status: &Status, now_ms: i64) -> Vec<String> {
     let capture = status.captures.iter().find(|c| c.branch_id == branch.id);
-    let state = capture.map_or_else(|| "-".to_owned(), |c| format!("{:?}", c.state).to_lowercase());
-    let lag = match (capture.map(|c| c.state), branch.captured_until) {
-        (Some(CaptureState::Running), Some(until)) => format!("{} s", (now_ms / 1_000 - i64::from(until.t)).max(0)),
-        _ => "-".to_owned(),
-    };
     vec![
         branch.name.clone(),
         format!("{:?}", branch.status).to_lowercase(),
-        state,
+        capture.map_or("-", |c| state_name(c.state)).to_owned(),
+        lag(branch, capture, now_ms).map_or_else(|| "-".to_owned(), |lag| format!("{lag} s")),
         branch.head.seq.to_string(),
         branch.restorable.to.clone(),
-        lag,
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::http::{ScaleAnswer, ScaleRequest, WorkersStats};
 
 use super::engine::EngineArgs;
@@ -86,15 +86,25 @@ fn text(stats: &WorkersStats) -> String {
             (true, true) => "draining",
             (true, false) => "running",
         };
-        let pin = e.pool.pin.as_ref().map_or_else(String::new, |pin| format!("pinned at {}", pin.target));
-        let name = if e.this { format!("{} *", e.engine) } else { e.engine.clone() };
-        engines.push(vec![name, state.to_owned(), format!("{}/{}", e.pool.current, e.pool.target), e.captures.to_string(), pin]);
+        let pin = e.pool.pin.as_ref().map_or_else(
+            || "-".to_owned(),
+            |pin| format!("{}{}", pin.target, pin.until.as_ref().map_or_else(String::new, |at| format!(" until {at}"))),
+        );
+        let name = if e.this { format!("{} *", short(&e.engine)) } else { short(&e.engine) };
+        let busy = stats.workers.iter().filter(|w| w.engine == e.engine && w.busy).count();
+        let pool = format!("{}/{}", e.pool.current, e.pool.target);
+        engines.push(vec![name, format!("{}:{}", e.host, e.pid), state.to_owned(), pool, busy.to_string(), e.captures.to_string(), pin]);
     }
     let row = |w: &crate::http::Worker| {
         vec![
             w.worker_id.clone(),
             short(&w.engine),
-            if w.busy { "busy" } else { "idle" }.to_owned(),
+            match (w.is_active, w.busy) {
+                (false, _) => "silent",
+                (true, true) => "busy",
+                (true, false) => "idle",
+            }
+            .to_owned(),
             w.jobs_processed.to_string(),
             w.jobs_failed.to_string(),
             format!("{:.1}", w.avg_process_time),
@@ -103,9 +113,9 @@ fn text(stats: &WorkersStats) -> String {
     };
     let workers: Vec<_> = stats.workers.iter().chain(&stats.slots).map(row).collect();
     let s = &stats.summary;
-    let mut text = table(&["ENGINE", "STATE", "WORKERS", "CAPTURES", ""], &engines);
+    let mut text = table(&["ENGINE", "PROCESS", "STATE", "WORKERS", "BUSY", "CAPTURES", "PINNED AT"], &engines);
     text += "\n\n";
-    text += &table(&["WORKER", "ENGINE", "", "JOBS", "FAILED", "AVG MS", "P99 MS"], &workers);
+    text += &table(&["WORKER", "ENGINE", "STATE", "JOBS", "FAILED", "AVG MS", "P99 MS"], &workers);
     text += &format!(
         "\n\n{} of {} workers busy, {} jobs, {:.2} % succeeded",
         s.busy_workers, s.total_workers, s.total_processed, s.success_rate
@@ -120,11 +130,6 @@ fn text(stats: &WorkersStats) -> String {
 pub(super) fn short(engine: &str) -> String {
     let skip = engine.chars().count().saturating_sub(8);
     engine.chars().skip(skip).collect()
-}
-
-/// Nobody to ask is no failure where the metadata says most of it.
-pub(super) fn is_nobody(fault: &Fault) -> bool {
-    matches!(fault.kind, crate::fault::Kind::Missing | crate::fault::Kind::Transient | crate::fault::Kind::Config)
 }
 
 #[cfg(test)]

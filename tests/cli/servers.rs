@@ -8,12 +8,15 @@ use futures_util::StreamExt;
 
 use crate::place::{BRANCH, Place, assert_refused};
 
-const COMMANDS: [&[&str]; 7] = [
+const COMMANDS: [&[&str]; 10] = [
     &["run"],
     &["capture", "start", BRANCH, "--source-db", "shop"],
     &["capture", "list"],
     &["branch", "list"],
     &["jobs", "list"],
+    &["jobs", "submit"],
+    &["queue", "pause", "--all"],
+    &["status"],
     &["verify", BRANCH],
     &["restore", BRANCH, "--to-db", "copy"],
 ];
@@ -232,11 +235,17 @@ async fn names_and_ids_that_are_not_there_are_named_with_those_that_are() {
         &["restore", "shop/typo", "--to-db", "copy"],
         &["restore", "shop/typo@seq:3", "--to-db", "copy"],
         &["capture", "stop", "shop/typo"],
+        &["capture", "pause", "shop/typo"],
         &["jobs", "list", "--branch", "shop/typo"],
+        &["jobs", "cancel", "--branch", "shop/typo"],
+        &["jobs", "submit", "--branch", "shop/typo"],
+        &["queue", "pause", "--branch", "shop/typo"],
     ] {
         assert_refused(&place.argon(args).await, 1, &["shop/typo", BRANCH]);
     }
-    for args in [&["jobs", "show", "nope"][..], &["jobs", "retry", "nope"], &["jobs", "discard", "nope", "--yes"]] {
+    for args in
+        [&["jobs", "show", "nope"][..], &["jobs", "retry", "nope"], &["jobs", "cancel", "nope"], &["jobs", "discard", "nope", "--yes"]]
+    {
         assert_refused(&place.argon(args).await, 1, &["no job nope"]);
     }
     // The same branch for another database, and the same database again.

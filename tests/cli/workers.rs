@@ -104,7 +104,9 @@ async fn pauses_hold_jobs_and_captures_until_they_are_resumed() {
     let shown = place.ok(&["queue", "show"]).await;
     assert!(shown.contains("kind noop") && shown.contains(BRANCH) && shown.contains("command line"), "{shown}");
     let status = place.ok(&["status"]).await;
-    assert!(status.contains("something is paused"), "{status}");
+    for said in ["jobs are paused: kind noop", "argon queue resume --kind noop", &format!("argon queue resume --branch {BRANCH}")] {
+        assert!(status.contains(said), "{said}: {status}");
+    }
 
     place.ok(&["queue", "resume", "--kind", "noop"]).await;
     place.ok(&["queue", "resume", "--branch", BRANCH]).await;
@@ -150,7 +152,7 @@ async fn workers_scale_and_status_ask_an_engine_by_socket_and_by_url() {
     })
     .await;
     let text = place.ok(&[&["workers"][..], &by_socket].concat()).await;
-    assert!(text.contains("sync-worker-7") && text.contains("pinned at 8") && text.contains("8/8"), "{text}");
+    assert!(text.contains("sync-worker-7") && text.contains("PINNED AT") && text.contains("8/8"), "{text}");
 
     // The same over the network, where a token says what one may do.
     let url = format!("http://{address}");
@@ -189,7 +191,15 @@ async fn workers_scale_and_status_ask_an_engine_by_socket_and_by_url() {
     assert!(status["scaler"]["reason"].is_string() && status["queue"]["completed_jobs"].as_u64().unwrap() >= 1, "{status}");
     let text = place.ok(&[&["status"][..], &by_socket].concat()).await;
     assert!(text.contains("nothing is wrong") && text.contains(BRANCH), "{text}");
-    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(text.contains("scaler    "), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "a screen of 80 columns: {text}");
+    assert_eq!(status["health"]["status"], json!("ok"), "{status}");
+    // A token that is not one is said, and the rest is shown all the same.
+    std::fs::write(place.dir.path().join("wrong"), "wrong-token").unwrap();
+    let wrong = place.dir.path().join("wrong").display().to_string();
+    let shown = place.ok(&["status", "--api", &url, "--token-file", &wrong]).await;
+    assert!(shown.contains("token") && shown.contains(BRANCH), "{shown}");
+    assert_refused(&run(args(&["workers"], by_url(&wrong))).await, 2, &["token", "read"]);
     place.stop(engine).await;
 
     // Without an engine the metadata still says most, and how to get one.
