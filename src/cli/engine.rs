@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::fault::Result;
+use crate::fault::{Fault, Result};
 use crate::http::client::{Client, Target};
 
 /// Which engine.
@@ -32,6 +32,9 @@ impl EngineArgs {
     pub(crate) fn client(&self) -> Result<Client> {
         match &self.api {
             Some(url) => Client::new(&Target::Url { url: url.clone(), token_file: self.token_file.clone(), ca_file: self.api_ca.clone() }),
+            None if self.control_socket.as_deref().is_some_and(|path| path.as_os_str() == "off") => {
+                Err(Fault::config("ARGON_CONTROL_SOCKET is off: name an engine with --api, or a socket with --control-socket"))
+            }
             None => Client::local(self.control_socket.as_deref(), None),
         }
     }

@@ -60,7 +60,12 @@ impl Exit {
 
 /// Continuous, compressed, restorable history of MongoDB in an object store.
 #[derive(Debug, Parser)]
-#[command(name = "argon", version, max_term_width = 110, after_help = "See it work, with nothing to install first:\n  argon demo")]
+#[command(
+    name = "argon",
+    version,
+    max_term_width = 110,
+    after_help = "See it work, with nothing to install first:\n  argon demo\n\nExit codes: 0 done, 1 failed, 2 bad configuration or arguments, 3 the stop's deadline passed, 4 verification found a difference."
+)]
 pub struct Cli {
     #[command(flatten)]
     connection: Connection,
@@ -77,11 +82,11 @@ pub struct Cli {
 enum Command {
     /// Captures a live load, restores it, compares: needs no server and no account.
     Demo(demo::Args),
-    /// The engine: captures and workers, until SIGTERM.
+    /// The engine: captures, workers, API, until SIGTERM.
     Run(Box<run::Args>),
     /// Checks MongoDB, rights, oplog window, store and clock, and says what to fix.
     Doctor(doctor::Args),
-    /// Start, stop and list captures.
+    /// Start, stop, pause, resume and list captures.
     #[command(subcommand)]
     Capture(capture::Command),
     /// List and show branches.

@@ -39,7 +39,7 @@ pub(crate) struct ScaleArgs {
     #[arg(long)]
     all: bool,
     /// Ends the pin: load decides again.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "hold")]
     release: bool,
     #[command(flatten)]
     engine: EngineArgs,

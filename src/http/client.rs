@@ -128,11 +128,14 @@ impl Client {
     }
 
     fn failed(&self, error: &reqwest::Error) -> Fault {
-        let what = whole(error);
         if error.is_connect() {
-            return Fault::transient(format!("{} cannot be reached: {what}; is argon run running?", self.place));
+            let why = root(error);
+            return Fault::transient(format!(
+                "{} cannot be reached: {why}; start one with argon run, or name another with ARGON_CONTROL_SOCKET or --api",
+                self.place
+            ));
         }
-        Fault::unknown(format!("{} did not answer: {what}", self.place))
+        Fault::unknown(format!("{} did not answer: {}", self.place, whole(error)))
     }
 
     /// The fault that the engine told, with its kind where there is one of this name.
@@ -159,6 +162,15 @@ fn whole(error: &reqwest::Error) -> String {
         cause = one.source();
     }
     text
+}
+
+/// The cause of all: the layers above repeat the URL and say nothing more.
+fn root(error: &reqwest::Error) -> String {
+    let mut one: &dyn std::error::Error = error;
+    while let Some(cause) = one.source() {
+        one = cause;
+    }
+    one.to_string()
 }
 
 fn token_of(path: &Path) -> Result<String> {

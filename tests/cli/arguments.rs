@@ -128,9 +128,13 @@ async fn nobody_who_listens_is_named_with_the_way_to_one() {
         let output = argon(&[command, &["--api", &url]].concat(), &[("ARGON_CONTROL_SOCKET", socket)]).await;
         assert_refused(&output, 1, &[&url, "argon run"]);
         // No socket in the usual place: which place that is.
-        let output = argon(command, &[("XDG_RUNTIME_DIR", dir.path().to_str().unwrap())]).await;
+        let bare = ["-c", "unset ARGON_CONTROL_SOCKET; exec \"$0\" \"$@\"", binary().to_str().unwrap()];
+        let env = [("XDG_RUNTIME_DIR".to_owned(), dir.path().display().to_string())];
+        let args = bare.iter().chain(command).map(OsString::from);
+        let output = run_to_end(std::path::Path::new("/bin/sh"), args, &env, Duration::from_secs(60)).await.unwrap();
         assert_refused(&output, 1, &[&dir.path().join("argon").display().to_string(), "argon run", "ARGON_CONTROL_SOCKET", "--api"]);
     }
+    assert_refused(&argon(&["scale", "8"], &[("ARGON_CONTROL_SOCKET", "off")]).await, 2, &["ARGON_CONTROL_SOCKET is off", "--api"]);
     let output = argon(&["scale", "8", "--json"], &[("ARGON_CONTROL_SOCKET", socket)]).await;
     let error: serde_json::Value = serde_json::from_str(&output.stderr).unwrap();
     assert_eq!((output.code, &error["error"]["code"]), (1, &serde_json::json!("transient")), "{error}");
@@ -186,6 +190,8 @@ async fn a_misspelt_variable_is_warned_about_and_a_foreign_one_is_not() {
 
 #[tokio::test]
 async fn help_and_version_go_to_stdout_and_every_command_has_examples() {
+    let help = argon(&["--help"], &[]).await.stdout;
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2 bad"), "{help}");
     let version = argon(&["--version"], &[]).await;
     assert_eq!((version.code, version.stdout.as_str()), (0, concat!("argon ", env!("CARGO_PKG_VERSION"), "\n")));
     for command in commands().await {

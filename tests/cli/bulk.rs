@@ -70,10 +70,10 @@ async fn rule_25_waiting_sync_jobs_are_given_up_by_filter_only_when_that_is_mean
     place.start_capture().await;
     place.ok(&["queue", "pause", "--kind", "sync"]).await;
     let engine = place.engine().await;
-    for n in 1..=3 {
-        place.source.collection("a").insert_one(doc! {"_id": n}).await.unwrap();
+    for n in 1..=3_u32 {
+        place.source.collection("a").insert_one(doc! {"_id": i64::from(n)}).await.unwrap();
         let begun = clock::now();
-        while count(&place, "ready").await < n {
+        while count(&place, "ready").await < u64::from(n) {
             assert!(begun.elapsed() < LIMIT, "job {n} has not come");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
