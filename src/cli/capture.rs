@@ -13,7 +13,7 @@ use crate::ledger::{CaptureState, SharedLedger, is_experimental};
 use crate::store::Store;
 
 use super::context::{branch_named, capture_of};
-use super::output::{EXPERIMENTAL, table};
+use super::output::{EXPERIMENTAL, fitted};
 use super::{Context, Exit, Output};
 
 #[derive(Debug, Subcommand)]
@@ -179,7 +179,7 @@ async fn list(context: &Context, output: Output) -> Result<()> {
                 ]
             })
             .collect();
-        table(&["BRANCH", "DATABASE", "STATE", "QUEUED UP TO", "ENGINE", "REASON"], &rows)
+        fitted(&["BRANCH", "DATABASE", "STATE", "QUEUED UP TO", "ENGINE", "REASON"], &rows, output.width())
     })
 }
 

@@ -13,7 +13,7 @@ use crate::ledger::{BranchStatus, CaptureState, EngineBeat, JobKind, SharedLedge
 use super::capture::state_name;
 use super::engine::EngineArgs;
 use super::output::{table, wrapped};
-use super::workers::short;
+use super::workers::{short, state_of};
 use super::{Context, Exit, Output};
 
 /// A heartbeat that is older, by the server's clock, belongs to an engine that hangs or has died.
@@ -249,27 +249,16 @@ fn text(status: &Status, paused: &[Paused], now_ms: i64, width: usize) -> String
     if !paused.is_empty() {
         parts.push(format!("          paused: {}", paused.iter().map(|p| p.what.as_str()).collect::<Vec<_>>().join(", ")));
     }
-    for e in status.engines.iter().take(ROWS) {
-        let state = match (e.alive, e.draining) {
-            (false, _) => "silent",
-            (true, true) => "draining",
-            (true, false) => "running",
-        };
-        let pinned = if e.pinned { " (pinned)" } else { "" };
-        parts.push(format!(
-            "engine    {} {state}: {} of {} workers busy, {} wanted{pinned}, {} captures",
-            short(&e.engine),
-            e.busy_workers,
-            e.workers,
-            e.target_workers,
-            e.captures
-        ));
-    }
-    if status.engines.len() > ROWS {
-        parts.push(format!("          and {} more: argon workers", status.engines.len() - ROWS));
-    }
     if let Some(decision) = &status.scaler {
         parts.push(scaler_line(decision));
+    }
+    if !status.engines.is_empty() {
+        let rows: Vec<_> = status.engines.iter().take(ROWS).map(engine_row).collect();
+        parts.push(String::new());
+        parts.push(table(&["ENGINE", "STATE", "BUSY", "WORKERS", "WANTED", "CAPTURES"], &rows));
+        if status.engines.len() > ROWS {
+            parts.push(format!("and {} more: argon workers", status.engines.len() - ROWS));
+        }
     }
     if status.branches.is_empty() {
         parts.push("branches  none yet: argon capture start PROJECT/BRANCH --source-db DB".to_owned());
@@ -291,6 +280,12 @@ fn text(status: &Status, paused: &[Paused], now_ms: i64, width: usize) -> String
         parts.extend(problem.next.as_ref().map(|next| format!("    {next}")));
     }
     parts.join("\n")
+}
+
+fn engine_row(e: &EngineLine) -> Vec<String> {
+    let wanted = if e.pinned { format!("{} (pinned)", e.target_workers) } else { e.target_workers.to_string() };
+    let (busy, workers) = (e.busy_workers.to_string(), e.workers.to_string());
+    vec![short(&e.engine), state_of(e.alive, e.draining).to_owned(), busy, workers, wanted, e.captures.to_string()]
 }
 
 fn scaler_line(decision: &Value) -> String {

@@ -81,11 +81,7 @@ pub(crate) async fn scale(args: ScaleArgs, output: Output) -> Result<Exit> {
 fn text(stats: &WorkersStats) -> String {
     let mut engines = Vec::new();
     for e in &stats.engines {
-        let state = match (e.alive, e.draining) {
-            (false, _) => "silent",
-            (true, true) => "draining",
-            (true, false) => "running",
-        };
+        let state = state_of(e.alive, e.draining);
         let pin = e.pool.pin.as_ref().map_or_else(
             || "-".to_owned(),
             |pin| format!("{}{}", pin.target, pin.until.as_ref().map_or_else(String::new, |at| format!(" until {at}"))),
@@ -126,10 +122,18 @@ fn text(stats: &WorkersStats) -> String {
     text
 }
 
-/// The end of an engine's id: enough to tell a few engines apart.
+/// What an engine does, in a word.
+pub(super) fn state_of(alive: bool, draining: bool) -> &'static str {
+    match (alive, draining) {
+        (false, _) => "silent",
+        (true, true) => "draining",
+        (true, false) => "running",
+    }
+}
+
+/// What tells an engine's id from others': its last two parts. The first ones are host and process.
 pub(super) fn short(engine: &str) -> String {
-    let skip = engine.chars().count().saturating_sub(8);
-    engine.chars().skip(skip).collect()
+    engine.rmatch_indices('-').nth(1).map_or(engine, |(at, _)| &engine[at + 1..]).to_owned()
 }
 
 #[cfg(test)]
@@ -145,7 +149,7 @@ mod tests {
 
     #[test]
     fn engines_are_told_apart_by_the_end_of_their_id() {
-        assert_eq!(short("host-4711-0a1b2c3d"), "0a1b2c3d");
+        assert_eq!(short("a-host-4711-0a1b2c3d-7677"), "0a1b2c3d-7677");
         assert_eq!(short("e1"), "e1");
     }
 }
