@@ -145,8 +145,8 @@ mod tests {
         let whole = fitted(&heading, &rows, None);
         assert_eq!(whole, "JOB  LAST ERROR\nj1   the store said no, and then it said no again\nj2");
         assert_eq!(fitted(&heading, &rows, Some(80)), whole);
-        assert_eq!(fitted(&heading, &rows, Some(30)), "JOB  LAST ERROR\nj1   the store said no, and th…\nj2");
-        assert_eq!(fitted(&heading, &rows, Some(26)), "JOB\nj1\n  the store said no, and t…\nj2");
+        assert_eq!(fitted(&heading, &rows, Some(30)), "JOB  LAST ERROR\nj1   the store said no, and t…\nj2");
+        assert_eq!(fitted(&heading, &rows, Some(26)), "JOB\nj1\n  the store said no, and …\nj2");
         assert_eq!(fitted(&heading, &[], Some(26)), "JOB");
     }
 
