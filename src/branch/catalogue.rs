@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use read::{read_catalogue, read_empty_catalogue};
 
-use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, parse_ddl};
+use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, is_on_buckets, parse_ddl};
 use crate::fault::{Fault, Result};
 
 /// A collection's UUID as the server gives it.
@@ -111,7 +111,7 @@ impl Catalogue {
 
     fn create(&mut self, event: &DdlEvent<'_>, mut options: Document, tolerant: bool) -> Result<Effect> {
         let Some(uuid) = event.uuid else {
-            let kind = if options.get_str("viewOn").is_ok_and(|on| on.starts_with(BUCKETS)) { Kind::Timeseries } else { Kind::View };
+            let kind = if is_on_buckets(&options) { Kind::Timeseries } else { Kind::View };
             self.views.insert(event.coll.to_owned(), View { name: event.coll.to_owned(), kind, options });
             return Ok(Effect::None);
         };

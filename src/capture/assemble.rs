@@ -16,7 +16,7 @@ use bson::{RawDocument, RawDocumentBuf};
 
 use crate::change::{ClusterTime, Scratch, parse_event, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Ends, Position};
+use crate::ledger::{Ends, Position, START_ANEW};
 use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
 
 use super::batch::Batch;
@@ -278,7 +278,7 @@ impl Assembler {
 /// Of the kind that fails a capture for good: whoever reads these changes again meets the same tokens.
 fn no_end(first: u64, last: u64) -> Fault {
     Fault::corrupt(format!(
-        "changes {first} to {last} have resume tokens of more than {} MiB each, since a token holds the _id of its document: no checkpoint can be stored behind them; start a new capture, and keep such documents out of its database",
+        "changes {first} to {last} have resume tokens of more than {} MiB each, since a token holds the _id of its document: no checkpoint can be stored behind them, history ends there. To go on: {START_ANEW}, and keep such documents out of it",
         MAX_END_TOKEN >> 20
     ))
 }

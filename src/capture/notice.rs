@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bson::Document;
-
-use crate::change::{BUCKETS, ChangeRef, Ddl, Op, is_data, parse_ddl};
+use crate::change::{BUCKETS, ChangeRef, Ddl, Op, is_data, is_on_buckets, parse_ddl};
 
 /// Something to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,13 +62,9 @@ impl Notices {
     }
 }
 
-fn is_on_buckets(options: &Document) -> bool {
-    options.get_str("viewOn").is_ok_and(|on| on.starts_with(BUCKETS))
-}
-
 #[cfg(test)]
 mod tests {
-    use bson::{RawDocumentBuf, doc};
+    use bson::{Document, RawDocumentBuf, doc};
 
     use super::*;
     use crate::change::{Scratch, parse_event};
@@ -103,6 +97,7 @@ mod tests {
         look(&mut notices, 5, &event("shiny"));
         assert_eq!(notices.take(), []);
     }
+
     #[test]
     fn a_time_series_collection_is_told_once_whatever_shows_it() {
         let mut notices = Notices::default();

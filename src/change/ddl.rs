@@ -19,6 +19,11 @@ pub fn is_passed_over(coll: &str) -> bool {
     coll == VIEWS || coll.starts_with(BUCKETS)
 }
 
+/// Whether a view of these options is that of a time-series collection.
+pub fn is_on_buckets(options: &Document) -> bool {
+    options.get_str("viewOn").is_ok_and(|on| on.starts_with(BUCKETS))
+}
+
 /// Which event it is, for messages and for finding its collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DdlEvent<'a> {

@@ -441,14 +441,20 @@ mod tests {
     use crate::runtime::backoff::Backoff;
     use crate::store::{PutOutcome, RetryPolicy, put_idempotent};
 
-    #[tokio::test]
-    async fn rule_22_an_object_whose_directory_could_not_be_synced_is_not_adopted_before_it_is() {
+    /// A store in a directory of its own whose syncs of directories fail while the switch is on.
+    fn breakable() -> (tempfile::TempDir, FileStore, Arc<AtomicBool>) {
         let dir = tempfile::tempdir().unwrap();
         FileStore::open(dir.path()).unwrap();
         let broken = Arc::new(AtomicBool::new(false));
         let fails = broken.clone();
         let sync = move |path: &Path| if fails.load(Ordering::SeqCst) { Err(io::Error::other("EIO")) } else { sync_dir(path) };
         let store = FileStore::over(dir.path(), SyncDir(Box::new(sync)));
+        (dir, store, broken)
+    }
+
+    #[tokio::test]
+    async fn rule_22_an_object_whose_directory_could_not_be_synced_is_not_adopted_before_it_is() {
+        let (dir, store, broken) = breakable();
         let pause = Duration::from_millis(1);
         let policy = RetryPolicy { backoff: Backoff { base: pause, cap: pause }, attempts: 3, ..RetryPolicy::default() };
         let upload = async |key: &str| {
@@ -474,12 +480,7 @@ mod tests {
 
     #[tokio::test]
     async fn rule_22_a_delete_beside_a_put_does_not_hide_that_the_put_was_not_synced() {
-        let dir = tempfile::tempdir().unwrap();
-        FileStore::open(dir.path()).unwrap();
-        let broken = Arc::new(AtomicBool::new(false));
-        let fails = broken.clone();
-        let sync = move |path: &Path| if fails.load(Ordering::SeqCst) { Err(io::Error::other("EIO")) } else { sync_dir(path) };
-        let store = FileStore::over(dir.path(), SyncDir(Box::new(sync)));
+        let (dir, store, broken) = breakable();
         let tag = PutTag { sha256: [7; 32], put_id: "one".to_owned() };
         for key in ["a/first", "a/second"] {
             store.put_new(key, Bytes::from_static(b"body"), &tag).await.unwrap();
