@@ -1,8 +1,11 @@
 //! Every setting once: name, unit, default, range, what raising it costs. Flags and environment variables are this one table.
 //!
 //! Owns: parsing and ranges. Does not own: what a setting does (the stage that takes it).
-//! AWS credentials are not settings of Argon: they come from the SDK's own chain.
+//! AWS credentials are not settings of Argon: they come from the SDK's own chain. `AWS_CA_BUNDLE` is read here because the SDK for Rust does not.
 
+mod http;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,11 +15,14 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::fault::{Fault, Result};
 use crate::store::Switch;
 
+pub use http::{HttpSettings, Secret};
+
 /// Where metadata and objects live: taken by every command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// MongoDB of the metadata, and of sources that name no other. A replica set.
+    /// MongoDB of the metadata, and of sources that name no other. A replica set. With TLS: &tls=true&tlsCAFile=FILE, and
+    /// &tlsCertificateKeyFile=FILE where it wants a certificate.
     #[arg(long = "mongodb-uri", env = "ARGON_MONGODB_URI", global = true, hide_env_values = true, value_name = "URI")]
     pub mongodb_uri: Option<String>,
     /// Database of the metadata; it can never be captured.
@@ -34,6 +40,10 @@ pub struct Connection {
     /// Checksums of the SDK on every request; auto: off where an endpoint is set, since some stores refuse them.
     #[arg(long, env = "ARGON_S3_CHECKSUMS", global = true, default_value = "auto", value_name = "auto|on|off")]
     pub s3_checksums: Switch,
+    /// PEM file of the authorities whose certificates an https:// endpoint may show, instead of this machine's root certificates. The AWS
+    /// tools' own variable, read once at start.
+    #[arg(long, env = "AWS_CA_BUNDLE", global = true, value_name = "FILE", value_parser = |s: &str| Ok::<_, String>(PathBuf::from(s)))]
+    pub s3_ca_file: Option<PathBuf>,
 }
 
 impl Connection {
@@ -44,6 +54,11 @@ impl Connection {
                 "no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri, for example mongodb://127.0.0.1:27017/?replicaSet=rs0",
             )
         })
+    }
+
+    /// The file of authorities; a variable that is set to nothing is none, as the AWS tools have it.
+    pub fn s3_ca_file(&self) -> Option<&Path> {
+        self.s3_ca_file.as_deref().filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The store's URL, or what to type.
@@ -88,9 +103,22 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineSettings {
-    /// Sync workers. More: more segments in flight, more memory, more load on MongoDB and the store.
+    /// Sync workers at the start and when idle. More: more segments in flight, more memory, more load on MongoDB and the store.
     #[arg(long = "pool-size", env = "WORKER_POOL_SIZE", default_value = "5", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
     pub pool_size: u16,
+    /// Sync workers that are never gone below, whatever is congested.
+    #[arg(long = "pool-min", env = "WORKER_POOL_MIN", default_value = "1", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_min: u16,
+    /// Sync workers that are never gone beyond, whatever the load.
+    #[arg(long = "pool-max", env = "WORKER_POOL_MAX", default_value = "20", value_name = "1..20", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub pool_max: u16,
+    /// Whether the number of sync workers follows the load. false: there are WORKER_POOL_SIZE, or as many as an operator asks for; dry-run: so too,
+    /// and what would have been done is shown.
+    #[arg(long = "autoscale", env = "WORKER_AUTOSCALE", default_value = "true", value_name = "true|false|dry-run", value_parser = autoscale)]
+    pub autoscale: Autoscale,
+    /// Workers for the other kinds of jobs, each 0..20; a kind that is not named keeps its default. More: more of them at once.
+    #[arg(long = "slots", env = "WORKER_SLOTS", default_value = "compression=2,notification=1,cleanup=1", value_name = "KIND=N,..", value_parser = slots)]
+    pub slots: Slots,
     /// Changes at which a batch may close (not a cap: batches grow under load). More: fewer, larger jobs, later.
     #[arg(long = "batch-size", env = "WORKER_BATCH_SIZE", default_value = "100", value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub batch_size: u32,
@@ -115,6 +143,10 @@ pub struct EngineSettings {
     /// How long finished jobs are kept.
     #[arg(long = "job-cleanup-interval", env = "JOB_CLEANUP_INTERVAL", default_value = "24h", value_name = "TIME", value_parser = |s: &str| time(s, 1_000, 31_536_000_000))]
     pub job_cleanup: Duration,
+    /// Hard limit of a running job: after it the job is taken from its process although that lives, and the attempt counts. More: a job that hangs
+    /// in a way that nothing else notices holds its branch longer. Never less than a minute more than --process-timeout.
+    #[arg(long = "job-stuck-timeout", env = "JOB_STUCK_TIMEOUT", default_value = "10m", value_name = "TIME", value_parser = |s: &str| time(s, 10_000, 604_800_000))]
+    pub job_stuck: Duration,
     /// Time without a heartbeat after which this process counts as dead and others take over.
     #[arg(long = "lease", env = "ARGON_LEASE", default_value = "15s", value_name = "TIME", value_parser = |s: &str| time(s, 3_000, 600_000))]
     pub lease: Duration,
@@ -129,6 +161,82 @@ pub struct EngineSettings {
     pub shutdown_timeout: Duration,
 }
 
+impl EngineSettings {
+    /// What no single setting can tell: whether they fit together.
+    pub fn check(&self) -> Result<()> {
+        let (min, size, max) = (self.pool_min, self.pool_size, self.pool_max);
+        if min > max {
+            return Err(Fault::config(format!("WORKER_POOL_MIN is {min}: allowed are 1 to {max}, the value of WORKER_POOL_MAX")));
+        }
+        if !(min..=max).contains(&size) {
+            return Err(Fault::config(format!(
+                "WORKER_POOL_SIZE is {size}: allowed are {min} to {max}, the values of WORKER_POOL_MIN and WORKER_POOL_MAX"
+            )));
+        }
+        Ok(())
+    }
+
+    /// `JOB_STUCK_TIMEOUT` as it is applied: a worker that ends an overdue attempt by itself comes first, whatever the two settings say.
+    pub fn stuck_after(&self) -> Duration {
+        self.job_stuck.max(self.process_timeout + Duration::from_secs(60))
+    }
+}
+
+/// Whether the number of sync workers follows the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Autoscale {
+    On,
+    Off,
+    /// Decides and shows, changes nothing.
+    DryRun,
+}
+
+fn autoscale(text: &str) -> Result<Autoscale, String> {
+    match text.trim() {
+        "true" | "on" => Ok(Autoscale::On),
+        "false" | "off" => Ok(Autoscale::Off),
+        "dry-run" => Ok(Autoscale::DryRun),
+        _ => Err("allowed are true, false and dry-run".into()),
+    }
+}
+
+/// Workers of the classes that are not sized by the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slots {
+    pub compression: u16,
+    pub notification: u16,
+    pub cleanup: u16,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { compression: 2, notification: 1, cleanup: 1 }
+    }
+}
+
+/// Most workers of one of these classes.
+const MAX_SLOTS: u16 = 20;
+
+/// `compression=2,notification=1,cleanup=1`
+fn slots(text: &str) -> Result<Slots, String> {
+    let mut slots = Slots::default();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (kind, count) = part.split_once('=').map_or((part, ""), |(kind, count)| (kind.trim(), count.trim()));
+        let slot = match kind {
+            "compression" => &mut slots.compression,
+            "notification" => &mut slots.notification,
+            "cleanup" => &mut slots.cleanup,
+            "sync" | "noop" | "snapshot" => return Err(format!("{kind} jobs run on the sync workers, whose number is WORKER_POOL_SIZE")),
+            _ => return Err(format!("{kind} is not one of compression, notification, cleanup")),
+        };
+        *slot = match count.parse() {
+            Ok(n) if n <= MAX_SLOTS => n,
+            _ => return Err(format!("{kind} has '{count}': allowed are 0 to {MAX_SLOTS}")),
+        };
+    }
+    Ok(slots)
+}
+
 /// Names of all variables, for the near-miss warning and the test that holds the documentation to this table.
 pub const VARIABLES: &[&str] = &[
     "ARGON_MONGODB_URI",
@@ -137,7 +245,12 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_S3_ENDPOINT",
     "ARGON_S3_PATH_STYLE",
     "ARGON_S3_CHECKSUMS",
+    "AWS_CA_BUNDLE",
     "WORKER_POOL_SIZE",
+    "WORKER_POOL_MIN",
+    "WORKER_POOL_MAX",
+    "WORKER_AUTOSCALE",
+    "WORKER_SLOTS",
     "WORKER_BATCH_SIZE",
     "WORKER_BATCH_TIMEOUT",
     "ARGON_BATCH_MAX_BYTES",
@@ -146,10 +259,23 @@ pub const VARIABLES: &[&str] = &[
     "JOB_RETRY_DELAY",
     "JOB_RETRY_MAX_DELAY",
     "JOB_CLEANUP_INTERVAL",
+    "JOB_STUCK_TIMEOUT",
     "ARGON_LEASE",
     "ARGON_QUEUE_MAX_BYTES",
     "ARGON_MEMORY_BUDGET",
     "ARGON_SHUTDOWN_TIMEOUT",
+    "ARGON_HTTP_ADDR",
+    "ARGON_METRICS_ADDR",
+    "ARGON_CONTROL_SOCKET",
+    "ARGON_API_TOKEN",
+    "ARGON_API_TOKENS_FILE",
+    "ARGON_ALLOW_UNAUTHENTICATED",
+    "ARGON_TLS_CERT",
+    "ARGON_TLS_KEY",
+    "ARGON_TLS_CLIENT_CA",
+    "ARGON_API_RATE",
+    "ARGON_HTTP_MAX_CONNECTIONS",
+    "ARGON_HTTP_MAX_CONNECTIONS_PER_CLIENT",
     "ARGON_LOG",
     "ARGON_LOG_FORMAT",
     "ARGON_MONGOD",
@@ -265,6 +391,8 @@ mod tests {
         logging: Logging,
         #[command(flatten)]
         engine: EngineSettings,
+        #[command(flatten)]
+        http: HttpSettings,
     }
 
     #[test]
@@ -284,6 +412,43 @@ mod tests {
         assert!(error.contains("21") && error.contains("1..=20"), "{error}");
         let error = Cli::try_parse_from(["x", "--batch-max-bytes", "1KiB"]).unwrap_err().to_string();
         assert!(error.contains("64.00 KiB"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_together_are_refused_with_variable_value_and_range() {
+        use clap::Parser;
+        let check = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.check().map_err(|fault| fault.what);
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["--pool-size", "7", "--pool-min", "7", "--pool-max", "7", "--autoscale", "false"]), Ok(()));
+        for (args, words) in [
+            (["--pool-min", "9", "--pool-max", "8"], ["WORKER_POOL_MIN is 9", "1 to 8"]),
+            (["--pool-min", "6", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "6 to 20"]),
+            (["--pool-max", "4", "--pool-size", "5"], ["WORKER_POOL_SIZE is 5", "1 to 4"]),
+        ] {
+            let error = check(&args).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn slots_are_named_by_kind_and_others_keep_their_default() {
+        assert_eq!(slots("compression=2,notification=1,cleanup=1"), Ok(Slots::default()));
+        assert_eq!(slots(" compression = 5 , "), Ok(Slots { compression: 5, ..Slots::default() }));
+        assert_eq!(slots("cleanup=0"), Ok(Slots { cleanup: 0, ..Slots::default() }));
+        for (text, word) in [("sync=3", "WORKER_POOL_SIZE"), ("mail=1", "mail"), ("cleanup=21", "0 to 20"), ("cleanup", "0 to 20")] {
+            let error = slots(text).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_job_is_stuck_only_after_its_attempt_would_be_overdue() {
+        use clap::Parser;
+        let after = |args: &[&str]| Cli::try_parse_from([&["x"], args].concat()).unwrap().engine.stuck_after();
+        assert_eq!(after(&[]), Duration::from_secs(600));
+        assert_eq!(after(&["--job-stuck-timeout", "7m"]), Duration::from_secs(420));
+        assert_eq!(after(&["--process-timeout", "20m"]), Duration::from_secs(1_260));
+        assert!(Cli::try_parse_from(["x", "--job-stuck-timeout", "5s"]).unwrap_err().to_string().contains("10s to 7days"));
     }
 
     #[test]

@@ -4,45 +4,57 @@
 //! Does not own: what any stage does.
 //!
 //! ```text
-//!  capture manager ─▶ CaptureRun (ingest ▶ assemble ▶ checkpoint) ═▶ queue ═▶ Claimer ─[claimed]▶ Worker × n ─[commits]▶ Committer
+//!                                                                        ┌─▶ worker × n ─[commits]─▶ Committer
+//!  capture manager ─▶ CaptureRun (ingest ▶ assemble ▶ checkpoint) ═▶ queue ═▶ Claimer ─[inboxes]─┤        ├─[marks]─▶ Marker
+//!                                                                        └─▶ … (Crew) └─[finishes]─▶ Finisher
 //! ```
 //!
-//! Stopping: *draining* stops the captures and the claimer; workers end when the claimer's link is empty, the committer when the last
-//! worker is gone. At the deadline *aborting* gives leases back without counting the attempt. A stage that ends before it was told to is a
-//! bug: the engine aborts with a fault, so that a supervisor starts it anew, instead of living on with a part missing.
+//! Stopping: *draining* stops the captures and the claimer, which gives back at once what no worker has begun; workers end when their inbox is
+//! closed and empty, committer, marker and finisher when the last worker is gone. At the deadline *aborting* gives leases back without counting
+//! the attempt. A stage that ends before it was told to is a bug: the engine aborts with a fault, so that a supervisor starts it anew, instead of
+//! living on with a part missing. The same goes for a computation that does not stop when it is told to.
 
 mod attempt;
 mod captures;
+mod controls;
+mod lead;
 mod mirror;
+mod peers;
+mod rescue;
+mod scale;
+mod spread;
 mod streak;
 mod upkeep;
+mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::capture::{AssemblePolicy, CaptureSettings};
 use crate::config::EngineSettings;
 use crate::fault::{Fault, Result};
+use crate::jobs::{KINDS, KindSpec, Parts, Registry};
 use crate::ledger::{EngineBeat, SharedLedger};
-use crate::pool::{ClaimSettings, Claimed, Claimer, InWork, MemoryBudget, Worker, WorkerSettings, WorkerStats};
+use crate::pool::{Claimer, Crew, Finisher, InWork, Marker, MemoryBudget, Pool, Runner, SharedPauses, Sick, Worker};
 use crate::queue::RetryPolicy;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::identity;
-use crate::runtime::link::link;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
-use crate::sync::{Committer, SyncJob, Targets};
+use crate::sync::Committer;
 
 use captures::Captures;
 pub use captures::SourceOpener;
-use upkeep::Upkeep;
+use peers::Peers;
+use scale::ScaleLoop;
+use upkeep::{Of, Upkeep};
+use view::Life;
+pub use view::{EngineFacts, EngineHandle};
 
-/// Jobs claimed beyond the free workers: hides the claim's round trip, small enough that another engine finds work too.
-const PREFETCH: usize = 2;
 /// CPU units waiting or running per CPU: one runs while one waits.
 const CPU_UNITS_PER_THREAD: usize = 2;
 /// After an abort, how long the giving back of leases may take.
@@ -54,6 +66,10 @@ pub struct Engine {
     pub store: Store,
     pub sources: Arc<dyn SourceOpener>,
     pub settings: EngineSettings,
+    /// What jobs there are, as a rule [`KINDS`].
+    pub kinds: &'static [KindSpec],
+    /// Where it is seen from.
+    pub view: EngineHandle,
     pub stop: Shutdown,
 }
 
@@ -69,6 +85,12 @@ pub enum EngineEnd {
 }
 
 impl Engine {
+    /// An engine with the kinds of jobs of this version and a view of its own.
+    pub fn new(ledger: SharedLedger, store: Store, sources: Arc<dyn SourceOpener>, settings: EngineSettings, stop: Shutdown) -> Self {
+        let view = EngineHandle::new(&settings, stop.clone());
+        Self { ledger, store, sources, settings, kinds: KINDS, view, stop }
+    }
+
     /// Runs until `stop` is drained from outside or the lease is lost.
     pub async fn run(self) -> Result<EngineEnd> {
         self.run_as(identity::this_process()).await
@@ -78,96 +100,132 @@ impl Engine {
     pub async fn run_as(self, me: EngineBeat) -> Result<EngineEnd> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let cpu = CpuPool::new(threads, threads * CPU_UNITS_PER_THREAD)?;
-        let stats = Arc::new(WorkerStats::default());
-        let bell = Arc::new(Notify::new());
         let in_work = InWork::default();
+        let pauses = SharedPauses::default();
+        let peers = Peers::new(me.id.clone(), self.settings.lease);
+        let (committer, commits) = Committer::new(self.ledger.clone());
+        let (marker, marks) = Marker::new(self.ledger.clone(), in_work.clone());
+        let registry = Registry::new(self.kinds, &self.parts(cpu.clone(), commits, marks.clone()));
+        let pool = Pool::new(&registry, self.settings.pool_size, self.settings.slots);
+        let life = self.life(&me, &pool);
+        self.view.attach(life.clone());
 
         // The heartbeat comes first: nothing is owned by a process that is not known to live.
-        let mut upkeep = Upkeep::start(&self.ledger, &me, &self.settings, stats.clone(), bell.clone(), in_work.clone(), &self.stop).await?;
-        tracing::info!(engine = %me.id, workers = self.settings.pool_size, store = %self.store.describe(), "engine started");
+        let (ledger, settings, view, retry) = (&self.ledger, &self.settings, &self.view, self.retry());
+        let of = Of { ledger, me: &me, settings, retry, view, life: &life, peers: &peers, pauses: &pauses, in_work: &in_work };
+        let started = Upkeep::start(&of).await;
+        let mut upkeep = started.inspect_err(|_| self.view.detach())?;
+        tracing::info!(engine = %me.id, workers = pool.target(), store = %self.store.describe(), "engine started");
 
-        let mut stages = self.start_pool(&me, &cpu, &stats, &bell, in_work);
-        let captures = Captures {
-            ledger: self.ledger.clone(),
-            store: self.store.clone(),
-            sources: self.sources.clone(),
-            cpu,
-            settings: self.capture_settings(),
-            engine: me.id.clone(),
-            bell: bell.clone(),
-            stop: self.stop.clone(),
-        };
-        stages.spawn(named("capture manager", captures.run()));
-        let end = self.stop_in_order(stages, &mut upkeep).await;
+        let runner = Runner::new(
+            registry,
+            settings.process_timeout,
+            MemoryBudget::new(settings.memory_budget),
+            marks,
+            self.stop.clone(),
+            life.sick.clone(),
+        );
+        let mut stages = self.start_pool(&me, &life, runner, &pauses, in_work);
+        stages.spawn(named("committer", committer.run()));
+        stages.spawn(named("marker", marker.run()));
+        let (ledger, stop) = (self.ledger.clone(), self.stop.clone());
+        let scale = ScaleLoop { ledger, pool, peers: peers.clone(), pauses, view: self.view.clone(), stop };
+        stages.spawn(named("scaler", scale.run()));
+        stages.spawn(named("capture manager", self.captures(&me, &life, cpu, peers).run()));
+        let end = self.stop_in_order(stages, &mut upkeep, &life.sick).await;
         upkeep.finish(&self.ledger, &me).await;
+        self.view.detach();
         tracing::info!(engine = %me.id, ?end, "engine stopped");
         end
     }
 
-    fn capture_settings(&self) -> CaptureSettings {
+    fn life(&self, me: &EngineBeat, pool: &Pool) -> Arc<Life> {
+        Arc::new(Life {
+            engine: me.id.clone(),
+            pool: pool.clone(),
+            captures: Default::default(),
+            leads: Default::default(),
+            sick: Sick::default(),
+            beat: Default::default(),
+            work: Arc::default(),
+            stop: self.stop.clone(),
+        })
+    }
+
+    fn parts(&self, cpu: CpuPool, commits: crate::sync::CommitHandle, marks: crate::pool::MarkHandle) -> Parts {
+        // Half: a store that hangs is known for an outage before the time of the attempt is over.
+        let upload_time = self.settings.process_timeout / 2;
+        Parts { ledger: self.ledger.clone(), store: self.store.clone(), cpu, commits, marks, upload_time }
+    }
+
+    fn retry(&self) -> RetryPolicy {
+        let s = &self.settings;
+        RetryPolicy { retries: s.retry_count, backoff: Backoff { base: s.retry_delay, cap: s.retry_max_delay } }
+    }
+
+    fn captures(&self, me: &EngineBeat, life: &Arc<Life>, cpu: CpuPool, peers: Peers) -> Captures {
         let s = &self.settings;
         let policy = AssemblePolicy { batch_size: u64::from(s.batch_size), batch_timeout: s.batch_timeout, max_bytes: s.batch_max_bytes };
-        CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes }
+        Captures {
+            ledger: self.ledger.clone(),
+            store: self.store.clone(),
+            sources: self.sources.clone(),
+            cpu,
+            settings: CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes },
+            engine: me.id.clone(),
+            bell: life.work.clone(),
+            peers,
+            life: life.clone(),
+            stop: self.stop.clone(),
+        }
     }
 
     fn start_pool(
         &self,
         me: &EngineBeat,
-        cpu: &CpuPool,
-        stats: &Arc<WorkerStats>,
-        bell: &Arc<Notify>,
+        life: &Arc<Life>,
+        runner: Runner,
+        pauses: &SharedPauses,
         in_work: InWork,
     ) -> JoinSet<&'static str> {
-        let s = &self.settings;
-        let workers = usize::from(s.pool_size);
-        let (committer, commits) = Committer::new(self.ledger.clone());
-        let (claimed_tx, claimed_rx) = link::<Claimed>("claimed", workers + PREFETCH);
+        let room = Arc::new(Notify::new());
+        let (classes, changed) = life.pool.parts();
+        let (finisher, finishes) = Finisher::new(self.ledger.clone(), me.id.clone(), room.clone(), self.stop.clone());
+        let template = classes.iter().map(|class| Worker {
+            class: class.clone(),
+            runner: runner.clone(),
+            finishes: finishes.clone(),
+            ledger: self.ledger.clone(),
+            retry: self.retry(),
+            room: room.clone(),
+            stop: self.stop.clone(),
+        });
+        let crew = Crew { template: template.collect(), changed: changed.clone() };
         let claimer = Claimer {
             ledger: self.ledger.clone(),
-            settings: ClaimSettings { engine: me.id.clone(), slots: workers + PREFETCH },
-            bell: bell.clone(),
-            out: claimed_tx,
+            engine: me.id.clone(),
+            classes,
+            pauses: pauses.clone(),
+            work: life.work.clone(),
+            room,
+            closed: changed,
             in_work,
             stop: self.stop.clone(),
         };
-        // Half: a store that hangs is known for an outage before the time of the attempt is over.
-        let upload_time = s.process_timeout / 2;
-        let sync = SyncJob {
-            ledger: self.ledger.clone(),
-            store: self.store.clone(),
-            cpu: cpu.clone(),
-            commits,
-            targets: Targets::default(),
-            upload_time,
-        };
-        let retry = RetryPolicy { retries: s.retry_count, backoff: Backoff { base: s.retry_delay, cap: s.retry_max_delay } };
-        let memory = MemoryBudget::new(s.memory_budget);
-        let inbox = Arc::new(Mutex::new(claimed_rx));
-        let mut pool = JoinSet::new();
-        for i in 0..workers {
-            let worker = Worker {
-                name: format!("sync-worker-{i}"),
-                sync: sync.clone(),
-                ledger: self.ledger.clone(),
-                settings: WorkerSettings { process_timeout: s.process_timeout, retry },
-                memory: memory.clone(),
-                stats: stats.clone(),
-                bell: bell.clone(),
-                stop: self.stop.clone(),
-            };
-            pool.spawn(named("worker", worker.run(inbox.clone())));
-        }
-        pool.spawn(named("claimer", claimer.run()));
-        pool.spawn(named("committer", committer.run()));
-        pool
+        let mut stages = JoinSet::new();
+        stages.spawn(named("crew", crew.run()));
+        stages.spawn(named("claimer", claimer.run()));
+        stages.spawn(named("finisher", finisher.run()));
+        stages
     }
 
     /// Waits for the stop, then for the stages, which end in the order in which their inputs do.
-    async fn stop_in_order(&self, mut stages: JoinSet<&'static str>, upkeep: &mut Upkeep) -> Result<EngineEnd> {
+    async fn stop_in_order(&self, mut stages: JoinSet<&'static str>, upkeep: &mut Upkeep, sick: &Sick) -> Result<EngineEnd> {
         let broken = tokio::select! {
             biased;
             () = self.stop.draining() => None,
             ended = stages.join_next() => Some(ended_early(ended)),
+            fault = sick.reported() => Some(fault),
             over = upkeep.over() => match over {
                 Ok(()) => {
                     tracing::error!("the lease of this process could not be renewed: stopping, others take over");

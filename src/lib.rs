@@ -37,13 +37,15 @@
 //! |---|---|---|---|
 //! | `replies` | ingest → assemble | 1 | one reply is read while one is parsed; a reply may hold 16 MiB |
 //! | `batches` | assemble → checkpoint | 1 | the slot semaphore allows one checkpoint in flight, the next batch grows meanwhile |
-//! | `claimed` | claimer → workers | workers + 2 | the prefetch hides the round trip of a claim |
+//! | inboxes | claimer → workers of a class | a tenth of a second of work, 2 to 1,000 jobs; none of jobs over a second | hides the round trip of a claim, and leaves the rest of the queue to other engines |
+//! | `marks` | workers → marker | 64 | every worker has at most one |
+//! | `finishes` | workers → finisher | 1,024 | short jobs end by the thousand a second, and are put on record in groups of 512 |
 //! | CPU pool | async stages → rayon | 2 a thread | one unit runs while one waits |
 //! | `commits` | workers → committer | 64 | every worker has at most one |
 //!
 //! # Reading order
 //!
-//! [`engine`] is the wiring; then [`capture`], [`ledger`], [`queue`], [`pool`], [`sync`], [`segment`] follow the flow, and [`branch`] is the way back.
+//! [`engine`] is the wiring; then [`capture`], [`ledger`], [`queue`], [`pool`], [`jobs`], [`sync`], [`segment`] follow the flow, and [`branch`] is the way back.
 //! [`change`] and [`segment`] are pure; [`store`] and [`ledger`] are ports with a memory twin and a faulty wrapper beside the real thing.
 
 pub mod branch;
@@ -54,6 +56,8 @@ pub mod config;
 pub mod devkit;
 pub mod engine;
 pub mod fault;
+pub mod http;
+pub mod jobs;
 pub mod ledger;
 pub mod pool;
 pub mod queue;

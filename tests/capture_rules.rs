@@ -81,13 +81,8 @@ impl World {
 
     fn engine_over(&self, sources: Arc<dyn SourceOpener>) -> (Shutdown, tokio::task::JoinHandle<argon::fault::Result<EngineEnd>>) {
         let stop = Shutdown::new();
-        let engine = Engine {
-            ledger: self.ledger.clone(),
-            store: self.store.clone(),
-            sources,
-            settings: Defaults::try_parse_from(["test", "--batch-timeout", "100ms"]).unwrap().settings,
-            stop: stop.clone(),
-        };
+        let settings = Defaults::try_parse_from(["test", "--batch-timeout", "100ms"]).unwrap().settings;
+        let engine = Engine::new(self.ledger.clone(), self.store.clone(), sources, settings, stop.clone());
         (stop, tokio::spawn(engine.run()))
     }
 

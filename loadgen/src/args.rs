@@ -21,6 +21,8 @@ Examples:
   argon-loadgen bench pipeline --store s3 --doc-bytes 1000 --changes 2000000 --rounds 1
   argon-loadgen bench live --rate 10000 --duration 60s --store s3
   argon-loadgen bench repeated --json
+  argon-loadgen bench queue --depths 0,1000,100000 --jobs 50000
+  argon-loadgen bench scaler --load step --load burst --plot .
 
 Everything is started for the benchmark and gone afterwards: mongod, the store, the engine. No account, nothing to install.";
 
@@ -172,6 +174,10 @@ pub(crate) enum Bench {
     Live(Live),
     /// The same updates over and over: stored bytes as a share of raw bytes.
     Repeated(Repeated),
+    /// Simulates how the number of workers follows the load, and compares with other rules.
+    Scaler(ScalerBench),
+    /// Claims and drains no-op jobs from queues of up to a million, and compares with the queue that most people write.
+    Queue(QueueBench),
 }
 
 /// What all benchmarks start.
@@ -266,6 +272,114 @@ pub(crate) struct Repeated {
     pub servers: Servers,
 }
 
+/// `bench scaler`.
+#[derive(Debug, Args)]
+pub(crate) struct ScalerBench {
+    /// Only this load: step, ramp, square, sine, burst, heavier, outage or constant; may be given again.
+    #[arg(long = "load", value_name = "NAME", value_parser = ["step", "ramp", "square", "sine", "burst", "heavier", "outage", "constant"])]
+    pub loads: Vec<String>,
+    /// Runs of each load under each rule, with a seed each; figures are medians.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: u32,
+    /// The first seed.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// How long a job takes that runs alone, on average.
+    #[arg(long, default_value = "50ms", value_name = "TIME", value_parser = duration)]
+    pub service: Duration,
+    /// How the work of jobs differs.
+    #[arg(long, value_enum, default_value = "normal")]
+    pub spread: SpreadName,
+    /// Busy workers at which the throughput of the backend stops growing; 0: it never does.
+    #[arg(long, default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    pub knee: u16,
+    /// What each busy worker costs all others: above 0, throughput falls again when there are too many.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    pub drag: f64,
+    /// Fewest workers.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub min: u16,
+    /// Workers at start and when idle.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub base: u16,
+    /// Most workers.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub max: u16,
+    /// Draws a picture of each load with the first seed into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
+    /// Ends with exit code 1 unless, with every seed, a step settles within 10 s with 3 decisions and 2 workers of overshoot at most, a
+    /// constant load makes no reversal and a square wave one per edge.
+    #[arg(long)]
+    pub check: bool,
+    /// Runs the loads (only step, unless others are named) with noop jobs on a real engine, in real time.
+    #[arg(long)]
+    pub live: bool,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// How the work of jobs differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpreadName {
+    /// Not at all.
+    Constant,
+    /// Log-normally, with a deviation of half the average.
+    Normal,
+    /// Exponentially: a few jobs take several times the average.
+    Exponential,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "allowed are 0 to 1".into())
+}
+
+/// `bench queue`. What is not given depends on --quick and --full.
+#[derive(Debug, Args)]
+pub(crate) struct QueueBench {
+    /// Every depth with every number of workers and processes: about half an hour.
+    #[arg(long, conflicts_with = "quick")]
+    pub full: bool,
+    /// Small depths, seconds, no limits: to see that it works.
+    #[arg(long)]
+    pub quick: bool,
+    /// Jobs that are ready; at 0 they are made while they are done [default: 0,1000,10000,100000,1000000].
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    pub depths: Vec<u64>,
+    /// Dead jobs that lie in the same queue, and as many scheduled ones [default: 100000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    pub others: Option<u64>,
+    /// Jobs that the engines do in each measurement [default: 30000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub jobs: Option<u64>,
+    /// How long the ledger alone is measured in each setting, and the plain queue twice as long [default: 2s].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub cell: Option<Duration>,
+    /// How often the engine and the plain queue are compared, in turn; figures are medians [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub rounds: Option<u32>,
+    /// How long mongod keeps what was, in seconds: MongoDB's own default.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub history: u32,
+    /// Ends with exit code 1 if an engine with 8 workers is fewer times as fast as the plain queue with 8 workers [default: 5].
+    #[arg(long, value_name = "RATIO")]
+    pub min_ratio: Option<f64>,
+    /// Ends with exit code 1 if an engine with 8 workers does fewer jobs per second [default: 5000].
+    #[arg(long, value_name = "N")]
+    pub min_rate: Option<f64>,
+    /// Ends with exit code 1 if a claim from the deepest queue costs more than this many times what it costs at 1,000 [default: 1.5].
+    #[arg(long, value_name = "RATIO")]
+    pub max_claim_ratio: Option<f64>,
+    /// Ends with exit code 1 if the 99th percentile of the queue's figures takes longer at any depth [default: 50ms].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_stats: Option<Duration>,
+    /// Seed of the order in which the jobs are due.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
 fn rate(text: &str) -> Result<Rate, String> {
     match text.parse::<u32>() {
         Ok(n @ 1..=10_000_000) => Ok(Rate::PerSecond(n)),
@@ -325,6 +439,8 @@ mod tests {
             (&["bench", "pipeline", "--doc-bytes", "10"], "--doc-bytes"),
             (&["bench", "live", "--duration", "never"], "--duration"),
             (&["bench", "repeated", "--setting", "x"], "--setting"),
+            (&["bench", "scaler", "--load", "x"], "--load"),
+            (&["bench", "scaler", "--drag", "2"], "--drag"),
         ] {
             let said = refused(args);
             assert!(said.contains(word), "{said}");

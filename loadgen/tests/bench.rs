@@ -53,6 +53,34 @@ fn every_change_of_a_live_load_has_a_delay() {
 }
 
 #[test]
+fn a_small_queue_is_claimed_and_drained_by_the_ledger_by_engines_and_by_the_plain_queue() {
+    let report = report(&["bench", "queue", "--quick", "--json"]);
+    let figure = |row: &Value, name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} in {report}"));
+    for name in ["jobs_per_s", "ratio_to_baseline", "baseline_per_s", "claim_ratio", "filled_rows_per_s"] {
+        assert!(figure(&report, name) > 0.0, "{name} in {report}");
+    }
+    let rows = |name: &str| report[name].as_array().unwrap_or_else(|| panic!("{name} in {report}"));
+    for row in rows("ledger") {
+        assert!(figure(&row["claim_ms"], "p99") > 0.0 && figure(row, "jobs_per_s") > 0.0, "{row}");
+        // A claim looks at a key, and at another one for the job itself, and its end at one more.
+        assert!((2.0..20.0).contains(&figure(&row["server"], "keys_examined_per_job")), "{row}");
+    }
+    // The first search of a claim needs no document and no key but those that it returns.
+    for look in rows("claim_statements") {
+        let explained = &look["explained"];
+        assert_eq!((&explained["docs_examined"], &explained["keys_examined"]), (&Value::from(0), &explained["returned"]), "{look}");
+        assert!(figure(explained, "returned") > 0.0 && !look["statements"].as_array().unwrap().is_empty(), "{look}");
+    }
+    for row in rows("engines") {
+        assert!(figure(row, "jobs") > 0.0 && figure(row, "jobs_per_s") > 0.0, "{row}");
+        assert_eq!(row["endpoint_ms"]["count"], 20, "{row}");
+        assert_eq!(row["delay_ms"].is_object(), row["cell"]["depth"] == 0, "{row}");
+    }
+    assert_eq!(rows("stats").len(), report["options"]["depths"].as_array().unwrap().len());
+    assert_eq!(rows("baseline").len(), 2);
+}
+
+#[test]
 fn a_limit_that_does_not_hold_is_exit_code_1_and_bad_arguments_2() {
     let output = loadgen(&["bench", "repeated", "--count", "500", "--max-percent", "0.001"]);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -62,6 +90,7 @@ fn a_limit_that_does_not_hold_is_exit_code_1_and_bad_arguments_2() {
     for (args, word) in [
         (&["bench", "live", "--rate", "0"][..], "--rate"),
         (&["bench", "pipeline", "--argon", "/nowhere/argon"], "/nowhere/argon"),
+        (&["bench", "queue", "--quick", "--full"], "--full"),
         (&["run", "--uri", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200", "--corpus", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (&["run", "--uri", "not a uri"], "--uri"),
     ] {

@@ -11,12 +11,14 @@ use super::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use super::history::History;
 use super::layout;
 use crate::change::{ChangeRef, ClusterTime, Op};
+use crate::jobs::{Outcome, Watch};
 use crate::ledger::*;
+use crate::pool::{InWork, Marker};
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
 use crate::segment::{BlockBuilder, PackedBlock, pack_payload};
 use crate::store::{MemoryStore, ObjectStore, PutTag};
-use crate::sync::{Committer, SyncJob, SyncOutcome, Targets, Watch, discard};
+use crate::sync::{Committer, SyncJob, Targets, discard};
 
 pub(crate) const NAME: &str = "test/main";
 pub(crate) const ID: &str = "b1";
@@ -69,11 +71,14 @@ impl Bed {
         let (ledger, store) = (Arc::new(MemoryLedger::new()), Arc::new(MemoryStore::new()));
         let (committer, commits) = Committer::new(ledger.clone());
         tokio::spawn(committer.run());
+        let (marker, marks) = Marker::new(ledger.clone(), InWork::default());
+        tokio::spawn(marker.run());
         let sync = SyncJob {
             ledger: ledger.clone(),
             store: store.clone(),
             cpu: CpuPool::new(1, 1).unwrap(),
             commits,
+            marks,
             targets: Targets::default(),
             upload_time: std::time::Duration::from_secs(60),
         };
@@ -214,13 +219,13 @@ impl Bed {
         let batch = NewBatch { job: random::ordered_id(), branch: ID.into(), spec, parts };
         let write = Checkpoint { capture: CAPTURE.into(), fence: self.fence, expected_next_seq: first_seq, after, batch: Some(batch) };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
-        self.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0)
+        self.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0)
     }
 
     /// Puts the segment of a running job into history.
     pub(crate) async fn commit(&self, job: &Job) {
         let outcome = self.sync.run(job, &lease(job), &Watch::default()).await.unwrap();
-        assert!(matches!(outcome, SyncOutcome::Committed { .. }));
+        assert!(matches!(outcome, Outcome::Committed { .. }));
     }
 
     /// Queues and commits.

@@ -1,6 +1,7 @@
 //! Owns: a branch as users see it, one object for `--json` and REST (docs: the command line).
 //! Does not own: the rows (`ledger`), what `captured_until` means (`point`).
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::point::{captured_until, rfc3339};
@@ -11,7 +12,7 @@ use crate::ledger::{
 };
 
 /// The JSON object of a branch.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct BranchView {
     pub id: String,
     pub name: String,
@@ -36,7 +37,7 @@ pub struct BranchView {
 }
 
 /// The end of the committed history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HeadView {
     pub seq: u64,
     pub cluster_time: ClusterTime,
@@ -45,14 +46,14 @@ pub struct HeadView {
 }
 
 /// Points between which a restore works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Restorable {
     pub from: String,
     pub to: String,
 }
 
 /// What a branch adds up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TotalsView {
     pub changes: u64,
     pub raw_bytes: u64,
@@ -138,7 +139,7 @@ pub async fn waits_for(ledger: &dyn Ledger, branch: &Branch, next_seq: u64) -> R
     }
     let mut oldest = None;
     for state in [JobState::Scheduled, JobState::Ready, JobState::Running] {
-        let filter = JobFilter { state: Some(state), kind: Some(JobKind::Sync), branch: Some(branch.id.clone()), after: None };
+        let filter = JobFilter { state: Some(state), kind: Some(JobKind::Sync), branch: Some(branch.id.clone()), ..JobFilter::default() };
         let first = ledger.jobs(&filter, 1).await?.pop();
         oldest = oldest.into_iter().chain(first).min_by(|a, b| a.id.cmp(&b.id));
     }
@@ -182,7 +183,7 @@ mod tests {
     use crate::branch::restore::fold;
     use crate::branch::testing::{Bed, Change, ID, NAME, lease};
     use crate::change::Op;
-    use crate::ledger::{Failed, Head};
+    use crate::ledger::{ClaimRequest, Failed, Head, JobKind};
     use serde_json::json;
 
     #[tokio::test]
@@ -243,7 +244,7 @@ mod tests {
         assert!(told.contains("waiting at seq:3") && told.contains(&job.id) && told.contains("s3://shop is away"), "{told}");
         assert!(bed.ledger.retry_job(&job.id).await.unwrap());
         assert_eq!(reason(&bed).await.as_ref(), Some(&told));
-        let job = bed.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0);
+        let job = bed.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0);
         assert_eq!(reason(&bed).await.as_ref(), Some(&told));
         bed.commit(&job).await;
         assert_eq!(reason(&bed).await, None);

@@ -1,7 +1,7 @@
 //! Capture: ingest -> assemble -> checkpoint. Follows one source database and feeds one branch.
 //!
 //! Owns: reading the stream with its own resume loop (`ingest`), closing batches (`assemble`, pure), the durable checkpoint
-//! (`checkpoint`), telling why it waits (`waits`), starting a capture (`start`), and the wiring of the three stages of one capture (`run`).
+//! (`checkpoint`), telling why it waits (`waits`), starting a capture (`start`), holding it for a while (`pause`), and the wiring of the three stages of one capture (`run`).
 //! Does not own: what happens to a batch after it is in the queue (`sync`).
 
 mod assemble;
@@ -13,6 +13,7 @@ mod ingest;
 mod memory;
 mod mongo;
 mod notice;
+mod pause;
 mod run;
 pub mod source;
 mod start;
@@ -24,5 +25,6 @@ pub use faulty::{FaultyFeed, FeedFaults};
 pub use memory::MemoryFeed;
 pub use mongo::MongoFeed;
 pub use notice::Notice;
+pub use pause::set_paused;
 pub use run::{CaptureEnd, CaptureRun, CaptureSettings};
 pub use start::{StartRequest, Started, start};

@@ -21,10 +21,11 @@ pub use event::{EventView, Scratch, is_data, operation_type, parse_event, parse_
 pub use token::{Token, token_time};
 
 use bson::RawDocument;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The server's cluster time: seconds and increment. The only clock of history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterTime {
     /// Seconds since the epoch.
     pub t: u32,

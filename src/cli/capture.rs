@@ -1,18 +1,19 @@
-//! `argon capture start|stop|list`: acts on metadata and bucket, needs no engine.
+//! `argon capture start|stop|pause|resume|list`: acts on metadata and bucket, needs no engine.
 
 use clap::Subcommand;
 use serde_json::json;
 
 use crate::branch::mirror::publish;
 use crate::branch::view::waits_for;
-use crate::capture::{StartRequest, start};
+use crate::capture::{StartRequest, set_paused, start};
 use crate::config::database_name;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Capture, CaptureState, SharedLedger, is_experimental};
+use crate::http::CaptureView;
+use crate::ledger::{CaptureState, SharedLedger, is_experimental};
 use crate::store::Store;
 
 use super::context::{branch_named, capture_of};
-use super::output::{EXPERIMENTAL, table};
+use super::output::{EXPERIMENTAL, fitted};
 use super::{Context, Exit, Output};
 
 #[derive(Debug, Subcommand)]
@@ -40,6 +41,18 @@ A stopped capture of the same branch and source goes on where it stopped, if the
         /// project/branch
         branch: String,
     },
+    /// Holds a capture for a while: nobody reads the source, the checkpoint stays. Mind the source's oplog: it must reach back to it.
+    #[command(after_help = "Example:\n  argon capture pause shop/main")]
+    Pause {
+        /// project/branch
+        branch: String,
+    },
+    /// Goes on with a paused capture from its checkpoint.
+    #[command(after_help = "Example:\n  argon capture resume shop/main")]
+    Resume {
+        /// project/branch
+        branch: String,
+    },
     /// Lists captures with their state.
     #[command(after_help = "Examples:\n  argon capture list\n  argon capture list --json")]
     List,
@@ -58,6 +71,8 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
             begin(&request, &context, output).await?;
         }
         Command::Stop { branch } => stop(&branch, &context, output).await?,
+        Command::Pause { branch } => hold(&branch, true, &context, output).await?,
+        Command::Resume { branch } => hold(&branch, false, &context, output).await?,
         Command::List => list(&context, output).await?,
     }
     Ok(Exit::Done)
@@ -73,7 +88,7 @@ async fn begin(request: &StartRequest, context: &Context, output: Output) -> Res
     }
     let engines = ledger.engines().await?.len();
     let view = json!({
-        "capture": capture_view(&started.capture),
+        "capture": CaptureView::from(started.capture.clone()),
         "resumed": started.resumed,
         "notes": started.notes,
         "uncovered": started.branch.uncovered,
@@ -111,9 +126,23 @@ async fn stop(name: &str, context: &Context, output: Output) -> Result<()> {
     ledger.set_capture_state(&capture.id, CaptureState::Stopped, Some("stopped by the operator")).await?;
     mirror(&ledger, context.store().await, &branch.id).await;
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
-    output.print(&capture_view(&capture), || {
+    output.print(&CaptureView::from(capture.clone()), || {
         format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db)
     })
+}
+
+async fn hold(name: &str, paused: bool, context: &Context, output: Output) -> Result<()> {
+    let (ledger, _) = context.ledger().await?;
+    let branch = branch_named(&ledger, name).await?;
+    let capture = capture_of(&ledger, &branch).await?.ok_or_else(|| Fault::missing(format!("{name} has no capture")))?;
+    let capture = set_paused(&ledger, capture, paused, "command line").await?;
+    mirror(&ledger, context.store().await, &branch.id).await;
+    let text = if paused {
+        format!("paused {name}; argon capture resume {name} goes on from here")
+    } else {
+        format!("{name} goes on from change {}", capture.position.next_seq)
+    };
+    output.print(&CaptureView::from(capture), || text)
 }
 
 /// The bucket is told too. What the metadata says counts, and an engine repeats this, so a store that is away fails no command.
@@ -135,7 +164,7 @@ async fn list(context: &Context, output: Output) -> Result<()> {
             capture.reason = waits_for(&*ledger, &branch, capture.position.next_seq).await?;
         }
     }
-    let views: Vec<_> = captures.iter().map(capture_view).collect();
+    let views: Vec<_> = captures.iter().cloned().map(CaptureView::from).collect();
     output.print(&json!({ "captures": views }), || {
         let rows: Vec<_> = captures
             .iter()
@@ -150,7 +179,7 @@ async fn list(context: &Context, output: Output) -> Result<()> {
                 ]
             })
             .collect();
-        table(&["BRANCH", "DATABASE", "STATE", "QUEUED UP TO", "ENGINE", "REASON"], &rows)
+        fitted(&["BRANCH", "DATABASE", "STATE", "QUEUED UP TO", "ENGINE", "REASON"], &rows, output.width())
     })
 }
 
@@ -159,20 +188,6 @@ pub(super) fn state_name(state: CaptureState) -> &'static str {
         CaptureState::Running => "running",
         CaptureState::Stopped => "stopped",
         CaptureState::Failed => "failed",
+        CaptureState::Paused => "paused",
     }
-}
-
-/// The object of a capture in the interface; tokens stay inside.
-fn capture_view(c: &Capture) -> serde_json::Value {
-    json!({
-        "id": c.id,
-        "branch": c.branch_name,
-        "branch_id": c.branch,
-        "source": { "uri": c.source.uri, "db": c.source.db, "identity": c.source.identity },
-        "state": c.state,
-        "reason": c.reason,
-        "queued_seq": c.position.next_seq - 1,
-        "engine": c.owner,
-        "checkpoint_ms": c.checkpoint_ms,
-    })
 }

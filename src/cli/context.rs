@@ -53,6 +53,7 @@ impl Context {
             endpoint: self.connection.s3_endpoint.clone(),
             path_style: self.connection.s3_path_style,
             checksums: self.connection.s3_checksums,
+            ca_file: self.connection.s3_ca_file().map(Into::into),
             ..StoreOptions::default()
         }
     }

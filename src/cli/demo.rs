@@ -134,13 +134,8 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
 
     let settings = Defaults::try_parse_from(["demo", "--batch-timeout", "200ms"]).map_err(|e| Fault::config(e.to_string()))?.settings;
     let stop = Shutdown::new();
-    let engine = Engine {
-        ledger: ledger.clone(),
-        store: store.clone(),
-        sources: Arc::new(MongoSources { default: uri.to_string() }),
-        settings,
-        stop: stop.clone(),
-    };
+    let sources = Arc::new(MongoSources { default: uri.to_string() });
+    let engine = Engine::new(ledger.clone(), store.clone(), sources, settings, stop.clone());
     let engine = tokio::spawn(engine.run());
     let began = clock::now();
     let source = client.database(&names.source);

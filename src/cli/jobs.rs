@@ -1,31 +1,34 @@
-//! `argon jobs list|show|retry|discard`: acts on the metadata, needs no engine.
+//! `argon jobs list|show|retry|cancel|discard|submit`: acts on the metadata, needs no engine.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::Subcommand;
+use serde::Serialize;
 
 use crate::branch::point::rfc3339;
 use crate::config::readable;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Job, JobFilter, JobState, SharedLedger};
+use crate::http::{BulkAnswer, JobChange, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted};
+use crate::ledger::{BULK_SAMPLE, Bulk, BulkOutcome, Cancelled, Job, JobFilter, JobKind, JobState, MAX_ENQUEUE, Priority, SharedLedger};
 use crate::sync::discard;
 
 use super::context::branch_named;
-use super::output::table;
+use super::output::fitted;
 use super::{Context, Exit, Output};
+
+/// Jobs of one call to the ledger: progress is shown, and an interrupt heeded, between calls.
+const STEP: usize = 1_000;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Lists jobs, the dead ones first to look for when a branch is stalled.
-    #[command(after_help = "Examples:\n  argon jobs list --state dead\n  argon jobs list --branch shop/main --limit 20 --json")]
+    /// Lists jobs in the order of their creation.
+    #[command(
+        after_help = "Examples:\n  argon jobs list --state dead\n  argon jobs list --branch shop/main --limit 20 --json\n  argon jobs list --error 'access denied'"
+    )]
     List {
-        /// Only jobs in this state.
-        #[arg(long)]
-        state: Option<State>,
-        /// Only jobs of this branch.
-        #[arg(long, value_name = "BRANCH")]
-        branch: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
         /// Most jobs to show.
         #[arg(long, default_value = "50", value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
@@ -39,82 +42,199 @@ pub(crate) enum Command {
         /// Job id.
         id: String,
     },
-    /// Runs a dead or scheduled job again, now.
-    #[command(after_help = "Examples:\n  argon jobs retry 0193f0c2-…\n  argon jobs retry --all-dead")]
+    /// Runs dead or scheduled jobs again, now.
+    #[command(
+        after_help = "Examples:\n  argon jobs retry 0193f0c2-…\n  argon jobs retry --all-dead\n  argon jobs retry --state dead --error timeout --dry-run"
+    )]
     Retry {
         /// Job id.
-        #[arg(required_unless_present = "all_dead")]
+        #[arg(required_unless_present_any = ["all_dead", "state", "kind", "branch", "engine", "error"], conflicts_with_all = ["all_dead", "state", "kind", "branch", "engine", "error", "dry_run"])]
         id: Option<String>,
         /// Every dead job.
-        #[arg(long, conflicts_with = "id")]
+        #[arg(long, conflicts_with = "state")]
         all_dead: bool,
+        #[command(flatten)]
+        bulk: BulkArgs,
     },
-    /// Gives up a dead or waiting sync job: history gets a recorded gap, and restores across it are refused unless told otherwise.
-    #[command(after_help = "Example:\n  argon jobs discard 0193f0c2-… --yes")]
+    /// Cancels jobs: waiting and dead ones at once, running ones as soon as their worker looks. Sync jobs are never cancelled, see discard.
+    #[command(
+        after_help = "Examples:\n  argon jobs cancel 0193f0c2-…\n  argon jobs cancel --kind noop --dry-run\n  argon jobs cancel --kind noop"
+    )]
+    Cancel {
+        /// Job id.
+        #[arg(required_unless_present_any = ["state", "kind", "branch", "engine", "error"], conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
+        id: Option<String>,
+        #[command(flatten)]
+        bulk: BulkArgs,
+    },
+    /// Gives up dead or waiting sync jobs: history gets a recorded gap, and restores across it are refused unless told otherwise.
+    #[command(
+        after_help = "Examples:\n  argon jobs discard 0193f0c2-… --yes\n  argon jobs discard --kind sync --state dead --branch shop/main --dry-run"
+    )]
     Discard {
         /// Job id.
-        id: String,
-        /// The changes of this job are lost to history for good: say so.
+        #[arg(required_unless_present_any = ["state", "kind", "branch", "engine", "error"], conflicts_with_all = ["state", "kind", "branch", "engine", "error", "dry_run"])]
+        id: Option<String>,
+        #[command(flatten)]
+        bulk: BulkArgs,
+        /// The changes of these jobs are lost to history for good: say so.
         #[arg(long)]
         yes: bool,
     },
+    /// Puts test jobs into the queue: they do nothing for a while, and fail as often as asked.
+    #[command(
+        after_help = "Examples:\n  argon jobs submit --count 100 --duration 50ms\n  argon jobs submit --count 20 --failure-rate 0.2 --priority high"
+    )]
+    Submit(SubmitArgs),
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum State {
-    Scheduled,
-    Ready,
-    Running,
-    Done,
-    Dead,
-    Cancelled,
+/// Which jobs.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct FilterArgs {
+    /// Only jobs in this state: scheduled, ready, running, done, dead, cancelled.
+    #[arg(long, value_name = "STATE")]
+    state: Option<JobState>,
+    /// Only jobs of this kind: sync, compression, notification, cleanup, noop.
+    #[arg(long, value_name = "KIND")]
+    kind: Option<JobKind>,
+    /// Only jobs of this branch.
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<String>,
+    /// Only jobs that run at this engine.
+    #[arg(long, value_name = "ID")]
+    engine: Option<String>,
+    /// Only jobs whose last error has this text in it.
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
 }
 
-impl From<State> for JobState {
-    fn from(state: State) -> Self {
-        match state {
-            State::Scheduled => Self::Scheduled,
-            State::Ready => Self::Ready,
-            State::Running => Self::Running,
-            State::Done => Self::Done,
-            State::Dead => Self::Dead,
-            State::Cancelled => Self::Cancelled,
-        }
+impl FilterArgs {
+    async fn read(self, ledger: &SharedLedger, after: Option<String>) -> Result<JobFilter> {
+        let branch = match self.branch {
+            Some(name) => Some(branch_named(ledger, &name).await?.id),
+            None => None,
+        };
+        Ok(JobFilter { state: self.state, kind: self.kind, branch, engine: self.engine, error: self.error, after })
     }
+}
+
+/// Many jobs at once.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct BulkArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// Stop after so many.
+    #[arg(long, default_value = "1000000", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    limit: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SubmitArgs {
+    /// Kind of the jobs; noop is the only one that can be submitted.
+    #[arg(long, default_value = "noop", value_parser = ["noop"])]
+    kind: String,
+    /// How many.
+    #[arg(long, default_value = "1", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    count: u64,
+    /// How long each takes, at most an hour.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
+    duration: Duration,
+    /// Share of the attempts that fail, 0 to 1.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    failure_rate: Option<f64>,
+    /// low, normal or high.
+    #[arg(long, value_name = "PRIORITY", value_parser = priority)]
+    priority: Option<Priority>,
+    /// Not before this time has passed, in whole seconds, at most 31 days.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = delay)]
+    delay: Duration,
+    /// At most one job with this key waits or runs.
+    #[arg(long, value_name = "KEY")]
+    unique_key: Option<String>,
+    /// Attempts after the first, instead of JOB_RETRY_COUNT.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    retries: Option<u32>,
+    /// The branch that the jobs belong to: they pause with it.
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<String>,
+}
+
+fn word(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Low => "low",
+        Priority::Normal => "normal",
+        Priority::High => "high",
+    }
+}
+
+fn priority(text: &str) -> Result<Priority, String> {
+    match text {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        _ => Err("allowed are low, normal and high".into()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "allowed are 0 to 1, such as 0.1".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_secs(3_600);
+    let time =
+        humantime::parse_duration(text.trim()).map_err(|_| "not a time: write a number with a unit, such as 50ms or 10s".to_owned())?;
+    if time > most || !time.subsec_nanos().is_multiple_of(1_000_000) {
+        return Err("allowed are 0ms to 1h, in whole milliseconds".into());
+    }
+    Ok(time)
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_secs(31 * 24 * 3_600);
+    let time =
+        humantime::parse_duration(text.trim()).map_err(|_| "not a time: write a number with a unit, such as 30s or 2h".to_owned())?;
+    if time > most || time.subsec_nanos() > 0 {
+        return Err("allowed are 0s to 31days, in whole seconds".into());
+    }
+    Ok(time)
 }
 
 pub(crate) async fn run(command: Command, context: Context, output: Output) -> Result<Exit> {
     let (ledger, _) = context.ledger().await?;
     match command {
-        Command::List { state, branch, limit, after } => {
-            let branch = match branch {
-                Some(name) => Some(branch_named(&ledger, &name).await?.id),
-                None => None,
-            };
-            let filter = JobFilter { state: state.map(Into::into), kind: None, branch, after };
-            list(&ledger.jobs(&filter, limit as usize).await?, output)?;
+        Command::List { filter, limit, after } => {
+            let filter = filter.read(&ledger, after).await?;
+            list(ledger.jobs(&filter, limit as usize).await?, limit as usize, output)?;
         }
         Command::Show { id } => show(&find(&ledger, &id).await?, output)?,
         Command::Retry { id: Some(id), .. } => {
             let job = find(&ledger, &id).await?;
             if !ledger.retry_job(&job.id).await? {
-                return Err(Fault::rejected(format!("job {id} is {}: only dead and scheduled jobs can be retried", state_name(job.state))));
+                return Err(Fault::rejected(format!("job {id} is {}: only dead and scheduled jobs can be retried", job.state)));
             }
-            output.print(&json!({ "retried": 1 }), || format!("job {id} is ready again"))?;
+            changed(&ledger, &id, JobOutcome::Retried, output, &format!("job {id} is ready again")).await?;
         }
-        Command::Retry { .. } => retry_all(&ledger, output).await?,
-        Command::Discard { id, yes } => {
+        Command::Retry { id: None, all_dead, mut bulk } => {
+            if all_dead {
+                bulk.filter.state = Some(JobState::Dead);
+            }
+            many(&ledger, Bulk::Retry, bulk, output).await?;
+        }
+        Command::Cancel { id: Some(id), .. } => cancel(&ledger, &id, output).await?,
+        Command::Cancel { id: None, bulk } => many(&ledger, Bulk::Cancel, bulk, output).await?,
+        Command::Discard { id: Some(id), yes, .. } => {
             let job = find(&ledger, &id).await?;
-            let Some(spec) = &job.sync else { return Err(Fault::rejected(format!("job {id} is not a sync job"))) };
-            let range = format!("seq:{} to seq:{} ({} changes)", spec.first_seq, spec.last_seq, spec.last_seq + 1 - spec.first_seq);
-            confirm(yes, &format!("discarding job {id} loses {range} of this branch for good"))?;
-            if !discard(&ledger, &context.store().await?, &job, &format!("job {id} was discarded by the operator")).await? {
-                return Err(Fault::rejected(format!("job {id} is {}: only dead and waiting jobs can be discarded", state_name(job.state))));
-            }
-            output.print(&json!({ "discarded": id, "first_seq": spec.first_seq, "last_seq": spec.last_seq }), || {
-                format!("discarded job {id}: {range} is a recorded gap now")
-            })?;
+            let lost = range(&job)?;
+            confirm(yes, &format!("discarding job {id} loses {lost} of this branch for good"))?;
+            give_up(&ledger, &context, &job).await?;
+            changed(&ledger, &id, JobOutcome::Discarded, output, &format!("discarded job {id}: {lost} is a recorded gap now")).await?;
         }
+        Command::Discard { id: None, bulk, yes } => discard_many(&ledger, &context, bulk, yes, output).await?,
+        Command::Submit(args) => submit(&ledger, args, output).await?,
     }
     Ok(Exit::Done)
 }
@@ -141,51 +261,285 @@ async fn find(ledger: &SharedLedger, id: &str) -> Result<Job> {
         .ok_or_else(|| Fault::missing(format!("there is no job {id}: finished jobs are removed after JOB_CLEANUP_INTERVAL")))
 }
 
-async fn retry_all(ledger: &SharedLedger, output: Output) -> Result<()> {
-    const PAGE: usize = 500;
-    let mut filter = JobFilter { state: Some(JobState::Dead), ..JobFilter::default() };
-    let mut retried = 0u64;
-    loop {
-        let page = ledger.jobs(&filter, PAGE).await?;
-        filter.after = page.last().map(|j| j.id.clone());
-        for job in &page {
-            retried += u64::from(ledger.retry_job(&job.id).await?);
-        }
-        if page.len() < PAGE {
-            break;
-        }
-    }
-    output.print(&json!({ "retried": retried }), || format!("{retried} jobs are ready again"))
+/// What a discard of this job loses.
+fn range(job: &Job) -> Result<String> {
+    let Some(spec) = &job.sync else {
+        return Err(Fault::rejected(format!("job {} is not a sync job: argon jobs cancel {}", job.id, job.id)));
+    };
+    Ok(format!("seq:{} to seq:{} ({} changes)", spec.first_seq, spec.last_seq, spec.last_seq + 1 - spec.first_seq))
 }
 
-fn list(jobs: &[Job], output: Output) -> Result<()> {
-    output.print(&json!({ "jobs": jobs.iter().map(view).collect::<Vec<_>>() }), || {
-        let rows: Vec<_> = jobs
-            .iter()
-            .map(|j| {
-                let range = j.sync.as_ref().map(|s| format!("{}..{}", s.first_seq, s.last_seq));
-                vec![
-                    j.id.clone(),
-                    state_name(j.state).into(),
-                    range.unwrap_or_default(),
-                    j.attempt.to_string(),
-                    j.errors.last().map(|e| e.error.clone()).unwrap_or_default(),
-                ]
-            })
-            .collect();
-        table(&["JOB", "STATE", "SEQ", "ATTEMPT", "LAST ERROR"], &rows)
+async fn give_up(ledger: &SharedLedger, context: &Context, job: &Job) -> Result<()> {
+    if discard(ledger, &context.store().await?, job, &reason(job)).await? {
+        return Ok(());
+    }
+    Err(Fault::rejected(format!("job {} is {}: only dead and waiting jobs can be discarded", job.id, job.state)))
+}
+
+fn reason(job: &Job) -> String {
+    format!("job {} was discarded by the operator", job.id)
+}
+
+async fn cancel(ledger: &SharedLedger, id: &str, output: Output) -> Result<()> {
+    let job = find(ledger, id).await?;
+    if job.kind == JobKind::Sync {
+        return Err(Fault::rejected(format!("job {id} is a sync job: its changes would be lost; argon jobs discard {id} records that")));
+    }
+    let (outcome, said) = match ledger.cancel_job(&job.id).await? {
+        Cancelled::Now | Cancelled::Already => (JobOutcome::Cancelled, format!("job {id} is cancelled")),
+        Cancelled::Requested => (JobOutcome::CancelRequested, format!("job {id} runs; its worker has been asked to stop")),
+        Cancelled::TooLate => return Err(Fault::rejected(format!("job {id} is done"))),
+    };
+    changed(ledger, id, outcome, output, &said).await
+}
+
+/// Prints what the interface over HTTP answers.
+async fn changed(ledger: &SharedLedger, id: &str, outcome: JobOutcome, output: Output, said: &str) -> Result<()> {
+    let job = JobView::from(find(ledger, id).await?);
+    output.print(&JobChange { outcome, job }, || said.to_owned())
+}
+
+async fn many(ledger: &SharedLedger, action: Bulk, args: BulkArgs, output: Output) -> Result<()> {
+    possible(action, &args.filter)?;
+    let filter = args.filter.read(ledger, None).await?;
+    let most = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let total = if args.dry_run {
+        ledger.bulk(action, &filter, most, true).await?
+    } else {
+        let bar = output.counter(match action {
+            Bulk::Retry => "retrying",
+            Bulk::Cancel => "cancelling",
+        });
+        let total = in_steps(ledger, action, &filter, most, |done| bar.inc(done)).await;
+        bar.finish_and_clear();
+        total?
+    };
+    output.print(&BulkAnswer::new(total.clone(), args.dry_run), || summary(action, &total, args.dry_run))
+}
+
+/// A state in which nothing can be done is a mistake, and "0 jobs" would hide it.
+fn possible(action: Bulk, filter: &FilterArgs) -> Result<()> {
+    let Some(state) = filter.state else { return Ok(()) };
+    match action {
+        Bulk::Retry if !matches!(state, JobState::Dead | JobState::Scheduled) => {
+            Err(Fault::config(format!("--state {state}: only dead and scheduled jobs can be retried")))
+        }
+        Bulk::Cancel if matches!(state, JobState::Done | JobState::Cancelled) => {
+            Err(Fault::config(format!("--state {state}: those jobs have ended, there is nothing to cancel")))
+        }
+        Bulk::Retry | Bulk::Cancel => Ok(()),
+    }
+}
+
+/// Some at a time, so that a person sees it move; `moved` is told how many each time. What can be changed leaves the filter with its step; what
+/// cannot (its unique key is taken, it is a sync job) stays and is met again, so each step looks further by that, and the last one counts it.
+async fn in_steps(ledger: &SharedLedger, action: Bulk, filter: &JobFilter, most: usize, moved: impl Fn(u64)) -> Result<BulkOutcome> {
+    let mut total = BulkOutcome::default();
+    let (mut left, mut stay) = (most, 0);
+    loop {
+        let asked = left.saturating_sub(stay).min(STEP.max(stay)).saturating_add(stay);
+        let step = ledger.bulk(action, filter, asked, false).await?;
+        let gone = step.changed + step.requested;
+        moved(gone);
+        let stays = usize::try_from(step.matched.saturating_sub(gone)).unwrap_or(usize::MAX);
+        left = left.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX));
+        total.changed += step.changed;
+        total.requested += step.requested;
+        for id in step.sample {
+            if total.sample.len() < BULK_SAMPLE && !total.sample.contains(&id) {
+                total.sample.push(id);
+            }
+        }
+        total.matched = total.changed + total.requested + stays as u64;
+        (total.hindered, total.discard, total.more) = (step.hindered, step.discard, step.more);
+        // A step that has met fewer than it asked for ended at its time: with nothing done, another would end there too.
+        let in_vain = gone == 0 && step.matched < asked as u64;
+        if !step.more || in_vain || left.saturating_sub(stays) == 0 {
+            return Ok(total);
+        }
+        stay = stays;
+    }
+}
+
+fn summary(action: Bulk, total: &BulkOutcome, dry_run: bool) -> String {
+    let verb = match action {
+        Bulk::Retry => "ready again",
+        Bulk::Cancel => "cancelled",
+    };
+    let mut text = if dry_run {
+        let matched = total.matched - total.discard.len() as u64;
+        let least = if total.more { "at least " } else { "" };
+        let mut text = format!("{least}{} would be {verb}", jobs(matched));
+        let named: Vec<&str> = total.sample.iter().filter(|id| !total.discard.contains(id)).take(3).map(String::as_str).collect();
+        if !named.is_empty() {
+            text += &format!(", such as {}", named.join(", "));
+        }
+        text
+    } else {
+        let is = if total.changed == 1 { "is" } else { "are" };
+        format!("{} {is} {verb}", jobs(total.changed))
+    };
+    if total.requested > 0 {
+        text += &format!("; {} at work asked to stop", jobs(total.requested));
+    }
+    if total.hindered > 0 {
+        text += &format!("; left as they are, since another job has their unique key: {}", total.hindered);
+    }
+    if !total.discard.is_empty() {
+        text += &format!(
+            "\n{} of kind sync left as they are: argon jobs discard gives them up, and records what is lost with them",
+            jobs(total.discard.len() as u64)
+        );
+    }
+    if total.more && !dry_run {
+        text += "\nthere may be more: the same command goes on, --limit says how many at once";
+    }
+    text
+}
+
+fn jobs(n: u64) -> String {
+    if n == 1 { "1 job".to_owned() } else { format!("{n} jobs") }
+}
+
+/// Each leaves a gap of its own, with its own bounds (correctness.md 25).
+async fn discard_many(ledger: &SharedLedger, context: &Context, args: BulkArgs, yes: bool, output: Output) -> Result<()> {
+    if args.filter.kind != Some(JobKind::Sync) {
+        return Err(Fault::config("discarding many jobs loses history: name them with --kind sync, and see --dry-run"));
+    }
+    let mut filter = args.filter.read(ledger, None).await?;
+    filter.state = filter.state.or(Some(JobState::Dead));
+    let (mut jobs, most) = (Vec::new(), usize::try_from(args.limit).unwrap_or(usize::MAX));
+    while jobs.len() < most {
+        let page = ledger.jobs(&filter, STEP.min(most - jobs.len())).await?;
+        let Some(last) = page.last() else { break };
+        filter.after = Some(last.id.clone());
+        jobs.extend(page);
+    }
+    let changes =
+        |jobs: &[Job]| jobs.iter().filter_map(|job| job.sync.as_ref()).map(|spec| spec.last_seq + 1 - spec.first_seq).sum::<u64>();
+    let (found, lost) = (jobs.len(), changes(&jobs));
+    if args.dry_run || jobs.is_empty() {
+        let view = DiscardMany { dry_run: args.dry_run, matched: found, discarded: 0, changes: lost, jobs: ids(&jobs) };
+        return output.print(&view, || format!("{} with {lost} changes would be discarded", self::jobs(found as u64)));
+    }
+    confirm(yes, &format!("discarding {} loses {lost} changes for good", self::jobs(found as u64)))?;
+    let bar = output.progress("discarding");
+    bar.set_length(found as u64);
+    let store = context.store().await?;
+    let mut gone = Vec::new();
+    for job in jobs {
+        // One that has been retried or committed meanwhile is no longer ours to give up, and no reason to leave the others.
+        if discard(ledger, &store, &job, &reason(&job)).await.inspect_err(|_| bar.finish_and_clear())? {
+            gone.push(job);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let view = DiscardMany { dry_run: false, matched: found, discarded: gone.len(), changes: changes(&gone), jobs: ids(&gone) };
+    output.print(&view, || {
+        let mut text = format!("discarded {}: {} changes are recorded gaps now", self::jobs(gone.len() as u64), view.changes);
+        if gone.len() < found {
+            text += &format!("; {} had moved on and stay", found - gone.len());
+        }
+        text
     })
 }
 
+/// What `jobs discard` by filter did, or would do.
+#[derive(Debug, Serialize)]
+struct DiscardMany {
+    dry_run: bool,
+    matched: usize,
+    discarded: usize,
+    /// Changes that these jobs hold.
+    changes: u64,
+    jobs: Vec<String>,
+}
+
+fn ids(jobs: &[Job]) -> Vec<String> {
+    jobs.iter().map(|job| job.id.clone()).collect()
+}
+
+async fn submit(ledger: &SharedLedger, args: SubmitArgs, output: Output) -> Result<()> {
+    let branch = match &args.branch {
+        Some(name) => Some(branch_named(ledger, name).await?.id),
+        None => None,
+    };
+    if args.count > 1 && args.unique_key.is_some() {
+        return Err(Fault::config("--count: several jobs cannot share a --unique-key"));
+    }
+    let bar = output.progress("submitting");
+    bar.set_length(args.count);
+    let mut all = Submitted { ids: Vec::new(), created: 0 };
+    let mut left = args.count;
+    while left > 0 {
+        let count = left.min(MAX_ENQUEUE as u64);
+        let request = NewJobRequest {
+            kind: SubmitKind::Noop,
+            delay_seconds: Some(args.delay.as_secs()),
+            priority: args.priority,
+            unique_key: args.unique_key.clone(),
+            retries: args.retries,
+            duration_ms: Some(u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX)),
+            failure_rate: args.failure_rate,
+            count: u32::try_from(count).ok(),
+            ..NewJobRequest::default()
+        };
+        let jobs = request.jobs(branch.clone())?;
+        let stored = Submitted::new(&jobs, ledger.enqueue(&jobs).await?);
+        all.created += stored.created;
+        all.ids.extend(stored.ids.into_iter().take(MAX_ENQUEUE.saturating_sub(all.ids.len())));
+        left -= count;
+        bar.inc(count);
+    }
+    bar.finish_and_clear();
+    output.print(&all, || match (all.created, all.ids.first()) {
+        (0, Some(id)) => format!("job {id} has this key already"),
+        (1, Some(id)) => format!("submitted job {id}"),
+        (n, _) => format!("submitted {}", jobs(n)),
+    })
+}
+
+fn list(jobs: Vec<Job>, limit: usize, output: Output) -> Result<()> {
+    let next = (jobs.len() == limit).then(|| jobs.last().map(|job| job.id.clone())).flatten();
+    let page = JobsPage { jobs: jobs.into_iter().map(Into::into).collect(), next };
+    output.print(&page, || {
+        let rows: Vec<_> = page.jobs.iter().map(row).collect();
+        let mut text = fitted(&["JOB", "KIND", "STATE", "SEQ", "TRY", "LAST ERROR"], &rows, output.width());
+        if let Some(next) = &page.next {
+            text += &format!("\nthere may be more: --after {next}");
+        }
+        text
+    })
+}
+
+fn row(job: &JobView) -> Vec<String> {
+    let state = match (job.state, job.parked, job.cancel_requested) {
+        (JobState::Scheduled, true, _) => "parked".to_owned(),
+        (JobState::Running, _, true) => "stopping".to_owned(),
+        (state, ..) => state.to_string(),
+    };
+    let range = job.sync.as_ref().map(|s| format!("{}..{}", s.first_seq, s.last_seq));
+    let error = job.errors.last().map(|e| e.error.clone());
+    vec![job.id.clone(), job.kind.to_string(), state, range.unwrap_or_default(), job.attempt.to_string(), error.unwrap_or_default()]
+}
+
 fn show(job: &Job, output: Output) -> Result<()> {
-    output.print(&view(job), || {
+    output.print(&JobView::from(job.clone()), || {
         let mut lines = vec![
-            format!("job        {}", job.id),
-            format!("state      {}", state_name(job.state)),
-            format!("branch     {}", job.branch),
+            format!("job        {} ({})", job.id, job.kind),
+            format!("state      {}", job.state),
+            format!("branch     {}", job.branch_id().unwrap_or("-")),
+            format!("priority   {}", word(job.priority)),
             format!("created    {}", rfc3339(job.created_ms)),
             format!("attempts   {}, process deaths {}", job.attempt, job.crashes),
         ];
+        if let Some(retries) = job.retries {
+            lines.push(format!("retries    {retries} at most"));
+        }
+        if let Some(key) = &job.unique_key {
+            lines.push(format!("unique key {key}"));
+        }
         if let Some(s) = &job.sync {
             lines.push(format!(
                 "changes    seq:{} to seq:{}, {} raw, {} queued",
@@ -195,35 +549,24 @@ fn show(job: &Job, output: Output) -> Result<()> {
                 readable(s.payload_bytes)
             ));
         }
+        if job.state == JobState::Scheduled {
+            lines.push(if job.parked {
+                "waits      until its branch is no longer paused".into()
+            } else {
+                format!("waits      until {}", rfc3339(job.run_at_ms))
+            });
+        }
         if let Some(lease) = &job.lease {
             lines.push(format!("running at {} since {}", lease.engine, rfc3339(lease.claimed_ms)));
+        }
+        if job.state == JobState::Running && job.cancel_requested {
+            lines.push("stopping   its worker has been asked to stop".to_owned());
+        }
+        if let Some(at) = job.finished_ms {
+            lines.push(format!("ended      {}", rfc3339(at)));
         }
         lines.push(format!("errors     {}", job.error_count));
         lines.extend(job.errors.iter().map(|e| format!("  {} attempt {} at {}: {}", rfc3339(e.at_ms), e.attempt, e.engine, e.error)));
         lines.join("\n")
-    })
-}
-
-fn state_name(state: JobState) -> &'static str {
-    match state {
-        JobState::Scheduled => "scheduled",
-        JobState::Ready => "ready",
-        JobState::Running => "running",
-        JobState::Done => "done",
-        JobState::Dead => "dead",
-        JobState::Cancelled => "cancelled",
-    }
-}
-
-/// The object of a job in the interface; tokens stay inside.
-fn view(j: &Job) -> Value {
-    json!({
-        "id": j.id, "kind": j.kind, "state": j.state, "branch": j.branch,
-        "created_ms": j.created_ms, "run_at_ms": j.run_at_ms, "finished_ms": j.finished_ms,
-        "attempt": j.attempt, "crashes": j.crashes, "error_count": j.error_count, "errors": j.errors,
-        "engine": j.lease.as_ref().map(|l| &l.engine),
-        "sync": j.sync.as_ref().map(|s| json!({
-            "first_seq": s.first_seq, "last_seq": s.last_seq, "raw_bytes": s.raw_bytes, "payload_bytes": s.payload_bytes,
-        })),
     })
 }

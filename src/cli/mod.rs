@@ -7,12 +7,16 @@ mod capture;
 mod context;
 mod demo;
 mod doctor;
+mod engine;
 mod jobs;
 mod output;
+mod queue;
 mod restore;
 mod run;
+mod status;
 mod usage;
 mod verify;
+mod workers;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -56,7 +60,12 @@ impl Exit {
 
 /// Continuous, compressed, restorable history of MongoDB in an object store.
 #[derive(Debug, Parser)]
-#[command(name = "argon", version, max_term_width = 110, after_help = "See it work, with nothing to install first:\n  argon demo")]
+#[command(
+    name = "argon",
+    version,
+    max_term_width = 110,
+    after_help = "See it work, with nothing to install first:\n  argon demo\n\nExit codes: 0 done, 1 failed, 2 bad configuration or arguments, 3 the stop's deadline passed, 4 verification found a difference."
+)]
 pub struct Cli {
     #[command(flatten)]
     connection: Connection,
@@ -73,11 +82,11 @@ pub struct Cli {
 enum Command {
     /// Captures a live load, restores it, compares: needs no server and no account.
     Demo(demo::Args),
-    /// The engine: captures and workers, until SIGTERM.
+    /// The engine: captures, workers, API, until SIGTERM.
     Run(Box<run::Args>),
     /// Checks MongoDB, rights, oplog window, store and clock, and says what to fix.
     Doctor(doctor::Args),
-    /// Start, stop and list captures.
+    /// Start, stop, pause, resume and list captures.
     #[command(subcommand)]
     Capture(capture::Command),
     /// List and show branches.
@@ -87,9 +96,18 @@ enum Command {
     Verify(verify::Args),
     /// Writes a branch's database as it was at a point.
     Restore(restore::Args),
-    /// List, show, retry and discard jobs.
+    /// One screen: captures, queue, workers, branches, and what is wrong.
+    Status(status::Args),
+    /// List, show, retry, cancel, discard and submit jobs.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Pause and resume the queue, a kind of job or a branch.
+    #[command(subcommand)]
+    Queue(queue::Command),
+    /// Shows the workers of all engines; asks an engine.
+    Workers(workers::Args),
+    /// Pins the number of sync workers of an engine, or of all; asks an engine.
+    Scale(workers::ScaleArgs),
 }
 
 /// Runs the command line of this process.
@@ -136,7 +154,11 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Branch(command) => Box::pin(branch::run(command, context, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
+        Command::Status(args) => Box::pin(status::run(args, context, output)).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
+        Command::Queue(command) => Box::pin(queue::run(command, context, output)).await,
+        Command::Workers(args) => Box::pin(workers::run(args, output)).await,
+        Command::Scale(args) => Box::pin(workers::scale(args, output)).await,
     }
 }
 

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::source::MongoSources;
-use crate::config::EngineSettings;
-use crate::engine::{Engine, EngineEnd};
+use crate::config::{EngineSettings, HttpSettings};
+use crate::engine::{Engine, EngineEnd, EngineHandle};
 use crate::fault::{Fault, Result};
+use crate::http::{self, Api};
+use crate::jobs::KINDS;
 use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::{self, Store};
@@ -34,14 +37,21 @@ of SeaweedFS's weed.";
 pub(crate) struct Args {
     #[command(flatten)]
     settings: EngineSettings,
+    #[command(flatten)]
+    http: HttpSettings,
 }
 
 pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
+    args.settings.check()?;
     let uri = context.connection.uri()?.to_string();
     let store = context.store().await?;
     let (ledger, _) = context.prepared_ledger().await?;
     let checked = check_store(&store, &ledger).await?;
     let asked = Shutdown::new();
+    let view = EngineHandle::new(&args.settings, asked.clone());
+    // Before anything is owned: an address that is taken must not cost a lease.
+    let api = Api::start(ledger.clone(), store.clone(), Arc::new(view.clone()), CancellationToken::new());
+    let listeners = http::start(&api, &args.http).await?;
     let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
     let signals = tokio::spawn(watch_signals(asked.clone())?);
     let end = loop {
@@ -52,6 +62,8 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
             store: store.clone(),
             sources: Arc::new(MongoSources { default: uri.clone() }),
             settings: args.settings.clone(),
+            kinds: KINDS,
+            view: view.clone(),
             stop,
         };
         match engine.run().await? {
@@ -60,6 +72,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
         }
     };
     signals.abort();
+    listeners.stop().await;
     // Only a look that has ended counts: one that hangs must not hold up the exit.
     if let Some(later) = later
         && later.is_finished()

@@ -13,6 +13,8 @@ use crate::runtime::clock;
 const SETTINGS: [&str; 4] = ["ARGON_", "WORKER_", "JOB_", "AWS_"];
 /// Settings that say where servers come from; those do pass.
 const PASSED: [&str; 2] = ["ARGON_MONGOD", "ARGON_WEED"];
+/// The control socket of an engine, in its directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
 /// More output than this of one run is not kept.
 const OUTPUT_LIMIT: u64 = 64 << 20;
 
@@ -41,6 +43,13 @@ impl ArgonProcess {
         let mut launch = Launch::new(binary, args, dir.path().join("stdout"));
         launch.stderr = Some(dir.path().join("stderr"));
         launch.env = env.to_vec();
+        // Engines of tests and benchmarks run beside each other, and beside one that somebody uses.
+        let socket = dir.path().join(CONTROL_SOCKET).to_string_lossy().into_owned();
+        for (name, value) in [("ARGON_HTTP_ADDR", "127.0.0.1:0".to_owned()), ("ARGON_CONTROL_SOCKET", socket)] {
+            if !env.iter().any(|(given, _)| given == name) {
+                launch.env.push((name.to_owned(), value));
+            }
+        }
         launch.env_remove = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| is_setting(name)).collect();
         launch.dir = Some(dir.path().to_owned());
         Ok(Self { process: Process::start("argon", &launch)?, dir })

@@ -13,11 +13,13 @@ pub mod oracle;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod tls;
 pub mod weed;
 pub mod workload;
 
 pub use engine::{ArgonProcess, Output};
 pub use mongod::{Auth, Mongod, MongodOptions};
 pub use proxy::{Mode, Proxy};
+pub use tls::Tls;
 pub use weed::Weed;
 pub use workload::{Operation, Profile, Stats, Workload};

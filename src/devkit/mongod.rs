@@ -14,6 +14,7 @@ use mongodb::{Client, Database};
 use parking_lot::Mutex;
 
 use super::process::{Launch, Process, Workdir};
+use super::tls::Tls;
 use super::{binaries, ports};
 use crate::fault::{Fault, Result};
 use crate::runtime::{clock, random};
@@ -47,11 +48,13 @@ pub struct MongodOptions {
     pub params: Vec<(String, String)>,
     /// Keyfile and a root user.
     pub auth: Option<Auth>,
+    /// TLS and nothing else, also between the members.
+    pub tls: Option<Tls>,
 }
 
 impl Default for MongodOptions {
     fn default() -> Self {
-        Self { members: 1, standalone: false, oplog_mb: 512, cache_gb: 0.25, params: Vec::new(), auth: None }
+        Self { members: 1, standalone: false, oplog_mb: 512, cache_gb: 0.25, params: Vec::new(), auth: None, tls: None }
     }
 }
 
@@ -100,6 +103,7 @@ impl MongodOptions {
             (Some(_), false) => args.extend(["--keyFile".to_owned(), keyfile.to_owned()]),
             (None, _) => {}
         }
+        args.extend(self.tls.iter().flat_map(Tls::mongod_args));
         args.extend(self.params().into_iter().flat_map(|(name, value)| ["--setParameter".to_owned(), format!("{name}={value}")]));
         args
     }
@@ -141,7 +145,7 @@ impl Mongod {
         Ok(mongod)
     }
 
-    /// URI for drivers: all members and the set's name, with user and password if there are any.
+    /// URI for drivers: all members and the set's name, with user, password and the files of TLS if there are any.
     pub fn uri(&self) -> String {
         let hosts: Vec<String> = (0..self.members.len()).map(|i| self.host(i)).collect();
         let tail = if self.options.standalone { "directConnection=true".to_owned() } else { format!("replicaSet={SET}") };
@@ -244,9 +248,10 @@ impl Mongod {
     }
 
     fn uri_of(&self, hosts: &str, tail: &str, with_user: bool) -> String {
+        let tls = self.options.tls.as_ref().map(Tls::uri_options).unwrap_or_default();
         match self.options.auth.as_ref().filter(|_| with_user) {
-            Some(Auth { user, password }) => format!("mongodb://{user}:{password}@{hosts}/?authSource=admin&{tail}"),
-            None => format!("mongodb://{hosts}/?{tail}"),
+            Some(Auth { user, password }) => format!("mongodb://{user}:{password}@{hosts}/?authSource=admin&{tail}{tls}"),
+            None => format!("mongodb://{hosts}/?{tail}{tls}"),
         }
     }
 

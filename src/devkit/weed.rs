@@ -14,9 +14,11 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use parking_lot::Mutex;
 
 use super::process::{Launch, Process, Workdir};
+use super::tls::Tls;
 use super::{binaries, ports};
 use crate::fault::{Fault, Result};
 use crate::runtime::{clock, random};
+use crate::store::http_client;
 
 const REGION: &str = "us-east-1";
 /// A fresh one answers after 3.5 s; one that was killed needs 13 to 23 s to come back.
@@ -65,21 +67,28 @@ pub struct Weed {
     access_key: String,
     secret_key: String,
     client: Client,
+    tls: Option<Tls>,
     dir: Workdir, // after the process: its data goes when it is gone
 }
 
 impl Weed {
     /// Starts it; returns when it has taken, given back and removed an object (about 3.5 s, most of it waiting for itself).
     pub async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// The same, whose endpoint speaks HTTPS and nothing else. It asks no client for a certificate.
+    pub async fn start_with(tls: Option<Tls>) -> Result<Self> {
         let binary = tokio::task::spawn_blocking(binaries::weed).await.map_err(|error| Fault::unknown(error.to_string()))??;
         let deadline = clock::now() + START_LIMIT;
         loop {
             let ports = Ports::free()?;
             let access_key = format!("AK{}", &random::id().replace('-', "")[..18]);
             let secret_key = random::id().replace('-', "");
-            let client = s3_client(&endpoint(ports), &access_key, &secret_key);
+            let client = s3_client(&endpoint(ports, tls.as_ref()), &access_key, &secret_key, tls.as_ref())?;
             let dir = Workdir::with_extras("weed", ports.sockets())?;
-            let weed = Self { process: Mutex::new(None), binary: binary.clone(), ports, access_key, secret_key, client, dir };
+            let weed =
+                Self { process: Mutex::new(None), binary: binary.clone(), ports, access_key, secret_key, client, tls: tls.clone(), dir };
             weed.write_config()?;
             match weed.launch().await {
                 Err(_) if ports::taken(&weed.log_tail(100_000)) && clock::now() < deadline => continue,
@@ -89,9 +98,9 @@ impl Weed {
         }
     }
 
-    /// `http://127.0.0.1:PORT`, for path-style addressing.
+    /// `http://127.0.0.1:PORT` or `https://127.0.0.1:PORT`, for path-style addressing.
     pub fn endpoint(&self) -> String {
-        endpoint(self.ports)
+        endpoint(self.ports, self.tls.as_ref())
     }
 
     /// The address of the endpoint, for a [`super::Proxy`] in front of it.
@@ -157,7 +166,8 @@ impl Weed {
             ("ARGON_S3_ENDPOINT", self.endpoint()),
             ("ARGON_STORE_URL", self.store_url(bucket, prefix)),
         ];
-        pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
+        let authority = self.tls.iter().map(|tls| ("AWS_CA_BUNDLE", tls.authority.display().to_string()));
+        pairs.into_iter().chain(authority).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// kill -9; the data stay.
@@ -209,6 +219,9 @@ impl Weed {
         args.push(format!("-s3.config={}", self.dir.path().join("s3.json").display()));
         args.extend(["-volume.max=200", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"].map(str::to_owned));
         args.extend(["-s3.port.iceberg=0", "-s3.port.lance=0"].map(str::to_owned)); // services with fixed ports that nobody needs
+        if let Some(tls) = &self.tls {
+            args.extend([format!("-s3.cert.file={}", tls.server.display()), format!("-s3.key.file={}", tls.server.display())]);
+        }
         args.extend(self.ports.args());
         let process = Process::start("weed", &Launch::new(&self.binary, args, self.dir.path().join("log")))?;
         *self.process.lock() = Some(process);
@@ -248,8 +261,8 @@ impl Weed {
     }
 }
 
-fn endpoint(ports: Ports) -> String {
-    format!("http://127.0.0.1:{}", ports.s3[0])
+fn endpoint(ports: Ports, tls: Option<&Tls>) -> String {
+    format!("{}://127.0.0.1:{}", if tls.is_some() { "https" } else { "http" }, ports.s3[0])
 }
 
 /// One line: what the service said, or why it could not be asked.
@@ -260,7 +273,11 @@ fn reason<E: ProvideErrorMetadata>(error: &SdkError<E>) -> String {
     }
 }
 
-fn s3_client(endpoint: &str, access_key: &str, secret_key: &str) -> Client {
+fn s3_client(endpoint: &str, access_key: &str, secret_key: &str, tls: Option<&Tls>) -> Result<Client> {
+    let http = match tls {
+        None => aws_smithy_http_client::Builder::new().build_http(),
+        Some(tls) => http_client(Some(&tls.authority))?,
+    };
     let timeouts =
         TimeoutConfig::builder().connect_timeout(Duration::from_secs(2)).operation_attempt_timeout(Duration::from_secs(20)).build();
     let config = aws_sdk_s3::Config::builder()
@@ -272,8 +289,8 @@ fn s3_client(endpoint: &str, access_key: &str, secret_key: &str) -> Client {
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .http_client(aws_smithy_http_client::Builder::new().build_http());
-    Client::from_conf(config.build())
+        .http_client(http);
+    Ok(Client::from_conf(config.build()))
 }
 
 #[cfg(test)]

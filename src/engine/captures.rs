@@ -1,7 +1,8 @@
-//! The captures of one engine: takes those that have no owner, runs them, puts their end on record.
+//! The captures of one engine: takes its share of those that have no owner, runs them, puts their end on record.
 //!
-//! Owns: which captures run here, each in a task of its own from the taking to the release, with its own pauses: a source or store that does
-//! not answer holds up no other capture. Does not own: how one runs (`capture`), when an owner counts as dead (`ledger::rescue`).
+//! Owns: the captures that run here, each in a task of its own from the taking to the release, with its own pauses: a source or store that does
+//! not answer holds up no other capture. Does not own: which of them run here (`spread`), how one runs (`capture`), when an owner counts as
+//! dead (`ledger::rescue`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,14 +15,17 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::attempt::Attempt;
 use super::mirror::Mirror;
+use super::peers::Peers;
+use super::spread::{Seen, Spread};
+use super::view::Life;
 use crate::capture::CaptureSettings;
 use crate::capture::feed::SharedFeed;
 use crate::fault::Result;
 use crate::ledger::{Capture, CaptureState, EngineId, SharedLedger, Source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
-use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
+use crate::runtime::{clock, random};
 use crate::store::Store;
 
 /// How often captures without an owner are looked for: a new capture starts within this time.
@@ -47,6 +51,8 @@ pub(crate) struct Captures {
     pub settings: CaptureSettings,
     pub engine: EngineId,
     pub bell: Arc<Notify>,
+    pub peers: Peers,
+    pub life: Arc<Life>,
     pub stop: Shutdown,
 }
 
@@ -87,10 +93,11 @@ impl Captures {
             })
         };
         let mut here = Here::default();
+        let mut spread = Spread::new(self.engine.clone());
         while !self.stop.is_draining() {
             tokio::select! {
                 found = self.ledger.captures() => match found {
-                    Ok(captures) => captures.into_iter().for_each(|capture| self.look_at(capture, &mut here)),
+                    Ok(captures) => self.look_at(captures, &mut spread, &mut here).await,
                     Err(fault) => tracing::warn!(error = %fault, "could not look for captures"),
                 },
                 () = self.stop.draining() => break,
@@ -111,15 +118,34 @@ impl Captures {
         }
     }
 
-    fn look_at(&self, capture: Capture, here: &mut Here) {
-        let task = here.by_task.values().find(|task| task.capture == capture.id);
-        match (task, capture.state) {
-            // The operator stopped it: drain it here; the fence makes sure that nothing more is stored.
-            (Some(task), CaptureState::Stopped | CaptureState::Failed) => task.stop.drain(),
-            (Some(_), CaptureState::Running) | (None, CaptureState::Stopped | CaptureState::Failed) => {}
-            // Ours although it does not run here: the answer of a take, or of a release, was lost.
-            (None, CaptureState::Running) if capture.owner.as_ref().is_none_or(|owner| *owner == self.engine) => self.begin(capture, here),
-            (None, CaptureState::Running) => {}
+    async fn look_at(&self, captures: Vec<Capture>, spread: &mut Spread, here: &mut Here) {
+        let wanted: Vec<Capture> = captures.into_iter().filter(|capture| capture.state == CaptureState::Running).collect();
+        // The operator stopped or paused it: drain it here; the fence makes sure that nothing more is stored.
+        here.by_task.values().filter(|task| !wanted.iter().any(|capture| capture.id == task.capture)).for_each(|task| task.stop.drain());
+        let is_here = |id: &str| here.by_task.values().any(|task| task.capture == id);
+        let seen: Vec<Seen> = wanted.iter().map(|c| Seen { id: c.id.clone(), owner: c.owner.clone(), here: is_here(&c.id) }).collect();
+        if seen.iter().any(|capture| capture.owner.is_none() && !capture.here) {
+            self.look_for_others().await;
+        }
+        let plan = spread.look(clock::now(), &self.peers.living(), &seen);
+        if let Some(task) = plan.give.as_ref().and_then(|id| here.by_task.values().find(|task| task.capture == *id)) {
+            tracing::info!(capture = %task.capture, "giving a capture to an engine that has fewer");
+            task.stop.drain();
+        }
+        for capture in wanted.into_iter().filter(|capture| plan.take.contains(&capture.id)) {
+            self.begin(capture, here);
+        }
+        self.life.captures.store(u32::try_from(here.by_task.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Whose share is free is seen at once: an engine that stops says so in its last heartbeats.
+    async fn look_for_others(&self) {
+        tokio::select! {
+            found = self.ledger.engines() => match found {
+                Ok(engines) => self.peers.seen(&engines),
+                Err(fault) => tracing::debug!(error = %fault, "could not look for other engines"),
+            },
+            () = self.stop.draining() => {}
         }
     }
 

@@ -1,39 +1,45 @@
-//! Upkeep of one process: heartbeat, rescue of the dead, giving back of lost claims, promotion of due jobs, heads that lag,
-//! removal of old jobs.
+//! Upkeep of one process: its heartbeat, and the loops beside it (`lead`, `rescue`, `controls`).
 //!
-//! Owns: the rhythm of these, and noticing that our own lease is lost. Does not own: what they do (`ledger`).
+//! Owns: starting and ending them, the heartbeat, noticing that our own lease is lost, giving back lost claims. Does not own: what they do (`ledger`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::lead::Leading;
+use super::peers::Peers;
+use super::streak::{Rhythm, Streak};
+use super::view::{EngineHandle, Life};
 use crate::config::EngineSettings;
 use crate::fault::{Fault, Result};
-use crate::ledger::{EngineBeat, EngineId, SharedLedger};
-use crate::pool::{InWork, WorkerStats};
-use crate::runtime::shutdown::Shutdown;
-use crate::runtime::{clock, identity, random};
+use crate::ledger::{EngineBeat, SharedLedger};
+use crate::pool::{InWork, SharedPauses};
+use crate::queue::RetryPolicy;
+use crate::runtime::{clock, random};
 
-use super::streak::{Rhythm, Streak};
-
-/// Scheduled jobs become ready within this time.
-const PROMOTE_EVERY: Duration = Duration::from_secs(1);
-/// Dead processes are looked for this often; with the default lease of 15 s a job is back within 20 s.
-const RESCUE_EVERY: Duration = Duration::from_secs(4);
-/// Jobs claimed here without our knowing (the answer was lost) are looked for this often.
-const LOST_CLAIMS_EVERY: Duration = Duration::from_secs(10);
-/// Heads that a commit has left behind what is committed are looked for this often.
-const HEADS_EVERY: Duration = Duration::from_secs(10);
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-const SWEEP_JOBS: usize = 10_000;
+/// Jobs claimed here without our knowing (the answer was lost), and jobs taken away from us, are looked for this often.
+const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+/// After such a look that failed.
+const RECONCILE_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// At the end, how long calls under way are waited for, and how long signing off may take.
 const FINISH_TIME: Duration = Duration::from_secs(3);
+
+/// What the upkeep of an engine needs to know of it.
+pub(crate) struct Of<'a> {
+    pub ledger: &'a SharedLedger,
+    pub me: &'a EngineBeat,
+    pub settings: &'a EngineSettings,
+    pub retry: RetryPolicy,
+    pub view: &'a EngineHandle,
+    pub life: &'a Arc<Life>,
+    pub peers: &'a Peers,
+    pub pauses: &'a SharedPauses,
+    pub in_work: &'a InWork,
+}
 
 /// Running upkeep.
 pub(crate) struct Upkeep {
@@ -44,27 +50,26 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     /// Writes the first heartbeat and starts the rest.
-    pub(crate) async fn start(
-        ledger: &SharedLedger,
-        me: &EngineBeat,
-        settings: &EngineSettings,
-        stats: Arc<WorkerStats>,
-        bell: Arc<Notify>,
-        in_work: InWork,
-        stop: &Shutdown,
-    ) -> Result<Self> {
-        ledger.heartbeat(me, true).await?;
+    pub(crate) async fn start(of: &Of<'_>) -> Result<Self> {
         let (lost, done) = (CancellationToken::new(), CancellationToken::new());
-        let part = Part::new(ledger, me, settings.lease, done.clone());
+        let part = Part::new(of.ledger, of.me, of.settings.lease, of.life.clone(), of.peers.clone(), done.clone());
+        part.ledger.heartbeat(&part.beat_document(of.view), true).await?;
+        part.look_at_controls(of.pauses, of.view).await;
         part.rescue(clock::now).await;
+        let bell = of.life.work.clone();
         let mut tasks = JoinSet::new();
-        tasks.spawn(part.clone().beat(lost.clone(), stop.clone()));
+        tasks.spawn(part.clone().beat(of.view.clone(), lost.clone()));
+        tasks.spawn(part.clone().lead_loop());
         tasks.spawn(part.clone().rescue_loop());
-        tasks.spawn(part.clone().promote_loop(bell.clone()));
-        tasks.spawn(part.clone().lost_claims_loop(in_work, bell));
+        tasks.spawn(part.clone().controls_loop(of.pauses.clone(), of.view.clone()));
+        tasks.spawn(part.clone().cancel_loop(of.in_work.clone()));
+        tasks.spawn(part.clone().reconcile_loop(of.in_work.clone()));
+        tasks.spawn(part.clone().promote_loop(bell));
+        tasks.spawn(part.clone().stuck_loop(of.settings.stuck_after(), of.retry));
         tasks.spawn(part.clone().heads_loop());
-        tasks.spawn(part.clone().sweep_loop(settings.job_cleanup));
-        tasks.spawn(part.report_loop(stats));
+        tasks.spawn(part.clone().figures_loop());
+        tasks.spawn(part.clone().sweep_loop(of.settings.job_cleanup));
+        tasks.spawn(part.report_loop());
         Ok(Self { tasks, lost, done })
     }
 
@@ -99,46 +104,66 @@ impl Upkeep {
     }
 }
 
+/// What every loop of the upkeep has.
 #[derive(Clone)]
-struct Part {
-    ledger: SharedLedger,
-    me: EngineBeat,
-    lease: Duration,
-    rhythm: Rhythm,
-    streak: Arc<Mutex<Streak>>,
+pub(super) struct Part {
+    pub(super) ledger: SharedLedger,
+    pub(super) me: EngineBeat,
+    pub(super) lease: Duration,
+    pub(super) rhythm: Rhythm,
+    pub(super) streak: Arc<Mutex<Streak>>,
+    pub(super) leading: Leading,
+    pub(super) peers: Peers,
+    pub(super) life: Arc<Life>,
     done: CancellationToken,
 }
 
 impl Part {
-    fn new(ledger: &SharedLedger, me: &EngineBeat, lease: Duration, done: CancellationToken) -> Self {
+    fn new(ledger: &SharedLedger, me: &EngineBeat, lease: Duration, life: Arc<Life>, peers: Peers, done: CancellationToken) -> Self {
         let rhythm = Rhythm::new(lease);
         let streak = Arc::new(Mutex::new(Streak::new(rhythm)));
-        Self { ledger: ledger.clone(), me: me.clone(), lease, rhythm, streak, done }
+        Self { ledger: ledger.clone(), me: me.clone(), lease, rhythm, streak, leading: Leading::default(), peers, life, done }
     }
 
     /// True when the pause has passed, false when it is over.
-    async fn pause(&self, time: Duration) -> bool {
+    pub(super) async fn pause(&self, time: Duration) -> bool {
         tokio::select! {
             () = tokio::time::sleep(time) => true,
             () = self.done.cancelled() => false,
         }
     }
 
+    /// As [`Self::pause`], and over as soon as the engine drains, the first time: others are to know of it at once.
+    async fn pause_or_drain(&self, time: Duration, told: bool) -> bool {
+        tokio::select! {
+            passed = self.pause(time) => passed,
+            () = self.life.stop.draining(), if !told => true,
+        }
+    }
+
+    fn beat_document(&self, view: &EngineHandle) -> EngineBeat {
+        EngineBeat { status: Some(view.status()), ..self.me.clone() }
+    }
+
     /// SUBTLE: a heartbeat that fails is no reason to stop. Others may take over when the last one on record is a lease old *and* they have been
     /// heard all that time (`streak`); if nobody could write, nobody has, and this process goes on. It does not have to know: every write that
     /// matters carries a lease or a fence. So it gives up only when it reads that its document is gone.
-    async fn beat(self, lost: CancellationToken, stop: Shutdown) {
+    async fn beat(self, view: EngineHandle, lost: CancellationToken) {
+        let stop = &self.life.stop;
         let mut renewed: Instant = clock::now();
-        let mut pause = Duration::ZERO;
-        while self.pause(pause).await {
+        let (mut pause, mut told) = (Duration::ZERO, false);
+        while self.pause_or_drain(pause, told).await {
             let sent = clock::now();
+            told = stop.is_draining();
+            let beat = self.beat_document(&view);
             // Bounded: a call that hangs must not take the time of the next ones.
-            let answer = tokio::time::timeout(self.rhythm.limit(), self.ledger.heartbeat(&self.me, false)).await;
+            let answer = tokio::time::timeout(self.rhythm.limit(), self.ledger.heartbeat(&beat, false)).await;
             pause = self.rhythm.every().saturating_sub(sent.elapsed());
             match answer.unwrap_or_else(|_| Err(Fault::unknown("MongoDB has not answered in time"))) {
                 Ok(true) => {
                     renewed = sent;
                     self.streak.lock().beaten(sent, clock::now());
+                    *self.life.beat.lock() = Some(sent);
                 }
                 Ok(false) => {
                     tracing::error!("others took this process for dead");
@@ -167,83 +192,29 @@ impl Part {
         }
     }
 
-    /// SUBTLE: the server's time is read first and the right to judge asked after it, so the verdict is about a moment at which others could be
-    /// heard. A call after it that hangs through an outage changes nothing: nobody who beat before that moment is judged, however late it ends.
-    async fn rescue(&self, now: impl Fn() -> Instant) {
-        let (at_ms, engines) = match (self.ledger.now_ms().await, self.ledger.engines().await) {
-            (Ok(at_ms), Ok(engines)) => (at_ms, engines),
-            (Err(fault), _) | (_, Err(fault)) => {
-                tracing::debug!(error = %fault, "could not look for dead processes");
-                return;
-            }
-        };
-        let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
-        let silent_before_ms = self.streak.lock().may_judge(now()).then(|| at_ms.saturating_sub(lease_ms));
-        let known_dead: Vec<EngineId> = engines.into_iter().filter(|e| identity::is_known_dead(&self.me, e)).map(|e| e.id).collect();
-        match self.ledger.rescue(&self.me.id, silent_before_ms, &known_dead).await {
-            Ok(rescued) if !rescued.engines.is_empty() => {
-                tracing::warn!(engines = ?rescued.engines, jobs = rescued.jobs, captures = rescued.captures, "took over from dead processes");
-            }
-            Ok(_) => {}
-            Err(fault) => tracing::debug!(error = %fault, "could not look for dead processes"),
-        }
-    }
-
-    async fn rescue_loop(self) {
-        while self.pause(random::jitter(RESCUE_EVERY)).await {
-            self.rescue(clock::now).await;
-        }
-    }
-
-    async fn promote_loop(self, bell: Arc<Notify>) {
-        while self.pause(random::jitter(PROMOTE_EVERY)).await {
-            match self.ledger.promote().await {
+    async fn reconcile_loop(self, in_work: InWork) {
+        let mut every = RECONCILE_EVERY;
+        while self.pause(random::jitter(every)).await {
+            every = RECONCILE_EVERY;
+            match in_work.reconcile(&self.ledger, &self.me.id).await {
                 Ok(0) => {}
-                Ok(_) => bell.notify_one(),
-                Err(fault) => tracing::debug!(error = %fault, "could not promote scheduled jobs"),
+                Ok(_) => self.life.work.notify_one(),
+                Err(fault) => {
+                    tracing::debug!(error = %fault, "could not look for lost claims, or not give all of them back");
+                    every = RECONCILE_AGAIN;
+                }
             }
         }
     }
 
-    async fn lost_claims_loop(self, in_work: InWork, bell: Arc<Notify>) {
-        while self.pause(random::jitter(LOST_CLAIMS_EVERY)).await {
-            match in_work.give_back_lost(&self.ledger, &self.me.id).await {
-                Ok(0) => {}
-                Ok(_) => bell.notify_one(),
-                Err(fault) => tracing::debug!(error = %fault, "could not look for lost claims"),
-            }
-        }
-    }
-
-    async fn heads_loop(self) {
-        while self.pause(random::jitter(HEADS_EVERY)).await {
-            match self.ledger.advance_heads().await {
-                Ok(0) => {}
-                Ok(moved) => tracing::debug!(moved, "moved heads on over what was committed"),
-                Err(fault) => tracing::debug!(error = %fault, "could not look for heads that lag"),
-            }
-        }
-    }
-
-    async fn sweep_loop(self, age: Duration) {
-        while self.pause(random::jitter(SWEEP_EVERY)).await {
-            match self.ledger.sweep_jobs(age, SWEEP_JOBS).await {
-                Ok(0) => {}
-                Ok(removed) => tracing::debug!(removed, "removed finished jobs"),
-                Err(fault) => tracing::debug!(error = %fault, "could not remove finished jobs"),
-            }
-        }
-    }
-
-    async fn report_loop(self, stats: Arc<WorkerStats>) {
+    async fn report_loop(self) {
         let mut before = 0;
         while self.pause(REPORT_EVERY).await {
-            let succeeded = stats.succeeded.load(Ordering::Relaxed);
-            if succeeded != before {
-                let failed = stats.failed.load(Ordering::Relaxed);
-                let (given_back, fenced) = (stats.given_back.load(Ordering::Relaxed), stats.fenced.load(Ordering::Relaxed));
-                tracing::info!(succeeded, failed, given_back, fenced, "jobs so far");
-                before = succeeded;
+            let done = self.life.pool.attempts();
+            if done.succeeded != before {
+                let workers = self.life.pool.current();
+                tracing::info!(done.succeeded, done.failed, done.given_back, done.fenced, workers, "jobs so far");
+                before = done.succeeded;
             }
         }
     }
@@ -252,12 +223,31 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ledger, MemoryLedger};
+    use crate::config::Slots;
+    use crate::jobs::Registry;
+    use crate::ledger::{EngineId, Ledger, MemoryLedger};
+    use crate::pool::Pool;
+    use crate::runtime::shutdown::Shutdown;
 
     const LEASE: Duration = Duration::from_secs(15);
 
     fn engine(id: &str) -> EngineBeat {
-        EngineBeat { id: id.into(), host: id.into(), boot: "boot".into(), pid: 1, beat_ms: 0 }
+        EngineBeat { id: id.into(), host: id.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None }
+    }
+
+    fn part(ledger: &SharedLedger, me: &str) -> Part {
+        let peers = Peers::new(me.into(), LEASE);
+        let life = Life {
+            engine: me.into(),
+            pool: Pool::new(&Registry::default(), 1, Slots::default()),
+            captures: Default::default(),
+            leads: Default::default(),
+            sick: Default::default(),
+            beat: Default::default(),
+            work: Default::default(),
+            stop: Shutdown::new(),
+        };
+        Part::new(ledger, &engine(me), LEASE, Arc::new(life), peers, CancellationToken::new())
     }
 
     async fn ids(ledger: &MemoryLedger) -> Vec<EngineId> {
@@ -268,7 +258,7 @@ mod tests {
     async fn rule_26_after_an_outage_nobody_is_taken_for_dead_and_then_only_who_really_is() {
         let memory = Arc::new(MemoryLedger::new());
         let ledger: SharedLedger = memory.clone();
-        let part = Part::new(&ledger, &engine("me"), LEASE, CancellationToken::new());
+        let part = part(&ledger, "me");
         for id in ["me", "other"] {
             ledger.heartbeat(&engine(id), true).await.unwrap();
         }

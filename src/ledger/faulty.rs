@@ -58,18 +58,26 @@ pub enum LedgerCall {
     FailCapture,
     NoteCapture,
     Checkpoint,
+    Enqueue,
     Promote,
     Claim,
     Start,
     Commit,
+    Finish,
     AdvanceHeads,
     Fail,
     Heartbeat,
     Rescue,
+    Lead,
     Retire,
     SweepJobs,
     RetryJob,
     DiscardJob,
+    CancelJob,
+    Bulk,
+    RefreshStats,
+    /// Pauses and the size of pools.
+    SetControl,
     Read,
 }
 
@@ -215,23 +223,35 @@ impl Ledger for FaultyLedger {
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
         self.through(C::Checkpoint, self.inner.checkpoint(write)).await
     }
+    async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
+        self.through(C::Enqueue, self.inner.enqueue(jobs)).await
+    }
     async fn promote(&self) -> Result<u64> {
         self.through(C::Promote, self.inner.promote()).await
     }
-    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
-        self.through(C::Claim, self.inner.claim(engine, kinds, limit, alone)).await
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>> {
+        self.through(C::Claim, self.inner.claim(request)).await
     }
     async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
         self.through(C::Read, self.inner.suspect_waits(kinds, patience)).await
     }
-    async fn start(&self, lease: &JobLease) -> Result<bool> {
-        self.through(C::Start, self.inner.start(lease)).await
+    async fn start_many(&self, leases: &[JobLease]) -> Result<Vec<bool>> {
+        self.through(C::Start, self.inner.start_many(leases)).await
+    }
+    async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>> {
+        self.through(C::Read, self.inner.cancel_requests(engine)).await
+    }
+    async fn stuck(&self, older_than: Duration, max: usize) -> Result<Vec<Job>> {
+        self.through(C::Read, self.inner.stuck(older_than, max)).await
     }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         self.through(C::Read, self.inner.payload(job)).await
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         self.through(C::Commit, self.inner.commit(commits)).await
+    }
+    async fn finish(&self, engine: &str, ends: &[Finish]) -> Result<Vec<Finished>> {
+        self.through(C::Finish, self.inner.finish(engine, ends)).await
     }
     async fn advance_heads(&self) -> Result<u64> {
         self.through(C::AdvanceHeads, self.inner.advance_heads()).await
@@ -248,6 +268,15 @@ impl Ledger for FaultyLedger {
     async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
         self.through(C::Rescue, self.inner.rescue(by, silent_before_ms, known_dead)).await
     }
+    async fn lead(&self, engine: &str, lease: Duration) -> Result<bool> {
+        self.through(C::Lead, self.inner.lead(engine, lease)).await
+    }
+    async fn step_down(&self, engine: &str) -> Result<()> {
+        self.through(C::Lead, self.inner.step_down(engine)).await
+    }
+    async fn leader(&self) -> Result<Option<EngineId>> {
+        self.through(C::Read, self.inner.leader()).await
+    }
     async fn retire(&self, engine: &str) -> Result<()> {
         self.through(C::Retire, self.inner.retire(engine)).await
     }
@@ -256,6 +285,12 @@ impl Ledger for FaultyLedger {
     }
     async fn depth(&self) -> Result<QueueDepth> {
         self.through(C::Read, self.inner.depth()).await
+    }
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        self.through(C::Read, self.inner.queue_stats()).await
+    }
+    async fn refresh_queue_stats(&self) -> Result<()> {
+        self.through(C::RefreshStats, self.inner.refresh_queue_stats()).await
     }
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
         self.through(C::Read, self.inner.jobs(filter, max)).await
@@ -268,6 +303,22 @@ impl Ledger for FaultyLedger {
     }
     async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
         self.through(C::DiscardJob, self.inner.discard_job(id, gap)).await
+    }
+    async fn cancel_job(&self, id: &str) -> Result<Cancelled> {
+        self.through(C::CancelJob, self.inner.cancel_job(id)).await
+    }
+    async fn bulk(&self, action: Bulk, filter: &JobFilter, max: usize, dry_run: bool) -> Result<BulkOutcome> {
+        let call = if dry_run { C::Read } else { C::Bulk };
+        self.through(call, self.inner.bulk(action, filter, max, dry_run)).await
+    }
+    async fn controls(&self) -> Result<Controls> {
+        self.through(C::Read, self.inner.controls()).await
+    }
+    async fn set_pause(&self, what: &PauseTarget, paused: bool, by: &str) -> Result<()> {
+        self.through(C::SetControl, self.inner.set_pause(what, paused, by)).await
+    }
+    async fn set_scale(&self, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<()> {
+        self.through(C::SetControl, self.inner.set_scale(target, hold, by)).await
     }
     async fn branches(&self) -> Result<Vec<Branch>> {
         self.through(C::Read, self.inner.branches()).await

@@ -1,19 +1,25 @@
 //! The ledger: everything that Argon stores in MongoDB, drawn along transactions.
 //!
-//! Owns: the port ([`Ledger`]), the rows (`model`), the real implementation (`mongo`), the memory twin and the faulty wrapper.
+//! Owns: the port ([`Ledger`]), the rows (`model`, `job`, `status`, `controls`), what calls take and answer (`calls`), the real implementation (`mongo`), the memory twin and the faulty wrapper.
 //! Does not own: decisions (`queue`, `capture::assemble`, `branch`): each method is one atomic write or one read.
 //!
 //! Every write that finishes something is conditional on its owner; every method may be repeated after an
 //! [`Unknown`](crate::fault::Kind::Unknown) outcome and then reports what already happened.
 
+mod calls;
+mod controls;
 mod faulty;
+mod job;
 mod memory;
 mod model;
 mod mongo;
-
 mod rules;
+mod status;
 
+pub use calls::*;
+pub use controls::*;
 pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
+pub use job::*;
 pub use memory::MemoryLedger;
 pub use model::*;
 pub use mongo::{
@@ -21,6 +27,7 @@ pub use mongo::{
     is_experimental, same_source, secret_option, server_facts,
 };
 pub(crate) use mongo::{START_ANEW, code as mongo_error_code, scrub};
+pub use status::*;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,110 +38,13 @@ use bytes::Bytes;
 
 use crate::fault::Result;
 
+/// Most jobs of one [`Ledger::enqueue`].
+pub const MAX_ENQUEUE: usize = 1_000;
+/// Most jobs of one [`Ledger::finish`]: one short transaction.
+pub const MAX_FINISH: usize = 1_000;
+
 /// A ledger shared by tasks.
 pub type SharedLedger = Arc<dyn Ledger>;
-
-/// A capture, its branch and base 0, created in one transaction.
-#[derive(Debug, Clone)]
-pub struct NewCapture {
-    pub capture: Capture,
-    pub branch: Branch,
-}
-
-/// A batch on its way into the queue.
-#[derive(Debug, Clone)]
-pub struct Checkpoint {
-    pub capture: CaptureId,
-    /// The owner's fence; the write happens only while it is the capture's.
-    pub fence: u64,
-    /// The position before: the write happens only if `next_seq` is still this.
-    pub expected_next_seq: u64,
-    pub after: Position,
-    pub batch: Option<NewBatch>,
-}
-
-/// Job and payload of a checkpoint; absent when only the token moves (idle).
-#[derive(Debug, Clone)]
-pub struct NewBatch {
-    pub job: JobId,
-    pub branch: BranchId,
-    pub spec: SyncSpec,
-    /// Compressed payload, each part at most 8 MiB.
-    pub parts: Vec<Bytes>,
-}
-
-/// Outcome of [`Ledger::checkpoint`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkpointed {
-    /// Stored now.
-    Stored,
-    /// This very batch was stored by an earlier call whose answer was lost.
-    Already,
-    /// Another owner has taken the capture or moved its position: step down.
-    Fenced,
-    /// The capture is no longer `running`: the operator stopped it.
-    NotRunning,
-}
-
-/// A segment to be committed with its job.
-#[derive(Debug, Clone)]
-pub struct SegmentCommit {
-    pub lease: JobLease,
-    pub segment: SegmentRow,
-    /// Payload bytes the queue gets back.
-    pub payload_bytes: u64,
-}
-
-/// Outcome of one commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Committed {
-    /// Now.
-    Now,
-    /// By an earlier call of the same lease whose answer was lost.
-    Already,
-    /// The lease is no longer ours, or the job is not running, or a row claims the key: drop the work.
-    Fenced,
-    /// The segment does not have the job's range: it must never be committed. The other commits of the call are not touched by it.
-    Misfit,
-}
-
-/// What becomes of a job whose attempt ended without success.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failed {
-    /// Again after this delay (server time); the attempt counts.
-    Retry { delay: Duration, error: String },
-    /// Again after this delay; the attempt does not count (an outage, a shutdown).
-    GiveBack { delay: Duration, error: Option<String> },
-    /// Never again without an operator; the branch becomes `stalled` in the same transaction.
-    Dead { error: String },
-}
-
-/// What [`Ledger::rescue`] did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rescued {
-    pub engines: Vec<EngineId>,
-    pub jobs: u64,
-    pub captures: u64,
-}
-
-/// Depth of the queue by state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct QueueDepth {
-    pub scheduled: u64,
-    pub ready: u64,
-    pub running: u64,
-    pub dead: u64,
-}
-
-/// Which jobs to list.
-#[derive(Debug, Clone, Default)]
-pub struct JobFilter {
-    pub state: Option<JobState>,
-    pub kind: Option<JobKind>,
-    pub branch: Option<BranchId>,
-    /// Only jobs with ids after this one (paging).
-    pub after: Option<JobId>,
-}
 
 /// Everything that is stored in the metadata database.
 #[async_trait]
@@ -170,23 +80,40 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// One majority transaction: job + payload + position, conditional on running state, fence and next seq.
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed>;
 
-    /// Turns `scheduled` jobs that are due into `ready`; returns how many.
+    /// Stores jobs of kinds other than sync, each on its own, at most [`MAX_ENQUEUE`] a call. Outcomes in the order given; a repeat is harmless.
+    /// `Rejected` for a sync job, and for params or keys that are too large: then nothing was stored.
+    async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>>;
+    /// Turns `scheduled` jobs that are due, and parked ones whose branch is no longer paused, into `ready`; returns how many. At most some ten
+    /// thousand a call: the next one goes on. The leader's.
     async fn promote(&self) -> Result<u64>;
-    /// Claims up to `limit` ready jobs of these kinds in `sched_key` order. A job with two or more crashes is claimed only if it would be the only one
-    /// running at this engine (`alone`), and then alone.
-    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>>;
+    /// Claims ready jobs in `sched_key` order. A job with two or more crashes is claimed only if it would be the only one running at this engine
+    /// ([`ClaimRequest::alone`]), and then alone.
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>>;
     /// Whether the first ready job of these kinds is a suspect that has waited longer than `patience` (server time), see [`queue::suspect_is_due`](crate::queue::suspect_is_due).
     async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool>;
-    /// Notes that a worker has begun with a claimed job; false when the lease is no longer ours. What is lost of it in a failover only spares the job a crash.
-    async fn start(&self, lease: &JobLease) -> Result<bool>;
+    /// Notes that workers have begun with claimed jobs, in one write; false where the lease is no longer ours. What is lost of it in a failover only
+    /// spares a job a crash.
+    async fn start_many(&self, leases: &[JobLease]) -> Result<Vec<bool>>;
+    /// [`Self::start_many`] of one.
+    async fn start(&self, lease: &JobLease) -> Result<bool> {
+        Ok(self.start_many(std::slice::from_ref(lease)).await?.first().copied().unwrap_or_default())
+    }
+    /// The jobs running at this engine that an operator has asked to stop: one look at an index. Their workers end them by [`Failed::Cancelled`].
+    async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>>;
+    /// Jobs that have run for longer than this (server time) without an outcome, at most `max`. Whoever finds one ends the attempt with its
+    /// lease ([`Job::held`], `RetryPolicy::after_stuck`), and whatever its worker does later is fenced.
+    async fn stuck(&self, older_than: Duration, max: usize) -> Result<Vec<Job>>;
     /// Payload parts of a job in order. `Missing` when there are fewer than the job says.
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>>;
     /// One majority transaction per branch: segment rows, totals, head over the contiguous prefix, jobs done, payloads deleted.
     /// All commits of a call are of one branch. Outcomes in the order given.
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>>;
+    /// Ends jobs of `engine` that need no segment and have succeeded, together and counted, at most [`MAX_FINISH`] a call. Outcomes in the order given.
+    /// `Rejected` for a sync job: its end is a commit.
+    async fn finish(&self, engine: &str, ends: &[Finish]) -> Result<Vec<Finished>>;
     /// Moves heads on over what is committed, where a commit had too much to walk and no other has come since; returns how many moved.
     async fn advance_heads(&self) -> Result<u64>;
-    /// Ends an attempt; false when the lease was no longer ours.
+    /// Ends an attempt; false when the lease was no longer ours. A job that an operator has asked to stop is cancelled by it, whatever `how` says.
     async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool>;
 
     /// Writes this process's heartbeat by server time. False when the document was removed: others took us for dead, step down.
@@ -197,20 +124,48 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// `silent_before_ms` of server time, never of `by` itself; then removes their documents. Jobs that had started get `crashes + 1`; one whose process died three times
     /// (the third time as the only one that had started) becomes dead: `crash_loop`. What belongs to an engine without a document is freed too.
     async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued>;
-    /// Orderly end of this process: removes its document; leases must have been given back.
+    /// Takes or renews the leadership for so long (server time): true while it is ours. At any time at most one engine is told so.
+    async fn lead(&self, engine: &str, lease: Duration) -> Result<bool>;
+    /// Gives up the leadership, if it is ours.
+    async fn step_down(&self, engine: &str) -> Result<()>;
+    /// Who leads, if the lease still runs.
+    async fn leader(&self) -> Result<Option<EngineId>>;
+    /// Orderly end of this process: removes its document and leadership, and adds its counters to the total; leases must have been given back.
     async fn retire(&self, engine: &str) -> Result<()>;
     /// Removes `done` and `cancelled` jobs finished longer ago than `age`, at most `max`.
     async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64>;
 
     /// Exact up to 10,000 a state, then 10,001.
     async fn depth(&self) -> Result<QueueDepth>;
+    /// The queue in figures. Exact up to 10,000 jobs a state, beyond that from [`Self::refresh_queue_stats`].
+    async fn queue_stats(&self) -> Result<QueueStats>;
+    /// Counts what [`Self::queue_stats`] does not: states with more than 10,000 jobs. Takes up to a second per million. The leader's.
+    async fn refresh_queue_stats(&self) -> Result<()>;
     /// Jobs by id (creation order), at most `max`.
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>>;
     async fn job(&self, id: &str) -> Result<Option<Job>>;
     /// `dead` or `scheduled` -> `ready` with attempts and crashes reset; clears the branch's `stalled` when no dead sync job is left. False when the state does not allow it.
+    /// `Rejected` when another job with its unique key has come meanwhile.
     async fn retry_job(&self, id: &str) -> Result<bool>;
     /// Discards a dead or waiting sync job: in one transaction the gap segment's row takes its range, the branch becomes `gap`, the payload goes, the job is `cancelled`.
     async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool>;
+    /// Cancels a job that waits or is dead, and asks the worker of a running one to stop. `Missing` when there is none, `Rejected` for a sync job: that is
+    /// [`Self::discard_job`]'s, since it leaves a gap (correctness.md 25).
+    async fn cancel_job(&self, id: &str) -> Result<Cancelled>;
+    /// Does `action` to the jobs that `filter` finds, at most `max`, in chunks of one transaction each: what a call that fails had done is done, and a repeat
+    /// goes on. `filter.after` is ignored. A dry run only looks.
+    async fn bulk(&self, action: Bulk, filter: &JobFilter, max: usize, dry_run: bool) -> Result<BulkOutcome>;
+
+    /// What operators wish of all engines.
+    async fn controls(&self) -> Result<Controls>;
+    /// [`Controls::pauses`] alone.
+    async fn pauses(&self) -> Result<Pauses> {
+        Ok(self.controls().await?.pauses)
+    }
+    /// Pauses or resumes. The end of a branch's pause makes its parked jobs ready, what is too much for one call by and by ([`Self::promote`]).
+    async fn set_pause(&self, what: &PauseTarget, paused: bool, by: &str) -> Result<()>;
+    /// The size of every engine's pool, for `hold` of server time or until it is released; `None` releases.
+    async fn set_scale(&self, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<()>;
 
     async fn branches(&self) -> Result<Vec<Branch>>;
     async fn branch(&self, id: &str) -> Result<Option<Branch>>;

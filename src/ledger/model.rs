@@ -1,9 +1,11 @@
-//! Owns: the rows of the metadata database as Rust types, in the words of the documents themselves.
+//! Owns: the rows of captures, branches, segments and engines as Rust types, in the words of the documents themselves. Those of the queue are in `job`.
 //! Does not own: how they are stored or fenced (`mongo`, `memory`), or what job states may follow which (`queue`).
 
 use bson::RawDocumentBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::EngineStatus;
 use crate::change::ClusterTime;
 
 /// A branch's id: a UUID in its text form, part of every object key.
@@ -16,7 +18,7 @@ pub type EngineId = String;
 pub type JobId = String;
 
 /// What the operator wants of a capture and what became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureState {
     /// An engine should follow the stream.
@@ -25,10 +27,12 @@ pub enum CaptureState {
     Stopped,
     /// Stopped by a fatal error, see `reason`.
     Failed,
+    /// Held for a while by the operator: nobody reads, the checkpoint stays, and a resume goes on from there.
+    Paused,
 }
 
 /// How exact updates are in history (correctness.md 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Fidelity {
     /// The server's own raw diffs: field order, dots and arrays are exact.
     #[serde(rename = "exact")]
@@ -101,7 +105,7 @@ pub struct Capture {
 }
 
 /// Status of a branch as users see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BranchStatus {
     Active,
@@ -179,105 +183,6 @@ pub enum Ends {
     Unknown,
 }
 
-/// Kind of a job. Later kinds add a variant and a handler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum JobKind {
-    Sync,
-}
-
-/// State of a job; which may follow which is `queue::transition`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum JobState {
-    Scheduled,
-    Ready,
-    Running,
-    Done,
-    Dead,
-    Cancelled,
-}
-
-/// What a sync job turns into a segment. Everything the segment header needs is here or in the payload.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SyncSpec {
-    pub batch: String,
-    pub epoch: u64,
-    pub first_seq: u64,
-    pub last_seq: u64,
-    pub first_time: ClusterTime,
-    pub last_time: ClusterTime,
-    pub last_wall_ms: Option<i64>,
-    pub start_token: RawDocumentBuf,
-    pub end_token: RawDocumentBuf,
-    pub starts_inside: bool,
-    pub ends: Ends,
-    pub raw_bytes: u64,
-    /// Uncompressed bytes of the encoded blocks: what the memory budget is charged with.
-    pub block_bytes: u64,
-    /// Compressed bytes stored beside the job, and in how many parts.
-    pub payload_bytes: u64,
-    pub payload_parts: u32,
-}
-
-/// One failed attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobError {
-    pub attempt: u32,
-    pub at_ms: i64,
-    pub engine: EngineId,
-    pub error: String,
-}
-
-/// Time-limited ownership of a running job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    pub engine: EngineId,
-    /// Fresh for every claim call.
-    pub token: String,
-    pub claimed_ms: i64,
-    /// A worker has begun; until then the job only waits in its process and cannot have killed it (correctness.md 26).
-    #[serde(default)]
-    pub started: bool,
-}
-
-/// One unit of the durable queue.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Job {
-    #[serde(rename = "_id")]
-    pub id: JobId,
-    pub kind: JobKind,
-    pub branch: BranchId,
-    pub state: JobState,
-    /// Not before this server time (ms since the epoch).
-    pub run_at_ms: i64,
-    /// `run_at - boost(priority)`: the one sort key of claims.
-    pub sched_key: i64,
-    pub created_ms: i64,
-    /// When it reached `done`, `dead` or `cancelled`.
-    pub finished_ms: Option<i64>,
-    /// Attempts started that count.
-    pub attempt: u32,
-    /// Process deaths while it was running (correctness.md 26).
-    pub crashes: u32,
-    pub lease: Option<Lease>,
-    /// The last errors, newest last, at most [`MAX_JOB_ERRORS`]; `error_count` is the whole number.
-    pub errors: Vec<JobError>,
-    pub error_count: u32,
-    pub sync: Option<SyncSpec>,
-}
-
-/// A document that grows without bound reaches 16 MB; the newest errors are the useful ones.
-pub const MAX_JOB_ERRORS: usize = 50;
-
-/// Proof of ownership presented with every finishing write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobLease {
-    pub id: JobId,
-    pub token: String,
-    pub attempt: u32,
-}
-
 /// Kind of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -315,7 +220,7 @@ pub struct SegmentRow {
 }
 
 /// Liveness of a process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineBeat {
     #[serde(rename = "_id")]
     pub id: EngineId,
@@ -326,4 +231,7 @@ pub struct EngineBeat {
     /// Server time of the last heartbeat; written by the server.
     #[serde(default)]
     pub beat_ms: i64,
+    /// What the process says of itself; goes along with every heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<EngineStatus>,
 }

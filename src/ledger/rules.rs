@@ -1,16 +1,29 @@
 //! Owns: the decisions that the real ledger and its twin must take alike. Pure.
 //! Does not own: reading or writing rows (`mongo`, `memory`), or job states and retries (`queue`).
 
+use std::time::Duration;
+
 use super::{
-    BranchStatus, Capture, Checkpoint, Checkpointed, Committed, Head, Job, JobFilter, JobLease, JobState, SegmentCommit, SegmentKind,
-    SegmentRow,
+    BranchStatus, Bulk, Capture, Checkpoint, Checkpointed, Committed, Failed, Finish, Finished, Head, Job, JobFilter, JobKind, JobLease,
+    JobState, MAX_ENQUEUE, MAX_FINISH, NewJob, Priority, SegmentCommit, SegmentKind, SegmentRow,
 };
 use crate::fault::{Fault, Result};
+use crate::queue::{self, JobEvent};
 
 /// Most commits of one call: a transaction stays far below its 60 s and a few MB of oplog.
 pub(super) const MAX_COMMITS: usize = 256;
 /// Most parts of a payload: a batch has one, or a few after a huge change.
 pub(super) const MAX_PARTS: usize = 256;
+/// Most bytes of a job's params: they are read with every claim.
+pub(super) const MAX_PARAMS: usize = 64 << 10;
+/// Longest unique key and job id, in bytes: they are keys of an index.
+pub(super) const MAX_KEY: usize = 500;
+/// Jobs of a chunk: one transaction of a bulk action, one write of a promotion.
+pub(super) const CHUNK: usize = 1_000;
+/// Chunks of one promotion; the next one goes on.
+pub(super) const MAX_CHUNKS: usize = 20;
+/// Chunks of jobs of paused branches that one claim puts aside; the next goes on.
+pub(super) const MAX_PARKS: usize = 10;
 /// Depth is exact up to here, then one more.
 pub(super) const DEPTH_LIMIT: u64 = 10_000;
 
@@ -170,7 +183,141 @@ pub(super) fn listed(job: &Job, filter: &JobFilter) -> bool {
     filter.state.is_none_or(|s| job.state == s)
         && filter.kind.is_none_or(|k| job.kind == k)
         && filter.branch.as_ref().is_none_or(|b| job.branch == *b)
+        && filter.engine.as_ref().is_none_or(|e| job.lease.as_ref().is_some_and(|l| l.engine == *e))
+        && filter.error.as_ref().is_none_or(|text| last_error_has(job, text))
         && filter.after.as_ref().is_none_or(|a| job.id > *a)
+}
+
+fn last_error_has(job: &Job, text: &str) -> bool {
+    let last = job.errors.last().map(|e| e.error.to_ascii_lowercase()).unwrap_or_default();
+    last.contains(&text.to_ascii_lowercase())
+}
+
+/// New jobs are of other kinds than sync and of bounded size.
+pub(super) fn check_new(jobs: &[NewJob]) -> Result<()> {
+    if jobs.len() > MAX_ENQUEUE {
+        return Err(Fault::rejected(format!("enqueue: {} jobs in one call, at most {MAX_ENQUEUE}", jobs.len())));
+    }
+    for job in jobs {
+        if job.kind == JobKind::Sync {
+            return Err(Fault::rejected("a sync job comes with its batch, by a checkpoint"));
+        }
+        if job.id.is_empty() || job.id.len() > MAX_KEY {
+            return Err(Fault::rejected(format!("the id of a job has 1 to {MAX_KEY} bytes")));
+        }
+        if job.unique_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_KEY) {
+            return Err(Fault::rejected(format!("job {}: a unique key has 1 to {MAX_KEY} bytes", job.id)));
+        }
+        if let Some(params) = job.params.as_ref().filter(|params| params.as_bytes().len() > MAX_PARAMS) {
+            return Err(Fault::rejected(format!("job {}: {} bytes of params, at most {MAX_PARAMS}", job.id, params.as_bytes().len())));
+        }
+    }
+    Ok(())
+}
+
+/// The row of a new job; its times are set by whoever stores it.
+pub(super) fn new_row(new: &NewJob) -> Job {
+    Job {
+        id: new.id.clone(),
+        kind: new.kind,
+        branch: new.branch.clone().unwrap_or_default(),
+        state: if new.delay.is_zero() { JobState::Ready } else { JobState::Scheduled },
+        priority: new.priority.unwrap_or(Priority::of(new.kind)),
+        run_at_ms: 0,
+        sched_key: 0,
+        created_ms: 0,
+        finished_ms: None,
+        attempt: 0,
+        crashes: 0,
+        lease: None,
+        errors: Vec::new(),
+        error_count: 0,
+        sync: None,
+        params: new.params.clone(),
+        unique_key: new.unique_key.clone(),
+        retries: new.retries,
+        cancel_requested: false,
+        parked: false,
+    }
+}
+
+/// The row of a batch; its times are set by whoever stores it.
+pub(super) fn sync_row(batch: &super::NewBatch) -> Job {
+    let new = NewJob { branch: Some(batch.branch.clone()), ..NewJob::new(batch.job.clone(), JobKind::Sync) };
+    Job { sync: Some(batch.spec.clone()), ..new_row(&new) }
+}
+
+/// Finishes are of jobs without a segment, each once.
+pub(super) fn check_finishes(ends: &[Finish]) -> Result<()> {
+    if ends.len() > MAX_FINISH {
+        return Err(Fault::rejected(format!("finish: {} jobs in one call, at most {MAX_FINISH}", ends.len())));
+    }
+    if let Some(sync) = ends.iter().find(|end| end.kind == JobKind::Sync) {
+        return Err(Fault::rejected(format!("finish: job {} is a sync job, its end is a commit", sync.lease.id)));
+    }
+    let mut ids: Vec<&str> = ends.iter().map(|end| end.lease.id.as_str()).collect();
+    ids.sort_unstable();
+    match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Fault::rejected(format!("finish: job {} twice in one call", pair[0]))),
+        None => Ok(()),
+    }
+}
+
+/// Outcome of one finish given its job and the token that ended the job's last attempt.
+pub(super) fn judge_finish(end: &Finish, job: Option<&Job>, ended: Option<&str>) -> Finished {
+    match job {
+        Some(job) if job.state == JobState::Done && ended == Some(end.lease.token.as_str()) => Finished::Already,
+        Some(job) if holds(job, &end.lease) && job.kind == end.kind => Finished::Now,
+        _ => Finished::Fenced,
+    }
+}
+
+/// What an end without success is to the job: the event, the delay, the error for the history.
+pub(super) fn ending(how: &Failed) -> (JobEvent, Duration, Option<&str>) {
+    match how {
+        Failed::Retry { delay, error } => (JobEvent::Postponed, *delay, Some(error)),
+        Failed::GiveBack { delay, error } if delay.is_zero() => (JobEvent::Returned, *delay, error.as_deref()),
+        Failed::GiveBack { delay, error } => (JobEvent::Postponed, *delay, error.as_deref()),
+        Failed::Dead { error } => (JobEvent::Doomed, Duration::ZERO, Some(error)),
+        Failed::Cancelled => (JobEvent::Stopped, Duration::ZERO, None),
+    }
+}
+
+/// The states of the jobs that a bulk action may be done to, as far as the filter wants them.
+pub(super) fn bulk_states(action: Bulk, filter: &JobFilter) -> Vec<JobState> {
+    let mut allowed = match action {
+        Bulk::Retry if filter.state.is_none() => vec![JobState::Dead],
+        Bulk::Retry => queue::states_before(JobEvent::Revived),
+        Bulk::Cancel => queue::states_before(JobEvent::Discarded),
+    };
+    if action == Bulk::Cancel && filter.kind != Some(JobKind::Sync) {
+        allowed.push(JobState::Running);
+    }
+    allowed.retain(|state| filter.state.is_none_or(|wanted| wanted == *state));
+    if filter.engine.is_some() {
+        allowed.retain(|state| *state == JobState::Running); // nothing else is at an engine
+    }
+    allowed
+}
+
+/// Sync jobs are cancelled only by who names them (correctness.md 25); a retry loses nothing.
+pub(super) fn bulk_takes(action: Bulk, filter: &JobFilter, kind: JobKind) -> bool {
+    filter.kind.map_or(action == Bulk::Retry || kind != JobKind::Sync, |wanted| wanted == kind)
+}
+
+/// How long a job that could run since then has waited.
+pub(super) fn waited(run_at_ms: i64, now_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now_ms.saturating_sub(run_at_ms)).unwrap_or_default())
+}
+
+/// Why a sync job is not cancelled like others.
+pub(super) fn is_sync(id: &str) -> Fault {
+    Fault::rejected(format!("job {id} is a sync job: cancelling it leaves a gap in history, so it has to be discarded"))
+}
+
+/// Why an operator's retry is refused although the state allows it.
+pub(super) fn key_taken(id: &str) -> Fault {
+    Fault::rejected(format!("job {id} has a unique key, and another job with that key is waiting or running"))
 }
 
 #[cfg(test)]

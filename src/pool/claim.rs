@@ -1,165 +1,236 @@
 //! Claim: one claimer per process feeds all workers, so that claimers never meet on one document.
 //!
-//! Owns: how many jobs to claim and when to look again. Does not own: the claim itself (`ledger`), running jobs (`worker`).
+//! Owns: when to look and for which class, suspects, and giving back what has waited too long. Does not own: how many jobs (`window`), the claim
+//! itself (`ledger`), running jobs (`worker`).
+//!
+//! Each class of workers claims for itself, in turn, and only as much as it has room for: a backlog of one class takes no place from another.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::ledger::{EngineId, Job, JobKind, SharedLedger};
-use crate::queue;
-use crate::runtime::clock;
-use crate::runtime::link::LinkTx;
-use crate::runtime::random;
-use crate::runtime::shutdown::Shutdown;
-
+use super::class::Class;
 use super::in_work::{InWork, InWorkGuard};
+use crate::fault::Result;
+use crate::ledger::{ClaimRequest, EngineId, Failed, Job, Pauses, SharedLedger};
+use crate::queue;
+use crate::runtime::shutdown::Shutdown;
+use crate::runtime::{clock, random};
 
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
-
 /// A suspect that has been ready for this long runs next, alone, however full the queue is.
 const SUSPECT_PATIENCE: Duration = Duration::from_secs(30);
-/// A waiting suspect is looked for this often: one entry of an index.
+/// A waiting suspect is looked for this often while something runs: one entry of an index.
 const SUSPECT_LOOK: Duration = Duration::from_secs(1);
+/// A job that has waited here for this long was claimed too early, since those before it take longer than those before them: another engine may
+/// have a free worker.
+const STALE: Duration = Duration::from_secs(2);
+/// Jobs that are given back at the same time.
+const GIVE_BACK: usize = 16;
 
-/// A claimed job on its way to a worker, with its place in the pool.
+/// A claimed job on its way to a worker.
 #[derive(Debug)]
-pub struct Claimed {
+pub(crate) struct Claimed {
     pub job: Job,
-    /// Freed when the worker is done with the job.
-    pub slot: OwnedSemaphorePermit,
+    /// When its claim was answered.
+    pub at: Instant,
     /// Held until the outcome is on record.
     pub in_work: InWorkGuard,
 }
 
-/// Settings of the claimer.
-#[derive(Debug, Clone)]
-pub struct ClaimSettings {
-    pub engine: EngineId,
-    /// Free workers plus a small prefetch.
-    pub slots: usize,
+/// What operators have paused, as last read.
+pub(crate) type SharedPauses = Arc<Mutex<Pauses>>;
+
+/// When to look for a class again.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    /// The last claim was as good as full: there is more.
+    more: bool,
 }
 
 /// What the claimer knows of suspects that wait.
 #[derive(Debug, Default)]
 struct Suspects {
     looked: Option<Instant>,
-    /// One is due: no more claims until the pool is idle.
-    held: bool,
+    /// One of this class (by index) is due: no more claims until the pool is idle.
+    held: Option<usize>,
+    /// One runs: no more claims until it has ended.
+    alone: bool,
 }
 
 /// The source of the pool: stops first when the engine drains.
 #[derive(Debug)]
-pub struct Claimer {
+pub(crate) struct Claimer {
     pub ledger: SharedLedger,
-    pub settings: ClaimSettings,
-    /// Rung by captures of this process and by finished jobs.
-    pub bell: Arc<Notify>,
-    pub out: LinkTx<Claimed>,
+    pub engine: EngineId,
+    pub classes: Vec<Arc<Class>>,
+    pub pauses: SharedPauses,
+    /// Rung when there may be new jobs: by captures of this process, and by whoever makes jobs ready.
+    pub work: Arc<Notify>,
+    /// Rung when there may be room.
+    pub room: Arc<Notify>,
+    /// Rung when the inboxes are closed.
+    pub closed: Arc<Notify>,
     pub in_work: InWork,
     pub stop: Shutdown,
 }
 
 impl Claimer {
-    /// Claims until the engine drains.
-    pub async fn run(self) {
+    /// Claims until the engine drains, then gives back at once what no worker has begun.
+    pub(crate) async fn run(self) {
+        // However this ends: workers that wait must not wait for ever.
+        let closing = Closing { classes: &self.classes, closed: &self.closed };
         let mut suspects = Suspects::default();
-        let slots = Arc::new(Semaphore::new(self.settings.slots));
+        let mut looks = vec![Look { at: clock::now(), more: false }; self.classes.len()];
         while !self.stop.is_draining() {
-            let first = tokio::select! {
-                permit = slots.clone().acquire_owned() => permit,
-                () = self.stop.draining() => return,
+            let wait = tokio::select! {
+                wait = self.step(&mut looks, &mut suspects) => wait,
+                // Not by a drain: what a claim brings is heard, and given back.
+                () = self.stop.aborting() => break,
             };
-            let Ok(first) = first else { return };
-            let mut permits = vec![first];
-            while let Ok(more) = slots.clone().try_acquire_owned() {
-                permits.push(more);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.room.notified() => {}
+                () = self.work.notified() => looks.iter_mut().for_each(|look| look.at = clock::now()),
+                () = self.stop.draining() => {}
             }
-            let idle = permits.len() == self.settings.slots;
-            let pause = match self.step(&mut permits, idle, &mut suspects).await {
-                Ok(0) => Some(random::jitter(POLL)),
-                Ok(_) => None,
-                Err(()) => Some(random::jitter(POLL_AFTER_FAULT)),
-            };
-            drop(permits);
-            if let Some(pause) = pause {
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.bell.notified() => {}
-                    () = self.stop.draining() => return,
+        }
+        let waiting: Vec<Claimed> = self.classes.iter().flat_map(|class| class.inbox.close()).collect();
+        drop(closing);
+        self.give_back(waiting).await;
+    }
+
+    /// Claims for every class that has room and may find something; returns how long nothing will have changed by itself.
+    async fn step(&self, looks: &mut [Look], suspects: &mut Suspects) -> Duration {
+        self.give_back_stale().await;
+        let idle = self.in_work.is_empty();
+        suspects.alone &= !idle;
+        if suspects.held.is_none() && !idle {
+            suspects.held = self.due_suspect(suspects).await;
+        }
+        if suspects.alone || (suspects.held.is_some() && !idle) {
+            return POLL; // rung when nothing runs any more
+        }
+        let only = suspects.held.take();
+        let pauses = self.pauses.lock().clone();
+        for (i, (class, look)) in self.classes.iter().zip(looks.iter_mut()).enumerate() {
+            let now = clock::now();
+            let wanted = class.wanted(now);
+            let due = if let Some(only) = only { i == only } else { look.more || now >= look.at };
+            if wanted == 0 || !due {
+                continue;
+            }
+            // Asked anew: what the class before has claimed runs now.
+            let idle = self.in_work.is_empty();
+            *look = match self.claim(class, wanted, idle, &pauses, suspects).await {
+                Ok(claimed) => Look { at: clock::now() + random::jitter(POLL), more: claimed > 0 && claimed * 2 >= wanted },
+                Err(fault) => {
+                    tracing::warn!(error = %fault, "could not look for jobs");
+                    Look { at: clock::now() + random::jitter(POLL_AFTER_FAULT), more: false }
                 }
+            };
+            class.stats.more.store(look.more, Ordering::Relaxed);
+            if suspects.alone {
+                return POLL;
             }
         }
+        self.until_next(looks)
     }
 
-    /// Claims for the free slots; returns how many jobs went to workers. A suspected job may run only when nothing of this pool is running (`idle`).
-    async fn step(&self, permits: &mut Vec<OwnedSemaphorePermit>, idle: bool, suspects: &mut Suspects) -> Result<usize, ()> {
-        if self.is_held(suspects).await {
-            if !idle {
-                return Ok(0); // the bell rings when a slot is free again
-            }
-            suspects.held = false;
-            return self.claim_alone(permits).await;
-        }
-        let jobs = match self.ledger.claim(&self.settings.engine, &[JobKind::Sync], permits.len(), false).await {
-            Ok(jobs) => jobs,
-            Err(fault) => {
-                tracing::warn!(error = %fault, "could not look for jobs");
-                return Err(());
-            }
-        };
-        if jobs.is_empty() && idle {
-            return self.claim_alone(permits).await;
-        }
-        let claimed = jobs.len();
-        // All of them before the first may wait for room.
-        let jobs: Vec<_> = jobs.into_iter().map(|job| (self.in_work.enter(&job), job)).collect();
-        for (in_work, job) in jobs {
-            let Some(slot) = permits.pop() else { break };
-            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
-                return Err(());
-            }
-        }
-        Ok(claimed)
+    /// Until a class that has room is to be looked for; what has no room waits for the bell.
+    fn until_next(&self, looks: &[Look]) -> Duration {
+        let now = clock::now();
+        let with_room = self.classes.iter().zip(looks).filter(|(class, _)| class.wanted(now) > 0);
+        let next = with_room.map(|(_, look)| if look.more { Duration::ZERO } else { look.at.saturating_duration_since(now) }).min();
+        next.unwrap_or(POLL).min(POLL.mul_f64(1.25))
     }
 
-    /// Whether a suspect has waited so long that nothing else may be claimed until it has run.
-    async fn is_held(&self, suspects: &mut Suspects) -> bool {
-        if !suspects.held && suspects.looked.is_none_or(|at| at.elapsed() >= SUSPECT_LOOK) {
-            suspects.looked = Some(clock::now());
-            suspects.held = self.ledger.suspect_waits(&[JobKind::Sync], SUSPECT_PATIENCE).await.unwrap_or(false);
-            if suspects.held {
+    /// Returns how many jobs went to workers. When nothing of this engine runs, a suspect that comes first is taken, and nothing with it.
+    async fn claim(&self, class: &Class, wanted: usize, idle: bool, pauses: &Pauses, suspects: &mut Suspects) -> Result<usize> {
+        let request =
+            ClaimRequest::new(&self.engine, &class.kinds, wanted).alone(idle).start(class.idle().min(wanted)).pauses(pauses.clone());
+        let jobs = self.ledger.claim(&request).await?;
+        let at = clock::now();
+        if let Some(suspect) = jobs.iter().find(|job| queue::is_suspect(job.crashes)) {
+            tracing::warn!(job = %suspect.id, crashes = suspect.crashes, "running alone a job whose processes died");
+            suspects.alone = true;
+        }
+        let count = jobs.len();
+        let claimed: Vec<Claimed> = jobs.into_iter().map(|job| Claimed { at, in_work: self.in_work.enter(&job), job }).collect();
+        class.stats.claimed.fetch_add(count as u64, Ordering::Relaxed);
+        let refused = class.inbox.push(claimed);
+        self.give_back(refused).await;
+        Ok(count)
+    }
+
+    /// The class in which a suspect has waited so long that nothing else may be claimed until it has run.
+    async fn due_suspect(&self, suspects: &mut Suspects) -> Option<usize> {
+        if suspects.looked.is_some_and(|at| at.elapsed() < SUSPECT_LOOK) {
+            return None;
+        }
+        suspects.looked = Some(clock::now());
+        for (i, class) in self.classes.iter().enumerate() {
+            let kinds = self.pauses.lock().open(&class.kinds);
+            if kinds.is_empty() || class.target() == 0 {
+                continue;
+            }
+            if self.ledger.suspect_waits(&kinds, SUSPECT_PATIENCE).await.unwrap_or(false) {
                 tracing::info!("a job whose processes died has waited long enough: it runs as soon as the workers are free");
+                return Some(i);
             }
         }
-        suspects.held
+        None
     }
 
-    /// A suspect if one comes first, with every slot until it has ended.
-    async fn claim_alone(&self, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
-        let jobs = self.ledger.claim(&self.settings.engine, &[JobKind::Sync], 1, true).await.unwrap_or_default();
-        self.run_alone(jobs, permits).await
-    }
-
-    async fn run_alone(&self, jobs: Vec<Job>, permits: &mut Vec<OwnedSemaphorePermit>) -> Result<usize, ()> {
-        let claimed = jobs.len();
-        for job in jobs {
-            let Some(mut slot) = permits.pop() else { break };
-            for other in permits.drain(..) {
-                slot.merge(other);
-            }
-            if queue::is_suspect(job.crashes) {
-                tracing::warn!(job = %job.id, crashes = job.crashes, "running alone a job whose processes died");
-            }
-            let in_work = self.in_work.enter(&job);
-            if self.out.send(Claimed { job, slot, in_work }).await.is_err() {
-                return Err(());
-            }
+    async fn give_back_stale(&self) {
+        let Some(then) = clock::now().checked_sub(STALE) else { return };
+        let stale: Vec<Claimed> = self.classes.iter().flat_map(|class| class.inbox.take_older(then)).collect();
+        if !stale.is_empty() {
+            tracing::debug!(jobs = stale.len(), "giving back jobs that have waited here for too long");
+            self.give_back(stale).await;
         }
-        Ok(claimed)
+    }
+
+    /// The attempts do not count: nobody has begun them. At the end of the engine this is bounded by its giving-back time.
+    async fn give_back(&self, jobs: Vec<Claimed>) {
+        let all = futures_util::stream::iter(jobs).for_each_concurrent(GIVE_BACK, |claimed| async move {
+            let Some(lease) = claimed.job.held() else { return };
+            if let Some(class) = self.classes.iter().find(|class| class.kinds.contains(&claimed.job.kind)) {
+                class.stats.claimed.fetch_sub(1, Ordering::Relaxed);
+            }
+            let how = Failed::GiveBack { delay: Duration::ZERO, error: None };
+            // What cannot be given back is not in work any more, and is found by that.
+            if let Err(fault) = self.ledger.fail(&lease, &how).await {
+                tracing::warn!(job = %lease.id, error = %fault, "could not give a job back that nobody has begun");
+            }
+        });
+        all.await;
     }
 }
+
+/// Closes every inbox when it goes, be it by a panic.
+struct Closing<'a> {
+    classes: &'a [Arc<Class>],
+    closed: &'a Notify,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        for class in self.classes {
+            drop(class.inbox.close());
+        }
+        self.closed.notify_one();
+    }
+}
+
+#[cfg(test)]
+#[path = "claim_tests.rs"]
+mod tests;

@@ -9,7 +9,8 @@ mod order;
 mod retry;
 mod transition;
 
+pub use crate::ledger::Priority;
 pub use crash::{AfterCrash, SUSPECT_CRASHES, after_crash, is_suspect, suspect_is_due};
-pub use order::{Priority, boost_ms, sched_key};
+pub use order::{boost_ms, sched_key};
 pub use retry::{MAX_ERROR_CHARS, RetryPolicy, clip_error, push_error};
 pub use transition::{JobEvent, states_before, transition};

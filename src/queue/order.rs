@@ -1,23 +1,15 @@
 //! Owns: the order of claims. Does not own: the index that serves it.
 
-use crate::ledger::JobKind;
-
-/// How much a kind of job is preferred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Priority {
-    /// Bulk work that nobody waits for.
-    Low,
-    /// The stream itself.
-    Normal,
-    /// Small and awaited by a person.
-    High,
-}
+use crate::ledger::{JobKind, Priority};
 
 impl Priority {
     /// The priority of a kind.
     pub fn of(kind: JobKind) -> Self {
         match kind {
-            JobKind::Sync => Self::Normal,
+            // Noop jobs measure what the queue does with the stream's.
+            JobKind::Sync | JobKind::Noop => Self::Normal,
+            JobKind::Notification => Self::High,
+            JobKind::Compression | JobKind::Cleanup => Self::Low,
         }
     }
 }

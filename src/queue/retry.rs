@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::fault::{Fault, Kind};
-use crate::ledger::{Failed, JobError, MAX_JOB_ERRORS};
+use crate::ledger::{Failed, Job, JobError, MAX_JOB_ERRORS};
 use crate::runtime::backoff::Backoff;
 
 /// Longest error text kept of an attempt; fifty of them stay far below a document's 16 MB.
@@ -22,6 +22,20 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// The policy of one job, which may have its own number of retries.
+    #[must_use]
+    pub fn of(self, job: &Job) -> Self {
+        Self { retries: job.retries.unwrap_or(self.retries), ..self }
+    }
+
+    /// What becomes of a job that has run for longer than `limit` (`JOB_STUCK_TIMEOUT`) in a process that lives: the attempt is over and counts.
+    pub fn after_stuck(&self, job: &Job, limit: Duration, unit: f64) -> Failed {
+        let engine = job.lease.as_ref().map_or("", |lease| lease.engine.as_str());
+        let limit = humantime::format_duration(limit);
+        let fault = Fault::unknown(format!("no outcome within JOB_STUCK_TIMEOUT ({limit}): taken from {engine}, which may still be at it"));
+        self.of(job).after(job.attempt, job.error_count, &fault, unit)
+    }
+
     /// What becomes of a job whose attempt number `attempt` failed, after `error_count` earlier errors.
     pub fn after(&self, attempt: u32, error_count: u32, fault: &Fault, unit: f64) -> Failed {
         let error = clip_error(&fault.what);
@@ -84,6 +98,34 @@ mod tests {
         }
         assert!(matches!(POLICY.after(400, 400, &Fault::transient("503"), 0.5), Failed::GiveBack { error: Some(_), .. }));
         assert_eq!(POLICY.after(1, 0, &Fault::cancelled("stop"), 0.5), Failed::GiveBack { delay: Duration::ZERO, error: None });
+    }
+
+    fn job(attempt: u32, retries: Option<u32>) -> Job {
+        let row = bson::rawdoc! {
+            "_id": "j1", "kind": "noop", "state": "running", "run_at_ms": 1i64, "sched_key": 1i64, "created_ms": 1i64, "finished_ms": null,
+            "attempt": i64::from(attempt), "crashes": 0, "lease": { "engine": "e1", "token": "t", "claimed_ms": 1i64 },
+            "errors": [], "error_count": 0, "sync": null,
+        };
+        Job { retries, ..bson::deserialize_from_slice(row.as_bytes()).unwrap() }
+    }
+
+    #[test]
+    fn a_job_may_have_its_own_number_of_retries() {
+        let fault = Fault::unknown("x");
+        for (attempt, retries, dead) in [(1, Some(0), true), (4, None, true), (4, Some(9), false), (3, None, false)] {
+            let job = job(attempt, retries);
+            let after = POLICY.of(&job).after(job.attempt, 0, &fault, 0.5);
+            assert_eq!(matches!(after, Failed::Dead { .. }), dead, "{attempt} {retries:?}");
+        }
+    }
+
+    #[test]
+    fn a_stuck_attempt_counts_and_says_where_it_was() {
+        let limit = Duration::from_secs(600);
+        let Failed::Retry { error, .. } = POLICY.after_stuck(&job(1, None), limit, 0.5) else { panic!("it is tried again") };
+        assert!(error.contains("JOB_STUCK_TIMEOUT (10m)") && error.contains("e1"), "{error}");
+        assert!(matches!(POLICY.after_stuck(&job(4, None), limit, 0.5), Failed::Dead { .. }));
+        assert!(matches!(POLICY.after_stuck(&job(1, Some(0)), limit, 0.5), Failed::Dead { .. }));
     }
 
     #[test]

@@ -19,19 +19,29 @@ pub enum JobEvent {
     Doomed,
     /// An operator wants it to run now.
     Revived,
-    /// An operator wants it gone.
+    /// An operator wants it gone, and it does not run.
     Discarded,
+    /// An operator wants it gone, and its attempt has ended for that reason, or without success.
+    Stopped,
+    /// Its branch is paused: it waits until that ends.
+    Parked,
 }
 
 impl JobEvent {
     /// All events, for tables and tests.
-    pub const ALL: [Self; 8] =
-        [Self::Due, Self::Claimed, Self::Committed, Self::Postponed, Self::Returned, Self::Doomed, Self::Revived, Self::Discarded];
+    pub const ALL: [Self; 10] = [
+        Self::Due,
+        Self::Claimed,
+        Self::Committed,
+        Self::Postponed,
+        Self::Returned,
+        Self::Doomed,
+        Self::Revived,
+        Self::Discarded,
+        Self::Stopped,
+        Self::Parked,
+    ];
 }
-
-/// All states, in the order of a job's life.
-const STATES: [JobState; 6] =
-    [JobState::Scheduled, JobState::Ready, JobState::Running, JobState::Done, JobState::Dead, JobState::Cancelled];
 
 /// The state after an event, or `None` where the event is not allowed.
 pub fn transition(from: JobState, event: JobEvent) -> Option<JobState> {
@@ -47,13 +57,16 @@ pub fn transition(from: JobState, event: JobEvent) -> Option<JobState> {
         (S::Scheduled | S::Dead, E::Revived) => S::Ready,
         // Never a running one: its owner may be about to commit.
         (S::Scheduled | S::Ready | S::Dead, E::Discarded) => S::Cancelled,
+        // By whoever holds its lease, or takes it away.
+        (S::Running, E::Stopped) => S::Cancelled,
+        (S::Ready, E::Parked) => S::Scheduled,
         _ => return None,
     })
 }
 
 /// The states in which an event is allowed: what a guarded update asks for.
 pub fn states_before(event: JobEvent) -> Vec<JobState> {
-    STATES.into_iter().filter(|s| transition(*s, event).is_some()).collect()
+    JobState::ALL.into_iter().filter(|s| transition(*s, event).is_some()).collect()
 }
 
 #[cfg(test)]
@@ -64,13 +77,14 @@ mod tests {
     fn the_table_is_exactly_this() {
         use JobState as S;
         // Columns in the order of JobEvent::ALL.
-        let rows: [(S, [Option<S>; 8]); 6] = [
-            (S::Scheduled, [Some(S::Ready), None, None, None, None, None, Some(S::Ready), Some(S::Cancelled)]),
-            (S::Ready, [None, Some(S::Running), None, None, None, None, None, Some(S::Cancelled)]),
-            (S::Running, [None, None, Some(S::Done), Some(S::Scheduled), Some(S::Ready), Some(S::Dead), None, None]),
-            (S::Done, [None; 8]),
-            (S::Dead, [None, None, None, None, None, None, Some(S::Ready), Some(S::Cancelled)]),
-            (S::Cancelled, [None; 8]),
+        let (ready, cancelled) = (Some(S::Ready), Some(S::Cancelled));
+        let rows: [(S, [Option<S>; 10]); 6] = [
+            (S::Scheduled, [ready, None, None, None, None, None, ready, cancelled, None, None]),
+            (S::Ready, [None, Some(S::Running), None, None, None, None, None, cancelled, None, Some(S::Scheduled)]),
+            (S::Running, [None, None, Some(S::Done), Some(S::Scheduled), ready, Some(S::Dead), None, None, cancelled, None]),
+            (S::Done, [None; 10]),
+            (S::Dead, [None, None, None, None, None, None, ready, cancelled, None, None]),
+            (S::Cancelled, [None; 10]),
         ];
         for (from, expected) in rows {
             for (event, to) in JobEvent::ALL.into_iter().zip(expected) {
@@ -81,7 +95,7 @@ mod tests {
 
     #[test]
     fn done_and_cancelled_are_final_and_everything_else_can_reach_an_end() {
-        for state in STATES {
+        for state in JobState::ALL {
             let mut reached = vec![state];
             let mut next = 0;
             while let Some(s) = reached.get(next).copied() {

@@ -25,7 +25,7 @@ pub fn tag_of(engine: &str) -> Option<&str> {
 /// The heartbeat document of a new engine in this process.
 pub fn this_process() -> EngineBeat {
     let id = format!("{}-{}", process_tag(), &random::id()[..4]);
-    EngineBeat { id, boot: boot(), pid: std::process::id(), host: host(), beat_ms: 0 }
+    EngineBeat { id, boot: boot(), pid: std::process::id(), host: host(), beat_ms: 0, status: None }
 }
 
 fn host() -> String {

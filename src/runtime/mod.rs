@@ -1,5 +1,5 @@
 //! Owns: what every stage stands on: clock, randomness, bounded links, the CPU pool, levels of stopping, process identity,
-//! returning memory.
+//! returning memory, TLS in words.
 //! Does not own: any stage.
 
 pub mod backoff;
@@ -8,5 +8,7 @@ pub mod cpu;
 pub mod identity;
 pub mod link;
 pub mod memory;
+pub mod pulse;
 pub mod random;
 pub mod shutdown;
+pub mod tls;

@@ -27,6 +27,7 @@ pub use open::{S3Keys, StoreOptions, Switch, install_tls, open};
 pub use probe::{Probe, probe};
 pub use put::{PutOutcome, PutReport, RetryPolicy, put_idempotent};
 pub use s3::S3Store;
+pub(crate) use s3::http_client;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -75,13 +75,22 @@ pub struct StoreOptions {
     pub checksums: Switch,
     /// Time for one operation beside the time for its bytes (one second per MiB).
     pub timeout: Duration,
+    /// PEM file of the authorities that an S3 service's certificate may come from; `None`: this machine's root certificates.
+    pub ca_file: Option<PathBuf>,
     /// See [`S3Keys`].
     pub s3_keys: Option<S3Keys>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { endpoint: None, path_style: Switch::Auto, checksums: Switch::Auto, timeout: Duration::from_secs(30), s3_keys: None }
+        Self {
+            endpoint: None,
+            path_style: Switch::Auto,
+            checksums: Switch::Auto,
+            timeout: Duration::from_secs(30),
+            ca_file: None,
+            s3_keys: None,
+        }
     }
 }
 

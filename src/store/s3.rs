@@ -2,6 +2,7 @@
 //! Does not own: what a failure means (`s3_fault`), repeating (the SDK's own retries are off: there is one layer, above), creating buckets.
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,16 +10,19 @@ use aws_config::BehaviorVersion;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig};
+use aws_sdk_s3::config::{
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
+};
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use bytes::{Bytes, BytesMut};
 
 use super::key::{check_key, check_page, check_prefix};
 use super::s3_fault::{Asked, Verb, classify};
 use super::{ListOrder, MAX_OBJECT_BYTES, ObjectInfo, ObjectStore, Put, PutTag, StoreOptions, check_size, hex, unhex};
 use crate::fault::{Fault, Kind, Result};
+use crate::runtime::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Slowest transfer that is waited for: a mebibyte in this time, beside the time for the operation itself.
@@ -49,7 +53,7 @@ impl S3Store {
     /// A store in `bucket` under `prefix` (without slashes at its ends, may be empty). Credentials and region come from the SDK's own
     /// chain. Asks the service nothing: whether it works is the probe's business.
     pub async fn open(bucket: &str, prefix: &str, options: &StoreOptions) -> Result<Self> {
-        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let http = http_client(options.ca_file.as_deref())?;
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http);
         if let Some(keys) = &options.s3_keys {
             loader = loader.credentials_provider(Credentials::new(&keys.access_key, &keys.secret_key, None, None, "given"));
@@ -268,6 +272,22 @@ impl ObjectStore for S3Store {
     }
 }
 
+/// A client for plain HTTP and HTTPS. `ca_file` replaces this machine's root certificates, as `AWS_CA_BUNDLE` does everywhere: a store with
+/// an authority of its own is then trusted by that one alone.
+pub(crate) fn http_client(ca_file: Option<&Path>) -> Result<SharedHttpClient> {
+    let builder = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
+    let Some(path) = ca_file else { return Ok(builder.build_https()) };
+    // SUBTLE: one by one and only those that can be used, since the client panics at any other.
+    let trusted = tls::authorities(path, tls::S3.authorities)?;
+    let trusted = trusted.iter().fold(TrustStore::empty(), |store, certificate| store.with_pem_certificate(pem(certificate)));
+    let context = TlsContext::builder().with_trust_store(trusted).build().map_err(|e| Fault::config(format!("TLS: {e}")))?;
+    Ok(builder.tls_context(context).build_https())
+}
+
+fn pem(certificate: &[u8]) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", base64(certificate))
+}
+
 fn url(bucket: &str, prefix: &str) -> String {
     if prefix.is_empty() { format!("s3://{bucket}") } else { format!("s3://{bucket}/{prefix}") }
 }
@@ -276,7 +296,7 @@ fn size_of(length: Option<i64>) -> u64 {
     length.and_then(|length| u64::try_from(length).ok()).unwrap_or(0)
 }
 
-/// Standard base64 with padding, the form of checksums in S3's headers.
+/// Standard base64 with padding, the form of checksums in S3's headers and of PEM.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -292,6 +312,9 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
     use super::*;
 
     #[test]
@@ -302,5 +325,19 @@ mod tests {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
         assert_eq!(base64(&[0xfb, 0xff, 0xbf]), "+/+/");
+    }
+
+    #[test]
+    fn a_bundle_is_taken_with_what_in_it_cannot_be_used() {
+        crate::store::install_tls();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        let good = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap().cert;
+        std::fs::write(&path, format!("# a comment\n{}{}{}", good.pem(), pem(b"not a certificate"), good.pem())).unwrap();
+        http_client(Some(&path)).unwrap();
+        assert_eq!(CertificateDer::from_pem_slice(pem(good.der()).as_bytes()).unwrap(), *good.der());
+        std::fs::write(&path, "nothing").unwrap();
+        let fault = http_client(Some(&path)).unwrap_err();
+        assert!(fault.kind == Kind::Config && fault.what.starts_with("AWS_CA_BUNDLE /"), "{fault}");
     }
 }

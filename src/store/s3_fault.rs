@@ -9,6 +9,9 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::fault::{Fault, Kind};
+use crate::runtime::tls;
+
+const SPEAKS_TLS: &str = "if it speaks TLS, write https:// into ARGON_S3_ENDPOINT (and name an authority of your own with AWS_CA_BUNDLE)";
 
 /// What was asked, for the classification and for its sentence.
 #[derive(Debug, Clone, Copy)]
@@ -56,11 +59,14 @@ where
         SdkError::DispatchFailure(_) => asked.no_answer(&chain(error), !never_sent(error)),
         _ => {
             let Some(response) = error.raw_response() else { return asked.no_answer(&chain(error), true) };
+            let said = error
+                .message()
+                .or_else(|| std::str::from_utf8(response.body().bytes()?).ok().filter(|text| !text.trim_start().starts_with('<')));
             let wait = response.headers().get("retry-after").and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
             asked.answered(Answer {
                 status: response.status().as_u16(),
                 code: error.code().unwrap_or(""),
-                message: error.message().unwrap_or(""),
+                message: said.and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty())).map_or("", cut),
                 retry_after: wait,
             })
         }
@@ -92,11 +98,16 @@ impl Asked<'_> {
                 "{what}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role of the machine"
             ));
         }
-        if why.contains("invalid peer certificate") {
-            return Fault::rejected(format!(
-                "{what}: {why}; the endpoint's certificate is not trusted by this machine's root certificates"
-            ));
+        // Behind a handshake the same words are those of a connection that broke.
+        if let Some(trouble) = tls::trouble(why, &tls::S3).filter(|_| !sent) {
+            let kind = if trouble.lasts { Kind::Rejected } else { Kind::Transient };
+            return Fault { kind, what: format!("{what}: {trouble}"), retry_after: None };
         }
+        // An alert of TLS looks like this, and any other garbage too.
+        let why = match why.contains("invalid HTTP version") && self.is_plain() {
+            true => format!("it does not answer in HTTP; {SPEAKS_TLS}"),
+            false => why.to_owned(),
+        };
         if sent && self.verb.writes() {
             return Fault::unknown(format!("{what}: {why}; it may have happened"));
         }
@@ -111,12 +122,20 @@ impl Asked<'_> {
             ("", text) => format!("the store answered {status}: {text}"),
             (code, text) => format!("the store answered {status} {code}: {text}"),
         };
-        let (kind, advice) = self.judge(status, code);
+        let (kind, advice) = match (status, code) {
+            (400, "") if self.is_plain() => (Kind::Rejected, SPEAKS_TLS),
+            (200..=299, "") if !self.verb.writes() => (Kind::Transient, "that is no answer of S3: check the endpoint"),
+            _ => self.judge(status, code),
+        };
         let mut what = format!("{}: {told}", self.what());
         if !advice.is_empty() {
             what = format!("{what}; {}", advice.replace("BUCKET", self.bucket));
         }
         Fault { kind, what, retry_after }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.store.contains(" at http://")
     }
 
     fn judge(&self, status: u16, code: &str) -> (Kind, &'static str) {
@@ -162,6 +181,14 @@ impl Asked<'_> {
             _ => (Kind::Transient, ""),
         }
     }
+}
+
+/// Longest part of an answer in another form than S3's that is passed on.
+const MAX_SAID: usize = 160;
+
+fn cut(text: &str) -> &str {
+    let end = (0..=MAX_SAID.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 /// Whether the request failed before a byte of it was sent: no connection, no name, no credentials.
@@ -273,6 +300,37 @@ mod tests {
         ] {
             assert_eq!(asked(verb).no_answer("connection reset", sent).kind, kind, "{verb:?} sent {sent}");
         }
+    }
+
+    #[test]
+    fn trouble_with_tls_is_said_with_the_setting_that_ends_it() {
+        let at = |store: &'static str| Asked { verb: Verb::Put, key: "k", bucket: "shop", store };
+        let (secure, plain) = (at("s3://shop at https://h:1"), at("s3://shop at http://h:1"));
+        let prefix = "dispatch failure: io error: client error (Connect): TLS handshake failed: ";
+        for (why, kind, says) in [
+            ("invalid peer certificate: UnknownIssuer", Kind::Rejected, "AWS_CA_BUNDLE"),
+            ("received corrupt message of type InvalidContentType", Kind::Rejected, "write http:// into ARGON_S3_ENDPOINT"),
+            ("tls handshake eof", Kind::Transient, "write http:// into ARGON_S3_ENDPOINT"),
+        ] {
+            let fault = secure.no_answer(&format!("{prefix}{why}"), false);
+            assert!(fault.kind == kind && fault.what.contains(says) && !fault.what.contains("dispatch"), "{fault}");
+            assert_eq!(secure.no_answer(why, true).kind, Kind::Unknown, "a connection that worked before: {why}");
+        }
+        let told = "Client sent an HTTP request to an HTTPS server.";
+        let answer = Answer { status: 400, message: told, ..Answer::default() };
+        let fault = plain.answered(answer);
+        assert!(fault.kind == Kind::Rejected && fault.what.contains(told) && fault.what.contains("write https://"), "{fault}");
+        assert!(!secure.answered(answer).what.contains("write https://"));
+        let alert = plain.no_answer("dispatch failure: other: invalid HTTP version parsed", true);
+        assert!(alert.kind == Kind::Unknown && alert.what.contains("write https://"), "{alert}");
+    }
+
+    #[test]
+    fn what_is_no_answer_of_s3_is_passed_on_in_one_short_line() {
+        let answer = Answer { status: 200, message: cut("It looks like you are trying to access MongoDB over HTTP"), ..Answer::default() };
+        let fault = asked(Verb::List).answered(answer);
+        assert!(fault.kind == Kind::Transient && fault.what.contains("MongoDB over HTTP; that is no answer of S3"), "{fault}");
+        assert_eq!(cut(&"ä".repeat(200)).len(), MAX_SAID);
     }
 
     #[test]

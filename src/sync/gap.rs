@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::branch::testing::{Bed, ID, PROJECT, lease};
-    use crate::ledger::{Ends, Failed, FaultyLedger, JobKind, Ledger, LedgerCall, LedgerFaults, Mishap};
+    use crate::ledger::{ClaimRequest, Ends, Failed, FaultyLedger, JobKind, Ledger, LedgerCall, LedgerFaults, Mishap};
     use crate::store::{FaultPlan, FaultyStore, ObjectStore, PutFault};
 
     async fn objects(bed: &Bed) -> Vec<String> {
@@ -227,7 +227,7 @@ mod tests {
 
     async fn run_again(bed: &Bed, job: &Job) {
         assert!(bed.ledger.retry_job(&job.id).await.unwrap());
-        let job = bed.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0);
+        let job = bed.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0);
         bed.commit(&job).await;
         assert_eq!(objects(bed).await, [bed.rows().await[0].key.clone()]);
     }
@@ -285,7 +285,7 @@ mod tests {
         assert!(fault.what.contains("could not be removed"), "{fault}");
         assert_eq!(objects(&bed).await.len(), 1);
         assert!(bed.ledger.retry_job(&job.id).await.unwrap());
-        let job = bed.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap().remove(0);
+        let job = bed.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap().remove(0);
         assert!(!discard(&ledger, &store, &job, "a").await.unwrap(), "it runs");
         assert_eq!(objects(&bed).await, Vec::<String>::new());
     }

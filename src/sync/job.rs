@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bson::RawDocumentBuf;
@@ -14,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::branch::layout;
 use crate::fault::{Fault, Kind, Result};
+use crate::jobs::{Outcome, Watch};
 use crate::ledger::{BranchId, Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
+use crate::pool::MarkHandle;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
@@ -26,15 +27,6 @@ use super::commit::CommitHandle;
 /// Repeats of a commit whose outcome is unclear, before the job is given back.
 const COMMIT_ATTEMPTS: u32 = 8;
 const COMMIT_PAUSE: Backoff = Backoff { base: Duration::from_millis(50), cap: Duration::from_secs(2) };
-
-/// What a finished job did, for statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncOutcome {
-    /// The segment is committed.
-    Committed { stored_bytes: u64, adopted: bool },
-    /// Somebody else owns the job now; its result is theirs.
-    Fenced,
-}
 
 /// Branches whose [`Target`] is remembered, about 200 bytes each; beyond it all are looked up anew.
 const MAX_TARGETS: usize = 1_000;
@@ -50,37 +42,6 @@ pub(crate) struct Target {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Targets(Arc<Mutex<HashMap<BranchId, Target>>>);
 
-/// The hold that whoever runs an attempt has on it.
-#[derive(Debug, Clone, Default)]
-pub struct Watch {
-    /// The attempt is over: its CPU unit, its upload and its repeats of a commit stop.
-    pub cancel: CancellationToken,
-    computing: Arc<AtomicBool>,
-}
-
-impl Watch {
-    /// A CPU unit of the attempt is running. What an attempt does besides is waiting for the outside.
-    pub fn is_computing(&self) -> bool {
-        self.computing.load(Ordering::Relaxed)
-    }
-}
-
-/// Set while it lives.
-struct Computing(Arc<AtomicBool>);
-
-impl Computing {
-    fn mark(flag: Arc<AtomicBool>) -> Self {
-        flag.store(true, Ordering::Relaxed);
-        Self(flag)
-    }
-}
-
-impl Drop for Computing {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 /// Everything a sync job needs.
 #[derive(Debug, Clone)]
 pub struct SyncJob {
@@ -88,6 +49,7 @@ pub struct SyncJob {
     pub store: Store,
     pub cpu: CpuPool,
     pub commits: CommitHandle,
+    pub marks: MarkHandle,
     /// Shared by the workers.
     pub(crate) targets: Targets,
     /// Longest time of one upload, its repeats included: well below the time of the whole attempt.
@@ -96,12 +58,12 @@ pub struct SyncJob {
 
 impl SyncJob {
     /// Runs one attempt. Faults that a later attempt may heal are `Transient`: an outage never uses up attempts.
-    pub async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<SyncOutcome> {
+    pub async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<Outcome> {
         let spec = job.sync.as_ref().ok_or_else(|| Fault::corrupt(format!("job {} has no sync part", job.id)))?;
         // The mark costs no time of its own, and is there before anything is computed.
-        let (started, target, parts) = tokio::join!(self.ledger.start(lease), self.target(&job.branch), self.ledger.payload(&job.id));
+        let (started, target, parts) = tokio::join!(self.started(job, lease), self.target(&job.branch), self.ledger.payload(&job.id));
         if !started.map_err(outage)? {
-            return Ok(SyncOutcome::Fenced);
+            return Ok(Outcome::Fenced);
         }
         let (target, parts) = (target?, parts.map_err(outage)?);
         let encoded = self.encode(job, spec, &target, parts, watch).await?;
@@ -110,8 +72,8 @@ impl SyncJob {
         let stored_bytes = encoded.bytes.len() as u64;
         let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
         Ok(match self.commit(commit, &watch.cancel).await? {
-            Committed::Now | Committed::Already => SyncOutcome::Committed { stored_bytes, adopted },
-            Committed::Fenced => SyncOutcome::Fenced,
+            Committed::Now | Committed::Already => Outcome::Committed { stored_bytes, adopted },
+            Committed::Fenced => Outcome::Fenced,
             Committed::Misfit => {
                 return Err(Fault::corrupt(format!(
                     "the segment of changes {} to {} does not have the range of job {}: it is a bug, please report it",
@@ -119,6 +81,11 @@ impl SyncJob {
                 )));
             }
         })
+    }
+
+    /// A claim that went straight to this worker has brought the mark.
+    async fn started(&self, job: &Job, lease: &JobLease) -> Result<bool> {
+        if job.lease.as_ref().is_some_and(|lease| lease.started) { Ok(true) } else { self.marks.mark(lease).await }
     }
 
     async fn target(&self, branch: &str) -> Result<Target> {
@@ -139,10 +106,10 @@ impl SyncJob {
     async fn encode(&self, job: &Job, spec: &SyncSpec, target: &Target, parts: Vec<Bytes>, watch: &Watch) -> Result<Encoded> {
         let header = header(job, spec, &target.db);
         let limit = spec.block_bytes;
-        let computing = watch.computing.clone();
+        let marked = watch.clone();
         self.cpu
             .run_until("encode", &watch.cancel, move |cancel| {
-                let _computing = Computing::mark(computing);
+                let _computing = marked.computing();
                 let blocks = unpack_payload(&parts, limit)?;
                 drop(parts);
                 check_range(&header, &blocks)?;

@@ -8,5 +8,5 @@ mod job;
 
 pub use commit::{CommitHandle, Committer};
 pub use gap::discard;
+pub use job::SyncJob;
 pub(crate) use job::Targets;
-pub use job::{SyncJob, SyncOutcome, Watch};

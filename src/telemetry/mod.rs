@@ -1,4 +1,6 @@
-//! Owns: logging. Does not own: what is logged, or the settings (`config`).
+//! Owns: logging, and the one table of metrics (`metrics`). Does not own: what is logged, its settings (`config`), or the figures.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 
@@ -6,10 +8,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Logging};
 
+/// What is logged unless the settings say otherwise. The HTTP client of the AWS SDK asks its users to report answers that it does not know: what
+/// they mean to ours is said by the fault.
+const ENGINE: &str = "argon=info,aws_smithy_http_client=error,warn";
+const COMMAND: &str = "aws_smithy_http_client=error,warn";
+
 /// Logs to standard error what the settings select: by default `info` of the engine, `warn` of commands.
 pub fn init_logging(engine: bool, settings: &Logging) {
-    let default = if engine { "argon=info,warn" } else { "warn" };
-    let filter = EnvFilter::new(settings.filter.as_deref().unwrap_or(default));
+    let filter = EnvFilter::new(settings.filter.as_deref().unwrap_or(if engine { ENGINE } else { COMMAND }));
     // A reader of the log that has gone away is not reported: the report would go the same way, and panic.
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let outcome = match settings.format {

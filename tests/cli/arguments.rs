@@ -6,7 +6,7 @@ use std::time::Duration;
 use argon::devkit::Output;
 use argon::devkit::engine::run_to_end;
 
-use crate::place::{assert_refused, binary};
+use crate::place::{assert_refused, binary, commands};
 
 const HERE: [(&str, &str); 2] =
     [("ARGON_MONGODB_URI", "mongodb://127.0.0.1:1/?replicaSet=rs0"), ("ARGON_STORE_URL", "file:///nonexistent/a")];
@@ -23,6 +23,12 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
         ("WORKER_POOL_SIZE", "--pool-size", "0", "1..=20"),
         ("WORKER_POOL_SIZE", "--pool-size", "many", ""),
         ("WORKER_POOL_SIZE", "--pool-size", "", ""),
+        ("WORKER_POOL_MIN", "--pool-min", "0", "1..=20"),
+        ("WORKER_POOL_MAX", "--pool-max", "21", "1..=20"),
+        ("WORKER_AUTOSCALE", "--autoscale", "perhaps", "true, false and dry-run"),
+        ("WORKER_SLOTS", "--slots", "cleanup=21", "0 to 20"),
+        ("WORKER_SLOTS", "--slots", "sync=3", "WORKER_POOL_SIZE"),
+        ("JOB_STUCK_TIMEOUT", "--job-stuck-timeout", "1s", "10s to 7days"),
         ("WORKER_BATCH_SIZE", "--batch-size", "0", "1..=1000000"),
         ("WORKER_BATCH_TIMEOUT", "--batch-timeout", "soon", "5s"),
         ("ARGON_BATCH_MAX_BYTES", "--batch-max-bytes", "1KiB", "64.00 KiB to 64.00 MiB"),
@@ -48,6 +54,18 @@ async fn a_value_out_of_range_names_variable_value_and_range() {
 }
 
 #[tokio::test]
+async fn sizes_that_contradict_each_other_are_named() {
+    for (min, size, max, says) in [
+        ("9", "9", "8", ["WORKER_POOL_MIN is 9", "1 to 8"]),
+        ("6", "5", "20", ["WORKER_POOL_SIZE is 5", "6 to 20"]),
+        ("1", "5", "4", ["WORKER_POOL_SIZE is 5", "1 to 4"]),
+    ] {
+        let sizes = [("WORKER_POOL_MIN", min), ("WORKER_POOL_SIZE", size), ("WORKER_POOL_MAX", max)];
+        assert_refused(&argon(&["run"], &[&HERE[..], &sizes].concat()).await, 2, &says);
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_a_flag_command_or_argument_is_named() {
     for (args, says) in [
         (&["branch", "list", "--nope"][..], &["--nope", "argon branch list --help"][..]),
@@ -60,6 +78,30 @@ async fn what_is_not_a_flag_command_or_argument_is_named() {
         (&["jobs", "retry", "x", "--all-dead"], &["--all-dead"]),
         (&["jobs", "list", "--state", "lost"], &["lost", "dead"]),
         (&["jobs", "list", "--limit", "0"], &["--limit", "1..=10000"]),
+        (&["jobs", "retry", "x", "--dry-run"], &["--dry-run"]),
+        (&["jobs", "cancel"], &["ID"]),
+        (&["jobs", "cancel", "--kind", "mail"], &["mail", "sync, compression, notification, cleanup, noop"]),
+        (&["jobs", "discard", "x", "--kind", "sync"], &["--kind"]),
+        (&["jobs", "submit", "--kind", "sync"], &["sync", "noop"]),
+        (&["jobs", "submit", "--count", "0"], &["--count", "1..=10000000"]),
+        (&["jobs", "submit", "--failure-rate", "1.5"], &["--failure-rate", "0 to 1"]),
+        (&["jobs", "submit", "--duration", "2h"], &["--duration", "0ms to 1h"]),
+        (&["jobs", "submit", "--duration", "soon"], &["--duration", "50ms"]),
+        (&["jobs", "submit", "--delay", "500ms"], &["--delay", "whole seconds"]),
+        (&["jobs", "submit", "--delay", "40days"], &["--delay", "31days"]),
+        (&["jobs", "submit", "--retries", "101"], &["--retries", "0..=100"]),
+        (&["jobs", "submit", "--priority", "urgent"], &["--priority", "low, normal and high"]),
+        (&["queue", "pause"], &["--kind", "--branch", "--all"]),
+        (&["queue", "resume", "--all", "--kind", "noop"], &["--all"]),
+        (&["scale"], &["1..20"]),
+        (&["scale", "0"], &["1..=20"]),
+        (&["scale", "21"], &["1..=20"]),
+        (&["scale", "8", "--release"], &["--release"]),
+        (&["scale", "8", "--for", "90s"], &["--for", "whole minutes"]),
+        (&["scale", "--release", "--for", "5m"], &["--for"]),
+        (&["workers", "--token-file", "x"], &["--api"]),
+        (&["workers", "--api", "argon.example:8080"], &["--api argon.example:8080", "https://"]),
+        (&["workers", "--api", "http://127.0.0.1:1", "--token-file", "/nonexistent/token"], &["--token-file /nonexistent/token"]),
         (&["verify", "shop/main", "--against-uri", "x"], &["--against-db"]),
         (&["restore", "shop/main", "--to-db", "a", "--at", "yesterday"], &["yesterday", "seq:N", "ts:SECONDS.INC"]),
         (&["restore", "shop/main@yesterday", "--to-db", "a"], &["yesterday", "seq:N", "ts:SECONDS.INC"]),
@@ -71,6 +113,31 @@ async fn what_is_not_a_flag_command_or_argument_is_named() {
     ] {
         assert_refused(&argon(args, &HERE).await, 2, says);
     }
+}
+
+#[tokio::test]
+async fn nobody_who_listens_is_named_with_the_way_to_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, port) = (dir.path().join("none.sock"), argon::devkit::ports::free::<1>().unwrap()[0]);
+    let socket = path.to_str().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    for command in [&["workers"][..], &["scale", "8"], &["scale", "--release", "--all"]] {
+        let output = argon(command, &[("ARGON_CONTROL_SOCKET", socket)]).await;
+        assert_refused(&output, 1, &[socket, "argon run"]);
+        // The variable of an operator's own machine does not keep him from asking another.
+        let output = argon(&[command, &["--api", &url]].concat(), &[("ARGON_CONTROL_SOCKET", socket)]).await;
+        assert_refused(&output, 1, &[&url, "argon run"]);
+        // No socket in the usual place: which place that is.
+        let bare = ["-c", "unset ARGON_CONTROL_SOCKET; exec \"$0\" \"$@\"", binary().to_str().unwrap()];
+        let env = [("XDG_RUNTIME_DIR".to_owned(), dir.path().display().to_string())];
+        let args = bare.iter().chain(command).map(OsString::from);
+        let output = run_to_end(std::path::Path::new("/bin/sh"), args, &env, Duration::from_secs(60)).await.unwrap();
+        assert_refused(&output, 1, &[&dir.path().join("argon").display().to_string(), "argon run", "ARGON_CONTROL_SOCKET", "--api"]);
+    }
+    assert_refused(&argon(&["scale", "8"], &[("ARGON_CONTROL_SOCKET", "off")]).await, 2, &["ARGON_CONTROL_SOCKET is off", "--api"]);
+    let output = argon(&["scale", "8", "--json"], &[("ARGON_CONTROL_SOCKET", socket)]).await;
+    let error: serde_json::Value = serde_json::from_str(&output.stderr).unwrap();
+    assert_eq!((output.code, &error["error"]["code"]), (1, &serde_json::json!("transient")), "{error}");
 }
 
 #[tokio::test]
@@ -123,24 +190,11 @@ async fn a_misspelt_variable_is_warned_about_and_a_foreign_one_is_not() {
 
 #[tokio::test]
 async fn help_and_version_go_to_stdout_and_every_command_has_examples() {
+    let help = argon(&["--help"], &[]).await.stdout;
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2 bad"), "{help}");
     let version = argon(&["--version"], &[]).await;
     assert_eq!((version.code, version.stdout.as_str()), (0, concat!("argon ", env!("CARGO_PKG_VERSION"), "\n")));
-    for command in [
-        "demo",
-        "run",
-        "doctor",
-        "capture start",
-        "capture stop",
-        "capture list",
-        "branch list",
-        "branch show",
-        "verify",
-        "restore",
-        "jobs list",
-        "jobs show",
-        "jobs retry",
-        "jobs discard",
-    ] {
+    for command in commands().await {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let output = argon(&args, &[]).await;
         assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{command}");

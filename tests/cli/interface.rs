@@ -72,7 +72,7 @@ async fn every_command_prints_one_object_with_json() {
     ];
     assert_fields(&started, &[("capture", "object"), ("resumed", "bool"), ("uncovered", "list"), ("engines", "count")]);
     assert_fields(&started["capture"], &capture);
-    assert_eq!(place.json(&["jobs", "list"]).await, json!({"jobs": []}));
+    assert_eq!(place.json(&["jobs", "list"]).await, json!({"jobs": [], "next": null}));
     // Before the first change: nothing to restore but the first catalogue.
     let fresh = place.json(&["branch", "show", BRANCH]).await;
     assert_fields(&fresh, &BRANCH_FIELDS);
@@ -113,10 +113,46 @@ async fn every_command_prints_one_object_with_json() {
     );
     let id = job["id"].as_str().unwrap();
     assert_eq!(place.json(&["jobs", "show", id]).await["id"], job["id"]);
-    assert_eq!(place.json(&["jobs", "retry", "--all-dead"]).await, json!({"retried": 0}));
+    assert_eq!(place.json(&["jobs", "retry", "--all-dead"]).await["changed"], json!(0));
     assert_refused(&place.argon(&["jobs", "retry", id]).await, 1, &[id, "done"]);
     assert_refused(&place.argon(&["jobs", "discard", id]).await, 2, &[id, "--yes"]);
     assert_refused(&place.argon(&["jobs", "discard", id, "--yes"]).await, 1, &[id, "done"]);
+
+    let bulk = [
+        ("dry_run", "bool"),
+        ("matched", "count"),
+        ("changed", "count"),
+        ("requested", "count"),
+        ("hindered", "count"),
+        ("sample", "list"),
+        ("discard", "list"),
+        ("more", "bool"),
+    ];
+    for args in [&["jobs", "retry", "--all-dead"][..], &["jobs", "cancel", "--kind", "noop", "--dry-run"]] {
+        assert_fields(&place.json(args).await, &bulk);
+    }
+    let submitted = place.json(&["jobs", "submit", "--delay", "1h"]).await;
+    assert_fields(&submitted, &[("ids", "list"), ("created", "count")]);
+    let cancelled = place.json(&["jobs", "cancel", submitted["ids"][0].as_str().unwrap()]).await;
+    assert_fields(&cancelled, &[("outcome", "string"), ("job.id", "string"), ("job.state", "string"), ("job.params", "object")]);
+    assert_eq!(place.json(&["queue", "show"]).await, json!({"pauses": []}));
+    let status = place.json(&["status"]).await;
+    let fields = [
+        ("captures", "list"),
+        ("branches", "list"),
+        ("queue.pending_jobs", "count"),
+        ("queue.running_jobs", "count"),
+        ("queue.failed_jobs", "count"),
+        ("queue.completed_jobs", "count"),
+        ("queue.jobs_by_type.sync", "count"),
+        ("pauses.pauses", "list"),
+        ("engines", "list"),
+        ("scaler", "?object"),
+        ("health", "?object"),
+        ("problems", "list"),
+    ];
+    assert_fields(&status, &fields);
+    assert_eq!((&status["branches"][0]["id"], &status["captures"][0]["id"]), (&shown["id"], &captures["captures"][0]["id"]), "{status}");
 
     let report = [
         ("branch", "string"),
@@ -165,6 +201,9 @@ async fn every_command_prints_one_object_with_json() {
         &["capture", "list"],
         &["jobs", "list"],
         &["jobs", "show", id],
+        &["jobs", "cancel", "--kind", "noop", "--dry-run"],
+        &["queue", "show"],
+        &["status"],
         &["doctor"],
         &["verify", BRANCH],
     ] {
@@ -187,6 +226,12 @@ async fn commands_that_read_write_nothing() {
         &["capture", "stop", BRANCH],
         &["jobs", "list"],
         &["jobs", "retry", "--all-dead"],
+        &["jobs", "cancel", "--kind", "noop"],
+        &["jobs", "submit"],
+        &["queue", "show"],
+        &["queue", "pause", "--all"],
+        &["capture", "pause", BRANCH],
+        &["status"],
         &["verify", BRANCH],
         &["restore", BRANCH, "--to-db", "x"],
     ] {
@@ -198,7 +243,16 @@ async fn commands_that_read_write_nothing() {
     let metadata = place.client.database(&place.metadata);
     let before = metadata.run_command(doc! {"dbHash": 1}).await.unwrap();
     metadata.collection::<Document>("segments").drop_index("losses").await.unwrap();
-    for args in [&["branch", "list"][..], &["branch", "show", BRANCH], &["capture", "list"], &["jobs", "list"], &["verify", BRANCH]] {
+    for args in [
+        &["branch", "list"][..],
+        &["branch", "show", BRANCH],
+        &["capture", "list"],
+        &["jobs", "list"],
+        &["jobs", "retry", "--all-dead", "--dry-run"],
+        &["queue", "show"],
+        &["status"],
+        &["verify", BRANCH],
+    ] {
         place.ok(args).await;
     }
     let after = metadata.run_command(doc! {"dbHash": 1}).await.unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
 mod arguments;
+mod bulk;
 #[path = "../restore_real/source.rs"]
 mod ddl;
 mod demo;
@@ -13,3 +14,4 @@ mod points;
 mod readme;
 mod servers;
 mod storage;
+mod workers;

@@ -16,11 +16,32 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 /// No command here takes longer, even on a busy machine.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const BRANCH: &str = "shop/main";
 
 pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_argon"))
+}
+
+/// Every command that the binary's own help lists, `capture start` and the like included.
+pub(crate) async fn commands() -> Vec<String> {
+    let listed = async |args: &[&str]| {
+        let output = run_to_end(binary(), args, &[], LIMIT).await.unwrap();
+        let (_, rest) = output.stdout.split_once("Commands:\n").unwrap_or_default();
+        let rows = rest.lines().take_while(|line| !line.is_empty()).filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = rows.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut all = Vec::new();
+    for first in listed(&["--help"]).await {
+        let below = listed(&[&first, "--help"]).await;
+        all.extend(below.iter().map(|second| format!("{first} {second}")));
+        if below.is_empty() {
+            all.push(first);
+        }
+    }
+    assert!(all.len() >= 24 && all.iter().any(|c| c == "queue pause") && all.iter().any(|c| c == "scale"), "{all:?}");
+    all
 }
 
 /// The server that all tests share; it goes when this process ends.

@@ -7,7 +7,7 @@ use argon::devkit::ArgonProcess;
 use argon::devkit::engine::run_to_end;
 use bson::{Document, doc};
 
-use crate::place::{Place, binary};
+use crate::place::{Place, binary, commands};
 
 /// Words of a shell line: quotes are kept together, comments and redirections cut off.
 fn words(line: &str) -> Vec<String> {
@@ -53,12 +53,25 @@ async fn assert_taken(args: &[String]) {
     assert_eq!((output.code, output.stderr.as_str()), (0, ""), "argon {}", args.join(" "));
     // Those two go on without a server; all others, once parsed, miss it first.
     let runs_alone = matches!(args.first().map(String::as_str), None | Some("demo" | "doctor"));
-    if !runs_alone && !args.iter().any(|arg| arg == "--help" || arg == "--version") {
+    if matches!(args.first().map(String::as_str), Some("workers" | "scale")) {
+        assert_asks(args).await;
+    } else if !runs_alone && !args.iter().any(|arg| arg == "--help" || arg == "--version") {
         let store = [("ARGON_STORE_URL".to_owned(), "memory:".to_owned())];
         let output = run_to_end(binary(), args, &store, limit).await.unwrap();
         assert_eq!((output.code, output.stdout.as_str()), (2, ""), "argon {}: {output:?}", args.join(" "));
         assert!(output.stderr.contains("no MongoDB given"), "argon {}: {output:?}", args.join(" "));
     }
+}
+
+/// Those ask an engine, and once parsed miss it first: at the socket, or at an address of which no name is known, or the token for it.
+async fn assert_asks(args: &[String]) {
+    let env = [("ARGON_CONTROL_SOCKET", "/nonexistent/control.sock"), ("HOME", "/nonexistent")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let output = run_to_end(binary(), args, &env, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(output.stdout, "", "argon {}: {output:?}", args.join(" "));
+    let missed = ["/nonexistent/control.sock", "--token-file", "argon.example"].iter().any(|name| output.stderr.contains(name));
+    let is_usage = output.stderr.contains("--help") || output.stderr.contains("unexpected");
+    assert!(matches!(output.code, 1 | 2) && missed && !is_usage, "argon {}: {output:?}", args.join(" "));
 }
 
 #[tokio::test]
@@ -127,22 +140,7 @@ async fn the_walk_of_the_readme_works() {
 #[tokio::test]
 async fn the_examples_of_help_are_taken() {
     let mut taken = 0;
-    for command in [
-        "demo",
-        "run",
-        "doctor",
-        "capture start",
-        "capture stop",
-        "capture list",
-        "branch list",
-        "branch show",
-        "verify",
-        "restore",
-        "jobs list",
-        "jobs show",
-        "jobs retry",
-        "jobs discard",
-    ] {
+    for command in commands().await {
         let help: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = run_to_end(binary(), help, &[], Duration::from_secs(60)).await.unwrap().stdout;
         let (_, examples) = help.split_once("Example").unwrap();
@@ -153,7 +151,7 @@ async fn the_examples_of_help_are_taken() {
             taken += 1;
         }
     }
-    assert!(taken >= 20, "only {taken} examples were found");
+    assert!(taken >= 40, "only {taken} examples were found");
 }
 
 #[test]

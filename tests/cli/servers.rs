@@ -8,12 +8,15 @@ use futures_util::StreamExt;
 
 use crate::place::{BRANCH, Place, assert_refused};
 
-const COMMANDS: [&[&str]; 7] = [
+const COMMANDS: [&[&str]; 10] = [
     &["run"],
     &["capture", "start", BRANCH, "--source-db", "shop"],
     &["capture", "list"],
     &["branch", "list"],
     &["jobs", "list"],
+    &["jobs", "submit"],
+    &["queue", "pause", "--all"],
+    &["status"],
     &["verify", BRANCH],
     &["restore", BRANCH, "--to-db", "copy"],
 ];
@@ -138,6 +141,8 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(refused.stderr.contains("env:NAME or file:PATH"), "{refused:?}");
     said += &refused.stderr;
+    // A collection that exists and is empty is listed with its indexes.
+    place.source.collection::<Document>("a").create_index(mongodb::IndexModel::builder().keys(doc! {"n": 1}).build()).await.unwrap();
     let started = place
         .argon_with(&["capture", "start", BRANCH, "--source-db", place.source.name(), "--source-uri", &reference, "--json"], &env)
         .await;
@@ -145,7 +150,10 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
     let mut process = place.engine_with(&env).await;
     place.source.collection("a").insert_many((0..500).map(|i| doc! {"_id": i})).await.unwrap();
     place.catch_up().await;
-    for args in [&["branch", "show", BRANCH][..], &["capture", "list", "--json"], &["doctor", "--json"], &["verify", BRANCH, "--deep"]] {
+    let against = ["verify", BRANCH, "--against-db", place.source.name(), "--against-uri", &reference];
+    for args in
+        [&["branch", "show", BRANCH][..], &["capture", "list", "--json"], &["doctor", "--json"], &["verify", BRANCH, "--deep"], &against]
+    {
         let output = place.argon_with(args, &env).await;
         assert_eq!(output.code, 0, "{output:?}");
         said += &(output.stdout + &output.stderr);
@@ -165,7 +173,11 @@ async fn a_user_with_the_least_rights_is_enough_and_planted_secrets_never_appear
     let metadata = place.client.database(&place.metadata);
     let mut collections = metadata.list_collection_names().await.unwrap();
     collections.sort();
-    assert_eq!(collections, ["branches", "captures", "engines", "job_payloads", "jobs", "segments"], "what is written, and nothing else");
+    assert_eq!(
+        collections,
+        ["branches", "captures", "controls", "counters", "engines", "job_payloads", "jobs", "leases", "segments", "stats"],
+        "what is written, and nothing else"
+    );
     for collection in &collections {
         let rows = metadata.collection::<Document>(collection);
         let mut rows = rows.find(doc! {}).await.unwrap();
@@ -228,11 +240,17 @@ async fn names_and_ids_that_are_not_there_are_named_with_those_that_are() {
         &["restore", "shop/typo", "--to-db", "copy"],
         &["restore", "shop/typo@seq:3", "--to-db", "copy"],
         &["capture", "stop", "shop/typo"],
+        &["capture", "pause", "shop/typo"],
         &["jobs", "list", "--branch", "shop/typo"],
+        &["jobs", "cancel", "--branch", "shop/typo"],
+        &["jobs", "submit", "--branch", "shop/typo"],
+        &["queue", "pause", "--branch", "shop/typo"],
     ] {
         assert_refused(&place.argon(args).await, 1, &["shop/typo", BRANCH]);
     }
-    for args in [&["jobs", "show", "nope"][..], &["jobs", "retry", "nope"], &["jobs", "discard", "nope", "--yes"]] {
+    for args in
+        [&["jobs", "show", "nope"][..], &["jobs", "retry", "nope"], &["jobs", "cancel", "nope"], &["jobs", "discard", "nope", "--yes"]]
+    {
         assert_refused(&place.argon(args).await, 1, &["no job nope"]);
     }
     // The same branch for another database, and the same database again.

@@ -13,9 +13,9 @@ use crate::world::{LIMIT, World, drain, until};
 
 /// Every run ends with the faults off, and then everything must be committed within this time. What is held up by a transaction of a killed
 /// engine would be held for longer.
-const RECOVERY: Duration = Duration::from_secs(60);
+pub(crate) const RECOVERY: Duration = Duration::from_secs(60);
 
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
 }
 
@@ -114,7 +114,7 @@ async fn an_open_transaction_of_a_killed_engine_does_not_hold_up_its_rescue() {
 }
 
 /// Waits until the queue holds nothing but dead jobs and retries those that a crash loop has condemned; anything else that is dead fails the test.
-async fn revive(world: &World) -> usize {
+pub(crate) async fn revive(world: &World) -> usize {
     let dead = until("every job has ended", || async {
         let depth = world.ledger.depth().await.ok()?;
         (depth.scheduled + depth.ready + depth.running == 0).then_some(())?;

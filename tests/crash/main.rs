@@ -9,6 +9,7 @@
 
 mod captures;
 mod engines;
+mod fleet;
 mod kill;
 mod load;
 mod queue;

@@ -91,7 +91,8 @@ async fn a_dead_sync_job_stalls_the_branch_and_retry_heals_it() {
 
     let payloads = world.metadata().collection::<Document>("job_payloads");
     payloads.replace_one(doc! { "_id": payload.get("_id").unwrap() }, &payload).await.unwrap();
-    assert_eq!(world.json(&["jobs", "retry", "--all-dead"]).await, json!({ "retried": 1 }));
+    let retried = world.json(&["jobs", "retry", "--all-dead"]).await;
+    assert_eq!((&retried["matched"], &retried["changed"]), (&json!(1), &json!(1)), "{retried}");
     world.check().await;
     assert_eq!(world.json(&["branch", "show", BRANCH]).await["status"], json!("active"));
     drain(&mut engine).await;
@@ -107,7 +108,9 @@ async fn discard_makes_a_recorded_gap() {
     assert_eq!(world.ledger.job(&job.id).await.unwrap().unwrap().state, JobState::Dead);
 
     let discarded = world.json(&["jobs", "discard", &job.id, "--yes"]).await;
-    assert_eq!(discarded, json!({ "discarded": job.id, "first_seq": first, "last_seq": last }));
+    assert_eq!((&discarded["outcome"], &discarded["job"]["id"]), (&json!("discarded"), &json!(job.id)), "{discarded}");
+    let range = &discarded["job"]["sync"];
+    assert_eq!((&range["first_seq"], &range["last_seq"]), (&json!(first), &json!(last)), "{discarded}");
     world.caught_up().await;
     let shown = world.json(&["branch", "show", BRANCH]).await;
     assert_eq!(shown["status"], json!("gap"));

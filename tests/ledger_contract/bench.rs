@@ -72,16 +72,45 @@ impl Bench {
 
     /// Claims and begins with what it got.
     pub(crate) async fn claim(&self, engine: &str, limit: usize) -> Vec<Job> {
-        let mut jobs = self.ledger.claim(engine, &[JobKind::Sync], limit, false).await.unwrap();
-        for job in &mut jobs {
-            self.start(job).await;
-        }
+        self.claim_kind(engine, JobKind::Sync, limit).await
+    }
+
+    /// Claims jobs of a kind and begins with them.
+    pub(crate) async fn claim_kind(&self, engine: &str, kind: JobKind, limit: usize) -> Vec<Job> {
+        let request = ClaimRequest::new(engine, &[kind], limit).start(limit);
+        self.claim_with(&request).await
+    }
+
+    /// Claims, and waits until lists show it.
+    pub(crate) async fn claim_with(&self, request: &ClaimRequest) -> Vec<Job> {
+        let jobs = self.ledger.claim(request).await.unwrap();
+        self.settle().await;
         jobs
+    }
+
+    /// Stores noop jobs.
+    pub(crate) async fn put_noops(&self, n: usize) {
+        let jobs: Vec<NewJob> = (0..n).map(|_| NewJob::new(random::ordered_id(), JobKind::Noop)).collect();
+        assert!(self.ledger.enqueue(&jobs).await.unwrap().iter().all(|outcome| *outcome == Enqueued::Stored));
+    }
+
+    pub(crate) fn ends(&self, jobs: &[Job]) -> Vec<Finish> {
+        jobs.iter().map(|job| Finish { lease: lease(job), kind: job.kind }).collect()
+    }
+
+    pub(crate) async fn finish(&self, engine: &str, jobs: &[Job]) -> Vec<Finished> {
+        self.ledger.finish(engine, &self.ends(jobs)).await.unwrap()
     }
 
     pub(crate) async fn start(&self, job: &mut Job) {
         assert!(self.ledger.start(&lease(job)).await.unwrap());
-        job.lease.as_mut().unwrap().started = true;
+        self.settle().await;
+        job.lease = self.job(&job.id).await.lease;
+    }
+
+    /// Waits until a majority has what was written before: claims and starts are answered earlier, and lists are of the majority.
+    pub(crate) async fn settle(&self) {
+        self.ledger.set_scale(None, None, "").await.unwrap();
     }
 
     pub(crate) async fn job(&self, id: &str) -> Job {
@@ -180,7 +209,7 @@ pub(crate) fn new_capture(capture: &str, branch: &str, name: &str) -> NewCapture
 }
 
 pub(crate) fn beat(engine: &str) -> EngineBeat {
-    EngineBeat { id: engine.to_owned(), host: "$host".to_owned(), boot: "b".to_owned(), pid: 1, beat_ms: 0 }
+    EngineBeat { id: engine.to_owned(), host: "$host".to_owned(), boot: "b".to_owned(), pid: 1, beat_ms: 0, status: None }
 }
 
 pub(crate) fn lease(job: &Job) -> JobLease {

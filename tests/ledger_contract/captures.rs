@@ -154,6 +154,22 @@ pub(crate) async fn a_stopped_capture_takes_no_checkpoint(b: Bench) {
     assert_eq!(b.ledger.depth().await.unwrap().ready, 0);
 }
 
+pub(crate) async fn a_paused_capture_rests_where_it_is(b: Bench) {
+    let mut line = b.line("e1").await;
+    line.put(2).await;
+    b.ledger.set_capture_state(&line.capture, CaptureState::Paused, Some("paused by the operator")).await.unwrap();
+    assert_eq!(b.ledger.checkpoint(&line.checkpoint(1)).await.unwrap(), Checkpointed::NotRunning);
+    b.ledger.release_capture(&line.capture, line.fence).await.unwrap();
+    assert_eq!(b.ledger.own_capture(&line.capture, "e2").await.unwrap(), None);
+    let paused = b.ledger.capture(&line.capture).await.unwrap().unwrap();
+    assert_eq!((paused.state, paused.reason.as_deref()), (CaptureState::Paused, Some("paused by the operator")));
+    assert_eq!(b.branch(&line.branch).await.status, BranchStatus::Active, "nothing is wrong with the branch");
+    assert!(!b.ledger.fail_capture(&line.capture, "e1", line.fence, "x").await.unwrap(), "and nobody else stops it");
+    b.ledger.set_capture_state(&line.capture, CaptureState::Running, None).await.unwrap();
+    let owned = b.ledger.own_capture(&line.capture, "e2").await.unwrap().unwrap();
+    assert_eq!((owned.position.next_seq, owned.reason), (3, None));
+}
+
 pub(crate) async fn states_and_notes_reach_the_branch(b: Bench) {
     let line = b.line("e1").await;
     let capture = || async { b.ledger.capture(&line.capture).await.unwrap().unwrap() };

@@ -87,7 +87,7 @@ pub(crate) async fn rule_26_only_a_death_alone_condemns(b: Bench) {
     assert_eq!(b.ledger.depth().await.unwrap().ready, 10);
     // Now all are suspects: one at a time, and the one that dies alone is dead.
     b.beat("alone").await;
-    let mut suspect = b.ledger.claim("alone", &[JobKind::Sync], 10, true).await.unwrap();
+    let mut suspect = b.claim_with(&ClaimRequest::new("alone", &[JobKind::Sync], 10).alone(true)).await;
     assert_eq!(suspect.len(), 1);
     b.start(&mut suspect[0]).await;
     b.ledger.rescue("rescuer", crate::bench::silent_for(&*b.ledger, hour).await, &["alone".to_owned()]).await.unwrap();
@@ -126,8 +126,8 @@ pub(crate) async fn rule_26_only_jobs_that_had_started_have_crashed(b: Bench) {
         let engine = format!("dies{n}");
         b.beat(&engine).await;
         // Suspects first: the one that starts is the same in every life.
-        let mut claimed = b.ledger.claim(&engine, &[JobKind::Sync], 1, n == 2).await.unwrap();
-        claimed.extend(b.ledger.claim(&engine, &[JobKind::Sync], 9, false).await.unwrap());
+        let mut claimed = b.claim_with(&ClaimRequest::new(&engine, &[JobKind::Sync], 1).alone(n == 2)).await;
+        claimed.extend(b.claim_with(&ClaimRequest::new(&engine, &[JobKind::Sync], 9)).await);
         assert_eq!(claimed.len(), 3);
         b.start(&mut claimed[0]).await;
         assert_eq!(*again.get_or_insert(claimed[0].id.clone()), claimed[0].id);
@@ -151,7 +151,7 @@ pub(crate) async fn a_mark_of_a_stale_lease_is_refused(b: Bench) {
     assert!(b.ledger.start(&crate::bench::lease(&old)).await.unwrap(), "told again after a lost answer");
     b.ledger.rescue("e2", None, &["e1".to_owned()]).await.unwrap();
     assert!(!b.ledger.start(&crate::bench::lease(&old)).await.unwrap(), "it is ready again");
-    let new = b.ledger.claim("e2", &[JobKind::Sync], 1, false).await.unwrap().remove(0);
+    let new = b.claim_with(&ClaimRequest::new("e2", &[JobKind::Sync], 1)).await.remove(0);
     assert!(!b.ledger.start(&crate::bench::lease(&old)).await.unwrap(), "it is another's");
     assert!(!b.job(&new.id).await.lease.unwrap().started);
 }
@@ -191,7 +191,7 @@ pub(crate) async fn a_suspect_that_has_waited_is_noticed(b: Bench) {
     b.pass(patience).await;
     line.put(1).await;
     assert!(waits().await, "it has waited since it was stored");
-    let alone = b.ledger.claim("e0", &[JobKind::Sync], 9, true).await.unwrap();
+    let alone = b.claim_with(&ClaimRequest::new("e0", &[JobKind::Sync], 9).alone(true)).await;
     assert_eq!(alone.iter().map(|j| &j.id).collect::<Vec<_>>(), [&suspect]);
     b.pass(patience).await;
     assert!(!waits().await, "an innocent job may wait as long as it likes");

@@ -18,7 +18,7 @@ pub(crate) async fn claims_come_in_order_with_lease_and_attempt(b: Bench) {
         b.pass(2 * MS).await;
     }
     assert!(b.claim("e1", 0).await.is_empty());
-    assert!(b.ledger.claim("e1", &[], 9, true).await.unwrap().is_empty());
+    assert!(b.claim_with(&ClaimRequest::new("e1", &[], 9).alone(true)).await.is_empty());
     let first = b.claim("e1", 2).await;
     let rest = b.claim("e2", 9).await;
     let got: Vec<_> = first.iter().chain(&rest).map(|j| j.id.clone()).collect();
@@ -45,7 +45,7 @@ pub(crate) async fn sixteen_claimers_claim_each_of_two_hundred_jobs_once(b: Benc
             let (engine, mut mine, mut empty) = (format!("e{n}"), Vec::new(), 0);
             // A claim may come back empty because others took all it saw: only a queue without ready jobs ends the loop.
             while ledger.depth().await.unwrap().ready > 0 {
-                let got = ledger.claim(&engine, &[JobKind::Sync], 7, false).await.unwrap();
+                let got = ledger.claim(&ClaimRequest::new(&engine, &[JobKind::Sync], 7)).await.unwrap();
                 empty += usize::from(got.is_empty());
                 assert!(empty < 500, "no progress");
                 mine.extend(got);
@@ -62,6 +62,7 @@ pub(crate) async fn sixteen_claimers_claim_each_of_two_hundred_jobs_once(b: Benc
         claimed.extend(claimer.await.unwrap());
     }
     assert_eq!(claimed.len(), 200);
+    b.settle().await;
     assert_eq!(claimed.into_iter().collect::<HashSet<_>>(), stored);
     assert_eq!(b.ledger.depth().await.unwrap().running, 200);
 }
@@ -84,14 +85,14 @@ pub(crate) async fn rule_26_a_suspect_is_claimed_only_alone(b: Bench) {
     assert_eq!(b.job(&suspect).await.crashes, 2);
     b.pass(2 * MS).await;
     let innocent = line.put(1).await;
-    let busy = b.ledger.claim("e1", &[JobKind::Sync], 9, false).await.unwrap();
+    let busy = b.claim_with(&ClaimRequest::new("e1", &[JobKind::Sync], 9)).await;
     assert_eq!(busy.iter().map(|j| &j.id).collect::<Vec<_>>(), [&innocent], "not beside others");
     b.ledger.fail(&lease(&busy[0]), &Failed::GiveBack { delay: Duration::ZERO, error: None }).await.unwrap();
-    let alone = b.ledger.claim("e1", &[JobKind::Sync], 9, true).await.unwrap();
+    let alone = b.claim_with(&ClaimRequest::new("e1", &[JobKind::Sync], 9).alone(true)).await;
     assert_eq!(alone.iter().map(|j| &j.id).collect::<Vec<_>>(), [&suspect], "and nothing beside it");
-    let other = b.ledger.claim("e2", &[JobKind::Sync], 9, true).await.unwrap();
+    let other = b.claim_with(&ClaimRequest::new("e2", &[JobKind::Sync], 9).alone(true)).await;
     assert_eq!(other.iter().map(|j| &j.id).collect::<Vec<_>>(), [&innocent]);
-    assert!(b.ledger.claim("e3", &[JobKind::Sync], 9, true).await.unwrap().is_empty());
+    assert!(b.claim_with(&ClaimRequest::new("e3", &[JobKind::Sync], 9).alone(true)).await.is_empty());
 }
 
 pub(crate) async fn a_retry_waits_for_its_time_by_the_servers_clock(b: Bench) {

@@ -3,10 +3,12 @@
 
 mod bench;
 mod captures;
-mod claimer;
 mod commits;
 mod engines;
+mod figures;
 mod jobs;
+mod operate;
+mod queue;
 mod server;
 mod twins;
 
@@ -35,6 +37,7 @@ contract![
     captures::rule_9_a_checkpoint_whose_answer_was_lost_is_already_stored,
     captures::two_owners_of_one_capture_and_one_is_fenced,
     captures::a_stopped_capture_takes_no_checkpoint,
+    captures::a_paused_capture_rests_where_it_is,
     captures::states_and_notes_reach_the_branch,
     captures::rules_1_and_2_a_branch_stays_as_inexact_as_its_worst_stretch,
     captures::only_the_owner_can_fail_a_capture,
@@ -72,4 +75,31 @@ contract![
     engines::an_engine_never_judges_itself_and_silence_only_when_asked,
     engines::a_suspect_that_has_waited_is_noticed,
     engines::what_an_engine_without_a_document_holds_is_freed,
+    queue::what_is_enqueued_is_stored_once,
+    queue::rule_27_times_of_enqueued_jobs_are_the_servers,
+    queue::what_cannot_be_a_job_is_refused_and_nothing_is_stored,
+    queue::the_higher_priority_is_claimed_first,
+    queue::a_unique_key_is_held_while_its_job_waits_or_runs,
+    queue::sixteen_calls_at_once_store_one_job_of_a_key,
+    queue::a_claim_marks_as_started_what_goes_to_a_free_worker,
+    queue::jobs_are_finished_together_and_counted_once,
+    queue::a_finish_that_cannot_be_is_refused,
+    queue::a_paused_kind_is_left_out_of_claims,
+    queue::jobs_of_a_paused_branch_are_parked_and_come_back,
+    queue::a_job_is_cancelled_where_it_is,
+    queue::rule_25_a_sync_job_is_not_cancelled_like_others,
+    queue::whatever_ends_a_job_that_was_to_stop_cancels_it,
+    queue::a_stuck_job_is_found_and_its_worker_fenced,
+    operate::jobs_are_found_by_state_engine_and_error,
+    operate::many_jobs_are_retried_by_filter,
+    operate::a_taken_key_hinders_one_job_and_not_the_others,
+    operate::rule_25_a_filter_cancels_sync_jobs_only_if_it_names_them,
+    operate::a_bulk_action_works_through_more_than_one_chunk,
+    figures::the_queue_is_counted_by_state_and_kind,
+    figures::no_end_of_a_process_loses_or_doubles_a_count,
+    figures::a_crash_loop_is_counted_as_dead,
+    figures::counts_are_exact_when_many_count_at_once,
+    figures::one_engine_leads_until_its_lease_ends,
+    figures::wishes_reach_every_engine,
+    figures::a_heartbeat_tells_what_its_process_does,
 ];

@@ -55,12 +55,45 @@ enum Call {
         engine: usize,
     },
     Sweep,
+    Enqueue {
+        kind: JobKind,
+        keyed: bool,
+        branch: Option<usize>,
+        delay: Duration,
+    },
+    ClaimAll {
+        engine: usize,
+        limit: usize,
+        start: usize,
+    },
+    Finish {
+        engine: usize,
+        leases: Vec<usize>,
+    },
+    Cancel {
+        job: usize,
+    },
+    Bulk {
+        action: Bulk,
+        filter: JobFilter,
+        dry_run: bool,
+    },
+    Pause {
+        what: PauseTarget,
+        paused: bool,
+    },
+    Lead {
+        engine: usize,
+    },
+    Retire {
+        engine: usize,
+    },
 }
 
 fn draw(rng: &mut SmallRng) -> Call {
     let delay = *[Duration::ZERO, HOUR].choose(rng).unwrap();
     let (line, engine, n) = (rng.random_range(0..2), rng.random_range(0..3), rng.random_range(0..40));
-    match rng.random_range(0..32) {
+    match rng.random_range(0..54) {
         0..7 => Call::Put { line, changes: rng.random_range(1..4) },
         7..12 => Call::Claim { engine, limit: rng.random_range(1..5), alone: rng.random_bool(0.4) },
         12..16 => Call::Commit { line, leases: (0..rng.random_range(1..4)).map(|i| n + i).collect() },
@@ -75,6 +108,32 @@ fn draw(rng: &mut SmallRng) -> Call {
         25 if rng.random_bool(0.5) => Call::Own { line, engine },
         26..31 => Call::Start { lease: n },
         31 => Call::Suspects,
+        32..37 => Call::Enqueue {
+            kind: *[JobKind::Noop, JobKind::Cleanup].choose(rng).unwrap(),
+            keyed: rng.random_bool(0.3),
+            branch: rng.random_bool(0.3).then_some(line),
+            delay,
+        },
+        37..42 => Call::ClaimAll { engine, limit: rng.random_range(1..6), start: rng.random_range(0..4) },
+        42..45 => Call::Finish { engine, leases: (0..rng.random_range(1..6)).map(|i| n + i).collect() },
+        45 | 46 => Call::Cancel { job: n },
+        47 => Call::Fail { lease: n, how: Failed::Cancelled },
+        48 => Call::Bulk {
+            action: *[Bulk::Retry, Bulk::Cancel].choose(rng).unwrap(),
+            filter: JobFilter {
+                state: *[None, Some(JobState::Dead), Some(JobState::Scheduled), Some(JobState::Running)].choose(rng).unwrap(),
+                kind: *[None, Some(JobKind::Noop), Some(JobKind::Sync)].choose(rng).unwrap(),
+                error: rng.random_bool(0.3).then(|| "DIE".to_owned()),
+                ..JobFilter::default()
+            },
+            dry_run: rng.random_bool(0.3),
+        },
+        49..52 => Call::Pause {
+            what: [PauseTarget::Kind(JobKind::Noop), PauseTarget::Branch(format!("b{line}"))].choose(rng).unwrap().clone(),
+            paused: rng.random_bool(0.4),
+        },
+        52 => Call::Lead { engine },
+        53 if rng.random_bool(0.3) => Call::Retire { engine },
         _ => Call::Sweep,
     }
 }
@@ -117,13 +176,14 @@ impl Twin {
             }
             Call::Claim { engine, limit, alone } => {
                 self.bench.beat(ENGINES[*engine]).await;
-                let got = ledger.claim(ENGINES[*engine], &[JobKind::Sync], *limit, *alone).await.unwrap();
+                let got = self.bench.claim_with(&ClaimRequest::new(ENGINES[*engine], &[JobKind::Sync], *limit).alone(*alone)).await;
                 self.given.extend(got.clone());
                 format!("{:?}", got.iter().map(bare).collect::<Vec<_>>())
             }
             Call::Commit { line, leases } => {
                 let mut jobs: Vec<&Job> =
                     leases.iter().filter_map(|n| self.given.get(*n)).filter(|j| j.branch == format!("b{line}")).collect();
+                jobs.retain(|j| j.kind == JobKind::Sync);
                 jobs.dedup_by_key(|j| j.id.clone());
                 let commits: Vec<_> = jobs.iter().map(|j| commit(j)).collect();
                 outcome(ledger.commit(&commits).await)
@@ -133,7 +193,11 @@ impl Twin {
                 None => String::new(),
             },
             Call::Start { lease: n } => match self.given.get(*n) {
-                Some(job) => outcome(ledger.start(&lease(job)).await),
+                Some(job) => {
+                    let started = outcome(ledger.start(&lease(job)).await);
+                    self.bench.settle().await;
+                    started
+                }
                 None => String::new(),
             },
             Call::Suspects => outcome(ledger.suspect_waits(&[JobKind::Sync], Duration::ZERO).await),
@@ -145,7 +209,7 @@ impl Twin {
                 Some(job) => outcome(ledger.retry_job(&job.id).await),
                 None => String::new(),
             },
-            Call::Discard { job } => match self.jobs.get(*job) {
+            Call::Discard { job } => match self.jobs.get(*job).filter(|job| job.kind == JobKind::Sync) {
                 Some(job) => outcome(ledger.discard_job(&job.id, &segment(job, SegmentKind::Gap)).await),
                 None => String::new(),
             },
@@ -155,7 +219,52 @@ impl Twin {
                 let owned = ledger.own_capture(&format!("c{line}"), ENGINES[*engine]).await.unwrap();
                 format!("{:?}", owned.map(|c| (c.fence, c.owner)))
             }
-            Call::Sweep => outcome(ledger.sweep_jobs(Duration::ZERO, 2).await),
+            Call::Enqueue { kind, keyed, branch, delay } => {
+                let new = NewJob {
+                    branch: branch.map(|line| format!("b{line}")),
+                    delay: *delay,
+                    unique_key: keyed.then(|| "key".to_owned()),
+                    ..NewJob::new(ids[0].clone(), *kind)
+                };
+                let outcomes = ledger.enqueue(&[new]).await.unwrap();
+                if outcomes == [Enqueued::Stored] {
+                    self.jobs.push(self.bench.job(&ids[0]).await);
+                }
+                format!("{outcomes:?}")
+            }
+            Call::ClaimAll { engine, limit, start } => {
+                self.bench.beat(ENGINES[*engine]).await;
+                let request = ClaimRequest::new(ENGINES[*engine], &JobKind::ALL, *limit).start(*start);
+                let got = self.bench.claim_with(&request.pauses(ledger.pauses().await.unwrap())).await;
+                self.given.extend(got.clone());
+                format!("{:?}", got.iter().map(bare).collect::<Vec<_>>())
+            }
+            Call::Finish { engine, leases } => {
+                let mut jobs: Vec<&Job> = Vec::new();
+                for job in leases.iter().filter_map(|n| self.given.get(*n)).filter(|j| j.kind != JobKind::Sync) {
+                    if !jobs.iter().any(|other| other.id == job.id) {
+                        jobs.push(job);
+                    }
+                }
+                let ends: Vec<_> = jobs.iter().map(|job| Finish { lease: lease(job), kind: job.kind }).collect();
+                outcome(ledger.finish(ENGINES[*engine], &ends).await)
+            }
+            Call::Cancel { job } => match self.jobs.get(*job) {
+                Some(job) => outcome(ledger.cancel_job(&job.id).await),
+                None => String::new(),
+            },
+            Call::Bulk { action, filter, dry_run } => outcome(ledger.bulk(*action, filter, 1_000, *dry_run).await.map(|mut done| {
+                done.sample.sort();
+                done.discard.sort();
+                done
+            })),
+            Call::Pause { what, paused } => outcome(ledger.set_pause(what, *paused, "me").await),
+            Call::Lead { engine } => {
+                let led = ledger.lead(ENGINES[*engine], HOUR).await.unwrap();
+                format!("{led} {:?}", ledger.leader().await.unwrap())
+            }
+            Call::Retire { engine } => outcome(ledger.retire(ENGINES[*engine]).await),
+            Call::Sweep => outcome(ledger.sweep_jobs(Duration::ZERO, 1_000).await),
         }
     }
 
@@ -181,6 +290,18 @@ impl Twin {
         }
         rows.extend(ledger.engines().await.unwrap().into_iter().map(|e| e.id));
         rows.push(format!("{:?}", ledger.depth().await.unwrap()));
+        let stats = ledger.queue_stats().await.unwrap();
+        rows.push(format!("{:?}", QueueStats { oldest_ready: stats.oldest_ready.keys().map(|k| (*k, Duration::ZERO)).collect(), ..stats }));
+        rows.push(format!("{:?} {:?}", ledger.pauses().await.unwrap().0.keys().collect::<Vec<_>>(), ledger.leader().await.unwrap()));
+        for engine in ENGINES {
+            rows.push(format!(
+                "{:?}",
+                ledger.cancel_requests(engine).await.map(|mut ids| {
+                    ids.sort();
+                    ids
+                })
+            ));
+        }
         rows
     }
 }
@@ -199,6 +320,7 @@ fn bare(job: &Job) -> String {
     job.errors.iter_mut().for_each(|e| e.at_ms = 0);
     if let Some(lease) = &mut job.lease {
         (lease.token, lease.claimed_ms) = (String::new(), 0);
+        lease.started_ms = lease.started_ms.map(|_| 0);
     }
     format!("{job:?}")
 }
@@ -210,7 +332,7 @@ async fn random_calls_give_the_same_answers_from_both() {
         let mut memory = Twin::new(Bench::memory()).await;
         let mut mongo = Twin::new(Bench::mongo().await).await;
         let mut said = Vec::new();
-        for step in 0..120 {
+        for step in 0..160 {
             let call = draw(&mut rng);
             // Ids sort by creation, as those of real jobs do.
             let ids = [format!("job-{seed}-{step:04}"), format!("batch-{seed}-{step}")];

@@ -5,5 +5,7 @@
 mod captures;
 mod check;
 mod crashes;
+mod engines;
+mod pool;
 mod rules;
 mod world;

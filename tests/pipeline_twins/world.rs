@@ -6,9 +6,10 @@ use std::time::Duration;
 use argon::branch::{documents, layout};
 use argon::capture::feed::SharedFeed;
 use argon::capture::{FaultyFeed, FeedFaults, MemoryFeed};
-use argon::config::EngineSettings;
-use argon::engine::{Engine, EngineEnd, SourceOpener};
+use argon::config::{Autoscale, EngineSettings, Slots};
+use argon::engine::{Engine, EngineEnd, EngineHandle, SourceOpener};
 use argon::fault::Result;
+use argon::jobs::{KINDS, KindSpec};
 use argon::ledger::*;
 use argon::runtime::clock;
 use argon::runtime::shutdown::Shutdown;
@@ -70,6 +71,7 @@ pub(crate) struct Process {
     runtime: Runtime,
     pub(crate) stop: Shutdown,
     engine: JoinHandle<Result<EngineEnd>>,
+    pub(crate) view: EngineHandle,
     pub(crate) feed: Arc<FaultyFeed>,
     pub(crate) store: Arc<FaultyStore>,
     pub(crate) ledger: Arc<FaultyLedger>,
@@ -113,6 +115,10 @@ impl SourceOpener for Opener {
 pub(crate) fn settings() -> EngineSettings {
     EngineSettings {
         pool_size: 3,
+        pool_min: 1,
+        pool_max: 20,
+        autoscale: Autoscale::On,
+        slots: Slots::default(),
         batch_size: 10,
         batch_timeout: Duration::from_millis(50),
         batch_max_bytes: 4 << 10,
@@ -121,6 +127,7 @@ pub(crate) fn settings() -> EngineSettings {
         retry_delay: Duration::from_millis(50),
         retry_max_delay: Duration::from_millis(200),
         job_cleanup: Duration::from_secs(3_600),
+        job_stuck: Duration::from_secs(600),
         lease: Duration::from_millis(1_500),
         queue_max_bytes: 1 << 20,
         memory_budget: 64 << 20,
@@ -200,6 +207,23 @@ impl World {
         store: Store,
         sources: impl FnOnce(Arc<FaultyFeed>) -> Arc<dyn SourceOpener>,
     ) -> Process {
+        self.launch(name, mix, settings, store, sources, KINDS)
+    }
+
+    /// With kinds of jobs of its own.
+    pub(crate) fn spawn_kinds(&self, name: &str, settings: EngineSettings, kinds: &'static [KindSpec]) -> Process {
+        self.launch(name, Mix::default(), settings, self.store.clone(), |feed| Arc::new(Opener(feed)), kinds)
+    }
+
+    fn launch(
+        &self,
+        name: &str,
+        mix: Mix,
+        settings: EngineSettings,
+        store: Store,
+        sources: impl FnOnce(Arc<FaultyFeed>) -> Arc<dyn SourceOpener>,
+        kinds: &'static [KindSpec],
+    ) -> Process {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let feed = Arc::new(FaultyFeed::new(Arc::new(self.feed.clone()), mix.feed));
         let store = Arc::new(FaultyStore::new(store, mix.store));
@@ -209,9 +233,11 @@ impl World {
             LedgerFaults { seed: mix.ledger.map_or(0, |f| f.seed), ..LedgerFaults::none() },
         ));
         let stop = Shutdown::new();
-        let engine = Engine { ledger: ledger.clone(), store: store.clone(), sources: sources(feed.clone()), settings, stop: stop.clone() };
+        let engine = Engine::new(ledger.clone(), store.clone(), sources(feed.clone()), settings, stop.clone());
+        let engine = Engine { kinds, ..engine };
+        let view = engine.view.clone();
         // Hosts of their own: on one host a second engine with this pid would prove the first one dead.
-        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0 };
+        let me = EngineBeat { id: name.into(), host: name.into(), boot: "boot".into(), pid: 1, beat_ms: 0, status: None };
         let engine = runtime.spawn(engine.run_as(me));
         self.wait(&format!("{name} signs on"), || {
             self.runtime.block_on(async { self.ledger.engines().await.unwrap().iter().any(|e| e.id == name) })
@@ -219,7 +245,7 @@ impl World {
         if let Some(faults) = mix.ledger {
             ledger.set_faults(faults);
         }
-        Process { runtime, stop, engine, feed, store, ledger }
+        Process { runtime, stop, engine, view, feed, store, ledger }
     }
 
     /// Waits until `done`; a test that waits for ever fails with what it waits for.

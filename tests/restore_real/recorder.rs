@@ -208,7 +208,7 @@ impl Recorder {
         let batch = NewBatch { job: job.clone(), branch: ID.into(), spec, parts: vec![Bytes::from_static(b"x")] };
         let write = Checkpoint { capture: "c1".into(), fence: self.fence, expected_next_seq: header.first_seq, after, batch: Some(batch) };
         assert_eq!(self.ledger.checkpoint(&write).await.unwrap(), Checkpointed::Stored);
-        let claimed = self.ledger.claim("e1", &[JobKind::Sync], 1, false).await.unwrap();
+        let claimed = self.ledger.claim(&ClaimRequest::new("e1", &[JobKind::Sync], 1)).await.unwrap();
         let lease = JobLease { id: job, token: claimed[0].lease.clone().unwrap().token, attempt: claimed[0].attempt };
         let segment = SegmentRow {
             key,

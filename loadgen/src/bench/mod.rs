@@ -9,8 +9,10 @@ mod documents;
 mod live;
 mod machine;
 mod pipeline;
+mod queue;
 mod repeated;
 mod rig;
+mod scaler;
 mod session;
 mod watch;
 
@@ -25,6 +27,8 @@ pub(crate) async fn run(bench: Bench) -> Result<Report> {
         Bench::Pipeline(args) => Box::pin(pipeline::run(args)).await,
         Bench::Live(args) => Box::pin(live::run(args)).await,
         Bench::Repeated(args) => Box::pin(repeated::run(args)).await,
+        Bench::Scaler(args) => scaler::run(args).await,
+        Bench::Queue(args) => Box::pin(queue::run(args)).await,
     }
 }
 

@@ -55,6 +55,11 @@ impl Line {
 impl Rig {
     /// Starts mongod and the store.
     pub(super) async fn start(servers: &Servers) -> Result<Self> {
+        Self::start_with(servers, Vec::new()).await
+    }
+
+    /// The same, with parameters for mongod.
+    pub(super) async fn start_with(servers: &Servers, params: Vec<(String, String)>) -> Result<Self> {
         store::install_tls();
         let argon = match &servers.argon {
             Some(path) if path.is_file() => path.clone(),
@@ -62,7 +67,7 @@ impl Rig {
             None => engine::sibling("argon").map_err(|fault| Fault::config(format!("{}, or name it with --argon", fault.what)))?,
         };
         say("starting mongod");
-        let mongod = Mongod::start(MongodOptions { oplog_mb: OPLOG_MB, cache_gb: CACHE_GB, ..MongodOptions::default() }).await?;
+        let mongod = Mongod::start(MongodOptions { oplog_mb: OPLOG_MB, cache_gb: CACHE_GB, params, ..MongodOptions::default() }).await?;
         let client = mongod.client().await?;
         let weed = match servers.store {
             StoreKind::File => None,
@@ -115,7 +120,15 @@ impl Rig {
 
     /// `argon run`.
     pub(super) fn start_engine(&self, line: &Line) -> Result<ArgonProcess> {
-        ArgonProcess::start(&self.argon, ["run"], &self.env(line))
+        self.start_engine_with(line, &[])
+    }
+
+    /// The same with settings of the benchmark, over which those of the command line go.
+    pub(super) fn start_engine_with(&self, line: &Line, settings: &[(String, String)]) -> Result<ArgonProcess> {
+        let given = self.env(line);
+        let own = settings.iter().filter(|(name, _)| given.iter().all(|(known, _)| known != name));
+        let env: Vec<(String, String)> = own.chain(&given).cloned().collect();
+        ArgonProcess::start(&self.argon, ["run"], &env)
     }
 
     /// SIGTERM; a drain that does not end well is an error.

@@ -1,6 +1,8 @@
 //! Owns: listing a live database into a [`Catalogue`], and the proof that it was empty.
 //! Does not own: what changes it later (`apply`).
 
+use std::collections::HashMap;
+
 use bson::{Bson, Document, doc};
 use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::{ClientSession, Database};
@@ -93,16 +95,12 @@ impl<'a> Lister<'a> {
     }
 
     async fn catalogue(&mut self) -> Result<Catalogue> {
-        let entries = self.all(doc! {"listCollections": 1, "cursor": {"batchSize": PAGE}}).await?.unwrap_or_default();
         let mut catalogue = Catalogue::default();
-        for entry in entries {
-            let listed = Listed::parse(entry)?;
+        for listed in self.listing().await? {
             match (listed.kind, listed.uuid) {
-                // Where the server keeps the definitions of views, or what it has profiled.
-                _ if !is_listed(&listed.name) => {}
                 (Kind::Collection, Some(uuid)) => {
-                    let Some(indexes) = self.indexes(&listed.name, uuid).await? else { continue };
                     let kind = kind_of_name(&listed.name);
+                    let indexes = Vec::new();
                     catalogue.collections.insert(uuid, Collection { name: listed.name, uuid, kind, options: listed.options, indexes });
                 }
                 (kind, _) => {
@@ -110,7 +108,43 @@ impl<'a> Lister<'a> {
                 }
             }
         }
+        self.read_indexes(&mut catalogue).await?;
         Ok(catalogue)
+    }
+
+    /// SUBTLE: `listIndexes` by UUID wants a right (`useUUID`) that neither `read` nor `readWrite` has, so it goes by name, and whose indexes those
+    /// are is what the listings before and after agree on. A collection that was renamed meanwhile is asked for again under its new name, one that
+    /// is gone is left out, and one that is new is in the stream.
+    async fn read_indexes(&mut self, catalogue: &mut Catalogue) -> Result<()> {
+        let mut open: Vec<(Uuid, String)> = catalogue.collections.values().map(|c| (c.uuid, c.name.clone())).collect();
+        for _ in 0..MAX_LISTINGS {
+            if open.is_empty() {
+                return Ok(());
+            }
+            let mut read = Vec::with_capacity(open.len());
+            for (uuid, name) in open.drain(..) {
+                let indexes = self.indexes(&name).await?;
+                read.push((uuid, name, indexes));
+            }
+            let now: HashMap<Uuid, String> = self.listing().await?.into_iter().filter_map(|l| Some((l.uuid?, l.name))).collect();
+            for (uuid, name, indexes) in read {
+                match (now.get(&uuid), indexes, catalogue.collections.get_mut(&uuid)) {
+                    (Some(still), Some(indexes), Some(collection)) if *still == name => collection.indexes = indexes,
+                    (Some(renamed), ..) => open.push((uuid, renamed.clone())),
+                    (None, ..) => {
+                        catalogue.collections.remove(&uuid);
+                    }
+                }
+            }
+        }
+        Err(Fault::transient(format!("collections of {} are renamed all the time: start again when they rest", self.db.name())))
+    }
+
+    /// Collections and views, without those that belong to the server.
+    async fn listing(&mut self) -> Result<Vec<Listed>> {
+        let entries = self.all(doc! {"listCollections": 1, "cursor": {"batchSize": PAGE}}).await?.unwrap_or_default();
+        let listed = entries.into_iter().map(Listed::parse).collect::<Result<Vec<Listed>>>()?;
+        Ok(listed.into_iter().filter(|listed| is_listed(&listed.name)).collect())
     }
 
     /// Asks for the time once more, at the very end: a collection that was gone when its turn came answered without one.
@@ -186,13 +220,12 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// Indexes by UUID, so that a rename in between does not matter; `None` when the collection is gone.
-    async fn indexes(&mut self, name: &str, uuid: Uuid) -> Result<Option<Vec<Document>>> {
+    /// `None` when there is no such collection.
+    async fn indexes(&mut self, name: &str) -> Result<Option<Vec<Document>>> {
         if name.starts_with("system.buckets.") {
             return Ok(Some(Vec::new())); // recorded, not restored
         }
-        let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: uuid.to_vec() };
-        let command = doc! {"listIndexes": uuid, "includeBuildUUIDs": true, "cursor": {"batchSize": PAGE}};
+        let command = doc! {"listIndexes": name, "includeBuildUUIDs": true, "cursor": {"batchSize": PAGE}};
         let Some(specs) = self.all(command).await.map_err(|f| f.at(format!("indexes of {name:?}")))? else { return Ok(None) };
         let wanted = |spec: &Document| {
             // Builds in progress come as {spec, buildUUID}; their createIndexes event comes when they are done.

@@ -1,6 +1,7 @@
 //! Owns: the memory twin of the ledger: one lock is one transaction, and the server's clock can be moved by a test.
-//! Does not own: what a write does to the rows (`state`), faults (`faulty`).
+//! Does not own: what a write does to the rows (`state`, `queue`), faults (`faulty`).
 
+mod queue;
 mod state;
 
 use std::time::Duration;
@@ -124,24 +125,36 @@ impl Ledger for MemoryLedger {
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
         self.run(|s, now| s.checkpoint(write, now))
     }
+    async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
+        self.run(|s, now| s.enqueue(jobs, now))
+    }
     async fn promote(&self) -> Result<u64> {
         Ok(self.run(State::promote))
     }
-    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>> {
         let token = random::id();
-        Ok(self.run(|s, now| s.claim(engine, &token, kinds, limit, alone, now)))
+        Ok(self.run(|s, now| s.claim(request, &token, now)))
     }
     async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
         Ok(self.run(|s, now| s.suspect_waits(kinds, patience, now)))
     }
-    async fn start(&self, lease: &JobLease) -> Result<bool> {
-        Ok(self.run(|s, _| s.start(lease)))
+    async fn start_many(&self, leases: &[JobLease]) -> Result<Vec<bool>> {
+        Ok(self.run(|s, now| leases.iter().map(|lease| s.start(lease, now)).collect()))
+    }
+    async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>> {
+        Ok(self.run(|s, _| s.cancel_requests(engine)))
+    }
+    async fn stuck(&self, older_than: Duration, max: usize) -> Result<Vec<Job>> {
+        Ok(self.run(|s, now| s.stuck(now.saturating_sub(millis(older_than)), max)))
     }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         self.run(|s, _| s.payload(job))
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         self.run(|s, now| s.commit(commits, now))
+    }
+    async fn finish(&self, engine: &str, ends: &[Finish]) -> Result<Vec<Finished>> {
+        self.run(|s, now| s.finish(engine, ends, now))
     }
     async fn advance_heads(&self) -> Result<u64> {
         Ok(self.run(|s, _| s.advance_heads()))
@@ -158,8 +171,18 @@ impl Ledger for MemoryLedger {
     async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
         self.run(|s, now| s.rescue(by, silent_before_ms, known_dead, now))
     }
+    async fn lead(&self, engine: &str, lease: Duration) -> Result<bool> {
+        Ok(self.run(|s, now| s.lead(engine, millis(lease), now)))
+    }
+    async fn step_down(&self, engine: &str) -> Result<()> {
+        self.run(|s, _| s.step_down(engine));
+        Ok(())
+    }
+    async fn leader(&self) -> Result<Option<EngineId>> {
+        Ok(self.run(|s, now| s.leader.as_ref().filter(|(_, until)| *until > now).map(|(holder, _)| holder.clone())))
+    }
     async fn retire(&self, engine: &str) -> Result<()> {
-        self.run(|s, _| s.engines.remove(engine));
+        self.run(|s, _| s.remove_engine(engine));
         Ok(())
     }
     async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64> {
@@ -167,6 +190,13 @@ impl Ledger for MemoryLedger {
     }
     async fn depth(&self) -> Result<QueueDepth> {
         Ok(self.run(|s, _| s.depth()))
+    }
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        Ok(self.run(|s, now| s.queue_stats(now)))
+    }
+    async fn refresh_queue_stats(&self) -> Result<()> {
+        self.run(State::refresh_queue_stats);
+        Ok(())
     }
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
         Ok(self.run(|s, _| s.jobs.values().filter(|j| rules::listed(j, filter)).take(max).cloned().collect()))
@@ -179,6 +209,23 @@ impl Ledger for MemoryLedger {
     }
     async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
         self.run(|s, now| s.discard_job(id, gap, now))
+    }
+    async fn cancel_job(&self, id: &str) -> Result<Cancelled> {
+        self.run(|s, now| s.cancel_job(id, now))
+    }
+    async fn bulk(&self, action: Bulk, filter: &JobFilter, max: usize, dry_run: bool) -> Result<BulkOutcome> {
+        self.run(|s, now| s.bulk(action, filter, max, dry_run, now))
+    }
+    async fn controls(&self) -> Result<Controls> {
+        Ok(self.run(|s, now| s.controls(now)))
+    }
+    async fn set_pause(&self, what: &PauseTarget, paused: bool, by: &str) -> Result<()> {
+        self.run(|s, now| s.set_pause(what, paused, by, now));
+        Ok(())
+    }
+    async fn set_scale(&self, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<()> {
+        self.run(|s, now| s.set_scale(target, hold, by, now));
+        Ok(())
     }
     async fn branches(&self) -> Result<Vec<Branch>> {
         Ok(self.run(|s, _| s.branches_by_name()))

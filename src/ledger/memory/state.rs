@@ -1,13 +1,18 @@
-//! Owns: the rows in memory and what each write does to them, all or nothing. Does not own: locking and time (`super`).
+//! Owns: the rows in memory and what each write does to them, all or nothing. Does not own: the queue's writes (`queue`), locking and time (`super`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
+use super::queue::SHARED;
 use crate::fault::{Fault, Result};
 use crate::ledger::rules::{self, Found, Health, Step};
+use crate::ledger::status::Tally;
 use crate::ledger::*;
-use crate::queue::{self, AfterCrash, JobEvent, Priority};
+use crate::queue::{self, AfterCrash, JobEvent};
+
+/// Jobs of each kind.
+pub(super) type ByKind = BTreeMap<JobKind, u64>;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -18,7 +23,16 @@ pub(super) struct State {
     pub(super) payloads: HashMap<JobId, Vec<Bytes>>,
     pub(super) engines: BTreeMap<EngineId, EngineBeat>,
     /// Token of the lease that ended a job's last attempt.
-    ended: HashMap<JobId, String>,
+    pub(super) ended: HashMap<JobId, String>,
+    /// By engine.
+    pub(super) counters: BTreeMap<String, Counters>,
+    /// Figures of a refresh, and when that was.
+    pub(super) refreshed: Option<(i64, BTreeMap<JobState, ByKind>)>,
+    /// Who leads, and until when.
+    pub(super) leader: Option<(EngineId, i64)>,
+    pub(super) pauses: Pauses,
+    /// The wish, and when it ends.
+    pub(super) scale: Option<(ScaleWish, Option<i64>)>,
 }
 
 impl State {
@@ -130,77 +144,13 @@ impl State {
         if let Some(batch) = &write.batch {
             capture.last_batch = Some(batch.spec.batch.clone());
             capture.queued_bytes += batch.spec.payload_bytes;
-            let kind = JobKind::Sync;
-            let job = Job {
-                id: batch.job.clone(),
-                kind,
-                branch: batch.branch.clone(),
-                state: JobState::Ready,
-                run_at_ms: now,
-                sched_key: queue::sched_key(now, Priority::of(kind)),
-                created_ms: now,
-                finished_ms: None,
-                attempt: 0,
-                crashes: 0,
-                lease: None,
-                errors: Vec::new(),
-                error_count: 0,
-                sync: Some(batch.spec.clone()),
-            };
+            let mut job = rules::sync_row(batch);
+            (job.run_at_ms, job.created_ms) = (now, now);
+            job.sched_key = queue::sched_key(now, job.priority);
             self.jobs.insert(batch.job.clone(), job);
             self.payloads.insert(batch.job.clone(), batch.parts.clone());
         }
         Ok(Checkpointed::Stored)
-    }
-
-    pub(super) fn promote(&mut self, now: i64) -> u64 {
-        let mut promoted = 0;
-        for job in self.jobs.values_mut().filter(|j| j.run_at_ms <= now) {
-            if let Some(state) = queue::transition(job.state, JobEvent::Due) {
-                job.state = state;
-                promoted += 1;
-            }
-        }
-        promoted
-    }
-
-    pub(super) fn claim(&mut self, engine: &str, token: &str, kinds: &[JobKind], limit: usize, alone: bool, now: i64) -> Vec<Job> {
-        let mut ready: Vec<(i64, JobId, bool)> = self
-            .jobs
-            .values()
-            .filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind))
-            .map(|j| (j.sched_key, j.id.clone(), queue::is_suspect(j.crashes)))
-            .collect();
-        ready.sort();
-        let first_is_suspect = ready.first().is_some_and(|(_, _, suspect)| *suspect);
-        if alone && first_is_suspect {
-            ready.truncate(1);
-        } else {
-            ready.retain(|(_, _, suspect)| !suspect);
-        }
-        ready.truncate(limit);
-        let mut claimed = Vec::with_capacity(ready.len());
-        for (_, id, _) in ready {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let Some(state) = queue::transition(job.state, JobEvent::Claimed) else { continue };
-            job.state = state;
-            job.attempt += 1;
-            job.lease = Some(Lease { engine: engine.to_owned(), token: token.to_owned(), claimed_ms: now, started: false });
-            claimed.push(job.clone());
-        }
-        claimed
-    }
-
-    pub(super) fn suspect_waits(&self, kinds: &[JobKind], patience: Duration, now: i64) -> bool {
-        let ready = self.jobs.values().filter(|j| j.state == JobState::Ready && kinds.contains(&j.kind));
-        let first = ready.min_by(|a, b| (a.sched_key, &a.id).cmp(&(b.sched_key, &b.id)));
-        first.is_some_and(|j| queue::suspect_is_due(j.crashes, j.run_at_ms, now, patience))
-    }
-
-    pub(super) fn start(&mut self, lease: &JobLease) -> bool {
-        let Some(job) = self.jobs.get_mut(&lease.id).filter(|j| rules::holds(j, lease)) else { return false };
-        job.lease.iter_mut().for_each(|l| l.started = true);
-        true
     }
 
     pub(super) fn payload(&self, id: &str) -> Result<Vec<Bytes>> {
@@ -226,6 +176,8 @@ impl State {
             return Err(Fault::missing(format!("branch {} does not exist", first.segment.branch)));
         }
         for (c, _) in commits.iter().zip(&outcomes).filter(|(_, o)| **o == Committed::Now) {
+            let engine = self.jobs.get(&c.lease.id).and_then(|j| j.lease.as_ref()).map(|l| l.engine.clone()).unwrap_or_default();
+            self.count(&engine, Tally::Done, JobKind::Sync);
             self.end(&c.lease.id, JobEvent::Committed, Some(&c.lease.token), now);
             self.add_segment(&c.segment, c.payload_bytes, now);
         }
@@ -241,12 +193,12 @@ impl State {
     }
 
     /// Ends a job for good: payload gone, lease gone, token noted.
-    fn end(&mut self, id: &str, event: JobEvent, token: Option<&str>, now: i64) {
+    pub(super) fn end(&mut self, id: &str, event: JobEvent, token: Option<&str>, now: i64) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let Some(state) = queue::transition(job.state, event) else { return };
         job.state = state;
         job.finished_ms = Some(now);
-        job.lease = None;
+        (job.lease, job.parked) = (None, false);
         if state != JobState::Dead {
             self.payloads.remove(id);
         }
@@ -288,39 +240,6 @@ impl State {
         moved
     }
 
-    pub(super) fn fail(&mut self, lease: &JobLease, how: &Failed, now: i64) -> Result<bool> {
-        let ended_by_us = self.ended.get(&lease.id) == Some(&lease.token);
-        let Some(job) = self.jobs.get_mut(&lease.id) else { return Ok(false) };
-        if !rules::holds(job, lease) {
-            return Ok(ended_by_us);
-        }
-        let engine = job.lease.take().map(|l| l.engine).unwrap_or_default();
-        let (event, delay, error) = match how {
-            Failed::Retry { delay, error } => (JobEvent::Postponed, *delay, Some(error)),
-            Failed::GiveBack { delay, error } if delay.is_zero() => (JobEvent::Returned, *delay, error.as_ref()),
-            Failed::GiveBack { delay, error } => (JobEvent::Postponed, *delay, error.as_ref()),
-            Failed::Dead { error } => (JobEvent::Doomed, Duration::ZERO, Some(error)),
-        };
-        if let Some(error) = error {
-            let entry = JobError { attempt: job.attempt, at_ms: now, engine, error: queue::clip_error(error) };
-            queue::push_error(&mut job.errors, &mut job.error_count, entry);
-        }
-        if let Failed::GiveBack { .. } = how {
-            job.attempt = job.attempt.saturating_sub(1);
-        }
-        self.ended.insert(lease.id.clone(), lease.token.clone());
-        if event == JobEvent::Doomed {
-            let branch = job.branch.clone();
-            self.end(&lease.id, event, None, now);
-            self.settle_status(&branch);
-        } else {
-            job.state = queue::transition(job.state, event).unwrap_or(job.state);
-            job.run_at_ms = now.saturating_add(super::millis(delay));
-            job.sched_key = queue::sched_key(job.run_at_ms, Priority::of(job.kind));
-        }
-        Ok(true)
-    }
-
     pub(super) fn heartbeat(&mut self, beat: &EngineBeat, first: bool, now: i64) -> bool {
         if !first && !self.engines.contains_key(&beat.id) {
             return false;
@@ -335,25 +254,30 @@ impl State {
         let dead: Vec<EngineId> = self.engines.values().filter(|e| e.id != by && silent(e)).map(|e| e.id.clone()).collect();
         for engine in &dead {
             self.rescue_engine(engine, true, now, &mut out);
-            self.engines.remove(engine);
+            self.remove_engine(engine);
         }
         out.engines = dead;
         // What is owned by a process without a document belongs to nobody.
         let owners = self.jobs.values().filter_map(|j| j.lease.as_ref().map(|l| l.engine.clone()));
-        let orphans: BTreeSet<EngineId> = owners.chain(self.captures.values().filter_map(|c| c.owner.clone())).collect();
+        let owners = owners.chain(self.captures.values().filter_map(|c| c.owner.clone()));
+        let counted = self.counters.keys().filter(|whose| *whose != SHARED).cloned();
+        let orphans: BTreeSet<EngineId> = owners.chain(counted).collect();
         for engine in orphans.into_iter().filter(|e| e != by && !self.engines.contains_key(e)).collect::<Vec<_>>() {
             self.rescue_engine(&engine, known_dead.contains(&engine), now, &mut out);
+            self.fold_counters(&engine);
         }
         Ok(out)
     }
 
+    /// The document, the leadership, and what it has counted go together.
+    pub(super) fn remove_engine(&mut self, engine: &str) {
+        self.engines.remove(engine);
+        self.step_down(engine);
+        self.fold_counters(engine);
+    }
+
     fn rescue_engine(&mut self, engine: &str, died: bool, now: i64, out: &mut Rescued) {
-        let running: Vec<JobId> = self
-            .jobs
-            .values()
-            .filter(|j| j.state == JobState::Running && j.lease.as_ref().is_some_and(|l| l.engine == engine))
-            .map(|j| j.id.clone())
-            .collect();
+        let running: Vec<JobId> = self.running_at(engine).map(|j| j.id.clone()).collect();
         let had_started = |job: &Job| job.lease.as_ref().is_some_and(|l| l.started);
         let alone = running.iter().filter(|id| self.jobs.get(*id).is_some_and(had_started)).count() == 1;
         for id in running {
@@ -371,18 +295,22 @@ impl State {
             let entry = JobError { attempt: job.attempt, at_ms: now, engine: engine.to_owned(), error };
             queue::push_error(&mut job.errors, &mut job.error_count, entry);
             out.jobs += 1;
+            let (kind, branch, stop) = (job.kind, job.branch.clone(), job.cancel_requested);
             match after {
                 AfterCrash::Dead { crashes } => {
                     job.crashes = crashes;
-                    let branch = job.branch.clone();
-                    self.end(&id, JobEvent::Doomed, None, now);
+                    self.end(&id, if stop { JobEvent::Stopped } else { JobEvent::Doomed }, None, now);
+                    self.count(SHARED, if stop { Tally::Cancelled } else { Tally::Dead }, kind);
                     self.settle_status(&branch);
                 }
                 AfterCrash::Requeue { crashes } => {
-                    job.crashes = crashes;
-                    job.attempt = job.attempt.saturating_sub(1);
-                    job.lease = None;
-                    job.state = JobState::Ready;
+                    (job.crashes, job.attempt) = (crashes, job.attempt.saturating_sub(1));
+                    if stop {
+                        self.end(&id, JobEvent::Stopped, None, now);
+                        self.count(SHARED, Tally::Cancelled, kind);
+                    } else {
+                        (job.lease, job.state) = (None, JobState::Ready);
+                    }
                 }
             }
         }
@@ -409,28 +337,6 @@ impl State {
         ids.len() as u64
     }
 
-    pub(super) fn depth(&self) -> QueueDepth {
-        let count = |state| (self.jobs.values().filter(|j| j.state == state).count() as u64).min(rules::DEPTH_LIMIT + 1);
-        QueueDepth {
-            scheduled: count(JobState::Scheduled),
-            ready: count(JobState::Ready),
-            running: count(JobState::Running),
-            dead: count(JobState::Dead),
-        }
-    }
-
-    pub(super) fn retry_job(&mut self, id: &str, now: i64) -> Result<bool> {
-        let Some(job) = self.jobs.get_mut(id) else { return Ok(false) };
-        let Some(state) = queue::transition(job.state, JobEvent::Revived) else { return Ok(false) };
-        job.state = state;
-        (job.attempt, job.crashes, job.finished_ms) = (0, 0, None);
-        job.run_at_ms = now;
-        job.sched_key = queue::sched_key(now, Priority::of(job.kind));
-        let branch = job.branch.clone();
-        self.settle_status(&branch);
-        Ok(true)
-    }
-
     pub(super) fn discard_job(&mut self, id: &str, gap: &SegmentRow, now: i64) -> Result<bool> {
         let Some(job) = self.jobs.get(id) else { return Ok(false) };
         rules::check_gap(job, gap)?;
@@ -441,7 +347,9 @@ impl State {
             return Ok(false);
         }
         let payload_bytes = job.sync.as_ref().map_or(0, |s| s.payload_bytes);
+        let kind = job.kind;
         self.end(id, JobEvent::Discarded, None, now);
+        self.count(SHARED, Tally::Cancelled, kind);
         self.add_segment(gap, payload_bytes, now);
         self.settle_status(&gap.branch);
         Ok(true)
@@ -456,7 +364,7 @@ impl State {
     }
 
     /// Status and reason of a branch from what is stored.
-    fn settle_status(&mut self, id: &str) {
+    pub(super) fn settle_status(&mut self, id: &str) {
         let dead = self.jobs.values().find(|j| j.branch == id && j.state == JobState::Dead && j.kind == JobKind::Sync);
         let mut gaps: Vec<_> = self.segments.values().filter(|s| s.branch == id && s.kind == SegmentKind::Gap).collect();
         gaps.sort_by_key(|s| s.first_seq);

@@ -8,7 +8,7 @@ use mongodb::ClientSession;
 use mongodb::options::UpdateModifications;
 
 use super::super::rules;
-use super::super::{Capture, CaptureState, Checkpoint, Checkpointed, Job, JobKind, JobState, NewBatch};
+use super::super::{Capture, CaptureState, Checkpoint, Checkpointed, NewBatch};
 use super::Inner;
 use super::rows::{int, literal, now, schedule, text, word};
 use super::txn::{Body, Halt, Then};
@@ -75,24 +75,8 @@ fn capture_update(write: &Checkpoint) -> Result<UpdateModifications> {
 
 /// The job by pipeline upsert: an insert cannot use the server's clock (correctness.md 27).
 fn job_upsert(batch: &NewBatch) -> Result<UpdateModifications> {
-    let kind = JobKind::Sync;
-    let row = Job {
-        id: batch.job.clone(),
-        kind,
-        branch: batch.branch.clone(),
-        state: JobState::Ready,
-        run_at_ms: 0,
-        sched_key: 0,
-        created_ms: 0,
-        finished_ms: None,
-        attempt: 0,
-        crashes: 0,
-        lease: None,
-        errors: Vec::new(),
-        error_count: 0,
-        sync: Some(batch.spec.clone()),
-    };
-    let mut times = schedule(kind, 0);
+    let row = rules::sync_row(batch);
+    let mut times = schedule(row.priority, 0);
     times.insert("created_ms", now());
     let merged: Bson = doc! { "$mergeObjects": [literal(&row)?, times] }.into();
     Ok(UpdateModifications::Pipeline(vec![doc! { "$replaceWith": merged }]))

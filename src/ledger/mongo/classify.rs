@@ -7,6 +7,7 @@ use mongodb::error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRAN
 
 use super::secrets::mask;
 use crate::fault::{Fault, Kind};
+use crate::runtime::tls::{self, Trouble};
 
 /// Longest message of a driver error that is passed on.
 const MAX_MESSAGE: usize = 400;
@@ -38,7 +39,7 @@ pub fn classify(error: &Error, phase: Phase) -> Fault {
         _ if error.contains_label(TRANSIENT_TRANSACTION_ERROR) => Kind::Transient,
         ErrorKind::ServerSelection { .. } => return selection(&error.kind.to_string()),
         ErrorKind::DnsResolve { .. } | ErrorKind::ConnectionPoolCleared { .. } => Kind::Transient,
-        ErrorKind::Io(e) => network(e),
+        ErrorKind::Io(e) => return network(e, &message),
         ErrorKind::Authentication { .. } => return authentication(error, &message),
         ErrorKind::SessionsNotSupported => return standalone(None),
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => Kind::Rejected,
@@ -120,40 +121,93 @@ fn too_large(code: i32, message: &str) -> Fault {
     ))
 }
 
-fn network(error: &io::Error) -> Kind {
+fn network(error: &io::Error, message: &str) -> Fault {
     use io::ErrorKind as E;
-    match error.kind() {
+    let trouble = tls::trouble(message, &tls::MONGODB);
+    let kind = match error.kind() {
         // No connection, so nothing was sent.
         E::ConnectionRefused | E::HostUnreachable | E::NetworkUnreachable | E::AddrNotAvailable | E::NotFound => Kind::Transient,
+        // Certificates are looked at before anything is sent; alerts and damaged records may come later too.
+        _ if message.contains(tls::BAD_CERTIFICATE) => Kind::Transient,
         _ => Kind::Unknown,
-    }
+    };
+    fault(kind, trouble.map_or_else(|| format!("MongoDB: {message}"), |trouble| format!("MongoDB: {trouble}")))
 }
 
-/// The driver describes the whole topology; a person needs each server and what is wrong with it.
+/// The driver describes the whole topology; a person needs each server and what is wrong with it. Of a kind that heals also where only a
+/// person can mend it, a certificate say: an engine that runs meets that as an outage and goes on when it is mended.
 fn selection(message: &str) -> Fault {
-    let servers: Vec<String> = message.split("Address: ").skip(1).filter_map(server_state).collect();
+    let servers: Vec<Server<'_>> = message.split("Address: ").skip(1).filter_map(Server::of).collect();
     let set = message.split_once("Set Name: ").and_then(|(_, rest)| rest.split([',', ' ', '}']).next());
-    let hint = if message.contains("Ghost") {
+    let troubles: Vec<Trouble> = servers.iter().filter_map(Server::trouble).collect();
+    let hint = if let Some(first) = troubles.first() {
+        format!("; {}", first.advice)
+    } else if message.contains("Ghost") {
         "; a member runs with --replSet but the set is not initiated: run rs.initiate()".to_owned()
     } else if let (Some(set), true) = (set, servers.is_empty()) {
         format!("; no server that answers calls its set {set}: check replicaSet in the URI")
-    } else if !servers.is_empty() && servers.iter().all(|server| server.contains("error")) {
+    } else if !servers.is_empty() && servers.iter().all(|server| server.error.is_some()) {
         "; is mongod running there, and are host and port in the URI right?".to_owned()
     } else if set.is_some() && !message.contains("RsPrimary") {
         "; no primary is known".to_owned()
     } else {
         String::new()
     };
-    let what = if servers.is_empty() { "no server of the URI can be used".to_owned() } else { servers.join("; ") };
+    let what = if servers.is_empty() { "no server of the URI can be used".to_owned() } else { joined(&servers) };
+    // The way out must not fall behind the end of the line, however many servers there are.
+    let what: String = what.chars().take(MAX_MESSAGE.saturating_sub(hint.len() + 40)).collect();
     Fault::transient(scrub(&format!("MongoDB is not reachable: {what}{hint}")))
 }
 
-/// `127.0.0.1:1: I/O error: Connection refused` of what follows `Address: ` in the driver's description.
-fn server_state(text: &str) -> Option<String> {
-    let (address, rest) = text.split_once(", Type: ")?;
-    let kind = rest.split([',', ' ']).next()?;
-    let error = rest.split_once("Error: Kind: ").map(|(_, error)| error.split_once(", labels:").map_or(error, |(error, _)| error));
-    Some(format!("{address}: {}", error.unwrap_or(kind)))
+/// One server in the driver's description of the topology.
+struct Server<'a> {
+    address: &'a str,
+    kind: &'a str,
+    error: Option<&'a str>,
+}
+
+impl<'a> Server<'a> {
+    /// Of what follows `Address: `.
+    fn of(text: &'a str) -> Option<Self> {
+        let (address, rest) = text.split_once(", Type: ")?;
+        let kind = rest.split([',', ' ']).next()?;
+        let error = rest.split_once("Error: Kind: ").map(|(_, error)| error.split_once(", labels:").map_or(error, |(error, _)| error));
+        Some(Self { address, kind, error })
+    }
+
+    /// What TLS, or the lack of it, has to do with its error.
+    fn trouble(&self) -> Option<Trouble> {
+        let error = self.error?;
+        tls::trouble(error, &tls::MONGODB).or_else(|| {
+            let (wrong, advice) = if error.contains("without sending TLS close_notify") {
+                let advice = "if it wants a certificate of its clients, name one with its key: tlsCertificateKeyFile=FILE in the URI";
+                ("it hung up after the TLS handshake", advice)
+            } else if error.contains("unexpected end of file") {
+                ("it hung up without an answer", "if it wants TLS, add tls=true&tlsCAFile=FILE to the URI")
+            } else {
+                return None;
+            };
+            Some(Trouble { wrong: wrong.to_owned(), advice: advice.to_owned(), lasts: false })
+        })
+    }
+
+    fn state(&self) -> String {
+        self.trouble().map_or_else(|| self.error.unwrap_or(self.kind).to_owned(), |trouble| trouble.wrong)
+    }
+}
+
+/// `127.0.0.1:1, 127.0.0.1:2: I/O error: Connection refused; 127.0.0.1:3: RsSecondary`.
+fn joined(servers: &[Server<'_>]) -> String {
+    let mut groups: Vec<(Vec<&str>, String)> = Vec::new();
+    for server in servers {
+        let state = server.state();
+        match groups.iter_mut().find(|(_, other)| *other == state) {
+            Some((addresses, _)) => addresses.push(server.address),
+            None => groups.push((vec![server.address], state)),
+        }
+    }
+    let said: Vec<String> = groups.into_iter().map(|(addresses, state)| format!("{}: {state}", addresses.join(", "))).collect();
+    said.join("; ")
 }
 
 /// SUBTLE: the driver reports every failure of a login as one of authentication. Only a refusal by the server is final; a server
@@ -323,9 +377,44 @@ mod tests {
     }
 
     #[test]
+    fn trouble_with_tls_is_said_with_the_option_that_ends_it() {
+        let topology = |errors: &[&str]| {
+            let server = |(i, error)| {
+                format!(
+                    "{{ Address: h:{i}, Type: Unknown, Error: Kind: I/O error: {error}, labels: {{\"RetryableError\"}}, source: None, server response: None }}"
+                )
+            };
+            let servers: Vec<String> = errors.iter().enumerate().map(server).collect();
+            format!(
+                "Server selection timeout: No available servers. Topology: {{ Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ {} ] }}",
+                servers.join(", ")
+            )
+        };
+        let unknown = "invalid peer certificate: UnknownIssuer";
+        let named = "invalid peer certificate: certificate not valid for name \"h\"; certificate is only valid for DnsName(\"a\"), DnsName(\"b\") or IpAddress(::1)";
+        let eof = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
+        for (errors, says) in [
+            (&[unknown, unknown][..], &["h:0, h:1: its certificate is signed by an unknown authority; name", "tlsCAFile in the URI"][..]),
+            (&[unknown, "Connection refused (os error 111)"], &["h:0: its certificate", "h:1: I/O error: Connection refused", "tlsCAFile"]),
+            (&[named; 3], &["not for h but for a, b or ::1; call it", "subjectAltName"]),
+            (&["unexpected end of file"], &["add tls=true&tlsCAFile=FILE to the URI"]),
+            (&["tls handshake eof"], &["if it does not speak TLS, remove tls=true"]),
+            (&[eof], &["after the TLS handshake", "tlsCertificateKeyFile=FILE"]),
+        ] {
+            let fault = selection(&topology(errors));
+            assert!(fault.kind == Kind::Transient && says.iter().all(|part| fault.what.contains(part)), "{says:?}: {fault}");
+        }
+        let long = selection(&topology(&[&"x".repeat(300), "tls handshake eof"])).what;
+        assert!(long.ends_with("correct its port") && long.len() <= MAX_MESSAGE, "{long}");
+    }
+
+    #[test]
     fn a_refused_connection_did_not_happen_and_a_reset_may_have() {
-        assert_eq!(network(&io::Error::from(io::ErrorKind::ConnectionRefused)), Kind::Transient);
-        assert_eq!(network(&io::Error::from(io::ErrorKind::ConnectionReset)), Kind::Unknown);
-        assert_eq!(network(&io::Error::from(io::ErrorKind::UnexpectedEof)), Kind::Unknown);
+        let kind = |kind: io::ErrorKind| network(&io::Error::from(kind), "x").kind;
+        assert_eq!(kind(io::ErrorKind::ConnectionRefused), Kind::Transient);
+        assert_eq!(kind(io::ErrorKind::ConnectionReset), Kind::Unknown);
+        assert_eq!(kind(io::ErrorKind::UnexpectedEof), Kind::Unknown);
+        let handshake = network(&io::Error::from(io::ErrorKind::InvalidData), "I/O error: invalid peer certificate: UnknownIssuer");
+        assert!(handshake.kind == Kind::Transient && handshake.what.contains("tlsCAFile"), "{handshake}");
     }
 }

@@ -10,10 +10,12 @@ use mongodb::options::{Hint, UpdateModifications};
 use serde::Deserialize;
 
 use super::super::rules::{self, Found, Step};
-use super::super::{Branch, Committed, Head, Job, JobState, SegmentCommit, SegmentKind, SegmentRow};
+use super::super::status::Tally;
+use super::super::{Branch, Committed, Counters, Head, Job, JobKind, JobState, SegmentCommit, SegmentKind, SegmentRow};
 use super::Inner;
 use super::claim::payload_ids;
 use super::classify::{fault_of, is_duplicate};
+use super::counters::Writer;
 use super::rows::{document, int, now, word, words};
 use super::txn::{Body, Halt, Then};
 use crate::change::ClusterTime;
@@ -147,7 +149,7 @@ impl Inner {
         let Some(state) = jobs.first().and_then(|j| queue::transition(j.state, event)) else { return Ok(()) };
         // `ended` keeps the token of the lease that did it, so that a repeat is recognised.
         let ended = doc! { "$ifNull": ["$lease.token", "$ended"] };
-        let set = doc! { "state": word(state), "finished_ms": now(), "ended": ended, "lease": Bson::Null };
+        let set = doc! { "state": word(state), "finished_ms": now(), "ended": ended, "lease": Bson::Null, "parked": "$$REMOVE" };
         let guard = doc! { "_id": { "$in": ids }, "state": { "$in": words(&queue::states_before(event)) } };
         self.jobs_coll()
             .update_many(guard, UpdateModifications::Pipeline(vec![doc! { "$set": set }]))
@@ -196,11 +198,12 @@ struct CommitTxn<'a> {
     refused: bool,
 }
 
+/// A job with the token of the lease that ended its last attempt.
 #[derive(Deserialize)]
-struct StoredJob {
+pub(super) struct StoredJob {
     #[serde(flatten)]
-    job: Job,
-    ended: Option<String>,
+    pub(super) job: Job,
+    pub(super) ended: Option<String>,
 }
 
 #[async_trait]
@@ -232,11 +235,24 @@ impl Body for CommitTxn<'_> {
         let added = self.inner.add_segments(session, &rows, settled).await;
         self.refused = refused(&added);
         added?;
+        self.count(session, &jobs).await?;
         Ok(Then::Commit(outcomes))
     }
 }
 
 impl CommitTxn<'_> {
+    /// All leases of a call are of one engine, unless somebody hands us another's: then each is counted for its own.
+    async fn count(&self, session: &mut ClientSession, jobs: &[&Job]) -> Result<(), Halt> {
+        let mut engines: Vec<&str> = jobs.iter().filter_map(|job| job.lease.as_ref()).map(|lease| lease.engine.as_str()).collect();
+        engines.sort_unstable();
+        for group in engines.chunk_by(|a, b| a == b) {
+            let mut counters = Counters::default();
+            counters.count(Tally::Done, JobKind::Sync, group.len() as u64);
+            self.inner.count(session, Writer::Commit(group[0]), &counters).await?;
+        }
+        Ok(())
+    }
+
     async fn read_jobs(&self, session: &mut ClientSession) -> Result<Vec<StoredJob>, Error> {
         let ids: Vec<&str> = self.commits.iter().map(|c| c.lease.id.as_str()).collect();
         let mut cursor = self
@@ -298,6 +314,9 @@ impl Body for DiscardTxn<'_> {
         self.refused = refused(&added);
         added?;
         inner.settle_status(session, &gap.branch).await?;
+        let mut counters = Counters::default();
+        counters.count(Tally::Cancelled, JobKind::Sync, 1);
+        inner.count(session, Writer::Anybody, &counters).await?;
         Ok(Then::Commit(true))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::error::ErrorKind;
-use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, Tls, WriteConcern};
 use mongodb::{Client, Database};
 use parking_lot::Mutex;
 
@@ -13,7 +13,7 @@ use super::classify::{fault_of, scrub, standalone};
 use super::secrets::secret_values;
 use super::{Inner, MongoLedger};
 use crate::fault::{Fault, Result};
-use crate::runtime::identity;
+use crate::runtime::{identity, tls};
 
 /// Oldest server that has what we need (expanded events, wall time).
 const MIN_VERSION: (u32, u32) = (6, 0);
@@ -84,6 +84,7 @@ async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)>
         ErrorKind::DnsResolve { .. } => fault_of(e),
         kind => invalid(uri, kind),
     })?;
+    check_tls(&parsed)?;
     parsed.app_name = Some(app_name(parsed.app_name.as_deref().unwrap_or(&options.app_name), identity::process_tag()));
     parsed.server_selection_timeout.get_or_insert(options.server_selection_timeout);
     parsed.connect_timeout.get_or_insert(options.connect_timeout);
@@ -96,6 +97,24 @@ async fn client(uri: &str, options: &ConnectOptions) -> Result<(Client, String)>
     Ok((client, seeds))
 }
 
+/// SUBTLE: before the driver reads these files: it takes one without any authority as it is and trusts nobody then, and does not name one that is
+/// not there.
+fn check_tls(options: &ClientOptions) -> Result<()> {
+    let Some(Tls::Enabled(given)) = &options.tls else { return Ok(()) };
+    if let Some(path) = &given.ca_file_path {
+        tls::authorities(path, "tlsCAFile")?;
+    }
+    if let Some(path) = &given.cert_key_file_path {
+        tls::check_identity(path, "tlsCertificateKeyFile")?;
+    }
+    if given.allow_invalid_certificates == Some(true) {
+        tracing::warn!(
+            "MongoDB's certificate is not checked (tlsInsecure or tlsAllowInvalidCertificates): whoever is in between reads everything"
+        );
+    }
+    Ok(())
+}
+
 /// The tag comes last and whole: by it others find what this process has left open (`sessions`).
 fn app_name(name: &str, tag: &str) -> String {
     const SERVER_LIMIT: usize = 128;
@@ -106,6 +125,9 @@ fn app_name(name: &str, tag: &str) -> String {
 
 fn invalid(uri: &str, kind: &ErrorKind) -> Fault {
     let message = match kind {
+        ErrorKind::InvalidArgument { message, .. } if message.contains("cert-key-password") => {
+            "tlsCertificateKeyFilePassword is not supported: decrypt the key and let nobody else read its file".to_owned()
+        }
         ErrorKind::InvalidArgument { message, .. } => message.clone(),
         other => other.to_string(),
     };
@@ -201,6 +223,9 @@ mod tests {
             "mongodb://user:s3cret@host/?tls=maybe",
             "mongodb://user:s3cret@host/?authMechanism=s3cret",
             "mongodb://host/?proxyHost=h&proxyPort=s3cret&proxyPassword=s3cret",
+            "mongodb://user:s3cret@host/?tls=true&tlsCertificateKeyFilePassword=s3cret",
+            "mongodb://user:s3cret@host/?tls=true&tlsCAFile=/nonexistent/ca.pem",
+            "mongodb://user:s3cret@host/?tls=true&tlsCertificateKeyFile=/nonexistent/client.pem",
         ] {
             let fault = client(uri, &ConnectOptions::default()).await.unwrap_err();
             assert_eq!(fault.kind, Kind::Config, "{uri}");

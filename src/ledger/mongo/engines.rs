@@ -6,9 +6,12 @@ use futures_util::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{Hint, UpdateModifications};
 
-use super::super::{EngineBeat, EngineId, Job, JobId, JobState, Rescued};
+use super::super::status::Tally;
+use super::super::{Counters, EngineBeat, EngineId, Job, JobId, JobState, Rescued};
 use super::Inner;
 use super::classify::fault_of;
+use super::counters::Writer;
+use super::finish::unless_wanted;
 use super::indexes::JOBS_RUNNING;
 use super::rows::{literal, now, text, with_error, word};
 use super::txn::{Body, Halt, Then};
@@ -30,8 +33,7 @@ impl Inner {
     }
 
     pub(super) async fn retire(&self, engine: &str) -> Result<()> {
-        self.engines_coll().delete_one(doc! { "_id": engine }).await.map_err(fault_of)?;
-        Ok(())
+        self.transact(&mut RetireTxn { inner: self, engine }).await
     }
 
     pub(super) async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
@@ -68,11 +70,12 @@ impl Inner {
         Ok(out)
     }
 
-    /// Everybody who holds a job or a capture.
+    /// Everybody who holds a job or a capture, or has counted something that is not part of the total yet.
     async fn owners(&self) -> Result<Vec<EngineId>> {
         let running = doc! { "state": word(JobState::Running) };
         let mut found = self.jobs_coll().distinct("lease.engine", running).await.map_err(fault_of)?;
         found.extend(self.captures_coll().distinct("owner", doc! { "owner": { "$gt": "" } }).await.map_err(fault_of)?);
+        found.extend(self.counted().await?);
         let mut owners: Vec<EngineId> = found.iter().filter_map(|b| b.as_str().map(str::to_owned)).collect();
         owners.sort();
         owners.dedup();
@@ -128,8 +131,28 @@ impl Body for RescueTxn<'_> {
         let jobs = self.take_jobs(session, died).await?;
         // The next fence now, not when somebody takes it: a zombie learns at its next checkpoint.
         let free = doc! { "$set": { "owner": Bson::Null }, "$inc": { "fence": 1i64 } };
-        let freed = inner.captures_coll().update_many(doc! { "owner": engine }, free).session(session).await?;
+        let freed = inner.captures_coll().update_many(doc! { "owner": engine }, free).session(&mut *session).await?;
+        inner.end_leadership(session, engine).await?;
+        inner.fold_counters(session, engine).await?;
         Ok(Then::Commit(Some((jobs, freed.modified_count))))
+    }
+}
+
+/// The orderly end of an engine.
+struct RetireTxn<'a> {
+    inner: &'a Inner,
+    engine: &'a str,
+}
+
+#[async_trait]
+impl Body for RetireTxn<'_> {
+    type Out = ();
+
+    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<()>, Halt> {
+        self.inner.engines_coll().delete_one(doc! { "_id": self.engine }).session(&mut *session).await?;
+        self.inner.end_leadership(session, self.engine).await?;
+        self.inner.fold_counters(session, self.engine).await?;
+        Ok(Then::Commit(()))
     }
 }
 
@@ -153,10 +176,18 @@ impl RescueTxn<'_> {
         let without = if died { "the process died before it had begun this job" } else { "the process had left while running this job" };
         self.update_jobs(session, &ids(&again), requeue(self.engine, "the process died while running this job", 1)).await?;
         self.update_jobs(session, &spared, requeue(self.engine, without, 0)).await?;
+        let mut counters = Counters::default();
         for (job, crashes) in dead {
             self.update_jobs(session, std::slice::from_ref(&job.id), condemn(self.engine, crashes)).await?;
-            self.inner.settle_status(session, &job.branch).await?;
+            if !job.cancel_requested {
+                counters.count(Tally::Dead, job.kind, 1);
+                self.inner.settle_status(session, &job.branch).await?;
+            }
         }
+        for job in jobs.iter().filter(|job| job.cancel_requested) {
+            counters.count(Tally::Cancelled, job.kind, 1);
+        }
+        self.inner.count(session, Writer::Anybody, &counters).await?;
         Ok(jobs.len() as u64)
     }
 
@@ -164,7 +195,7 @@ impl RescueTxn<'_> {
         if ids.is_empty() {
             return Ok(());
         }
-        let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
+        let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }, unless_wanted()]);
         let hint = Hint::Keys(doc! { "_id": 1 });
         self.inner.jobs_coll().update_many(doc! { "_id": { "$in": ids } }, update).hint(hint).session(session).await?;
         Ok(())

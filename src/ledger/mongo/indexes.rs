@@ -8,15 +8,25 @@ use mongodb::options::{CommitQuorum, IndexOptions};
 
 use super::Inner;
 use super::classify::{code, fault_of};
+use super::enqueue::ALIVE;
+use super::rows::words;
 use crate::fault::Result;
 
-pub(super) const JOBS_READY: &str = "ready";
-pub(super) const JOBS_SCHEDULED: &str = "scheduled";
-pub(super) const JOBS_RUNNING: &str = "running_by_engine";
-pub(super) const JOBS_DEAD: &str = "dead";
+pub(super) const JOBS_READY: &str = "ready_in_order";
+pub(super) const JOBS_SCHEDULED: &str = "scheduled_by_time";
+pub(super) const JOBS_PARKED: &str = "parked_by_branch";
+pub(super) const JOBS_RUNNING: &str = "running_by_lease";
+pub(super) const JOBS_DEAD: &str = "dead_by_id";
+pub(super) const JOBS_DEAD_OF_BRANCH: &str = "dead_by_branch";
+pub(super) const JOBS_UNIQUE: &str = "unique_key";
+
+/// Indexes of earlier versions: they would cost as much as those that replaced them.
+const RETIRED: [(&str, &str); 5] =
+    [("jobs", "ready"), ("jobs", "scheduled"), ("jobs", "running_by_token"), ("jobs", "running_by_engine"), ("jobs", "dead")];
 
 /// All collections of the metadata database.
-const COLLECTIONS: [&str; 6] = ["captures", "branches", "segments", "jobs", "job_payloads", "engines"];
+const COLLECTIONS: [&str; 10] =
+    ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "counters", "controls", "leases", "stats"];
 
 struct Index {
     coll: &'static str,
@@ -34,11 +44,24 @@ fn indexes() -> Vec<Index> {
     let unique = |coll, name, keys| Index { coll, name, keys, only: None, unique: true };
     let jobs = |name, state: &str, keys| index("jobs", name, keys, Some(doc! { "state": state }));
     vec![
-        jobs(JOBS_READY, "ready", doc! { "state": 1, "kind": 1, "sched_key": 1, "_id": 1, "crashes": 1 }),
-        jobs(JOBS_SCHEDULED, "scheduled", doc! { "state": 1, "run_at_ms": 1 }),
-        jobs("running_by_token", "running", doc! { "state": 1, "lease.token": 1 }),
-        jobs(JOBS_RUNNING, "running", doc! { "state": 1, "lease.engine": 1 }),
-        jobs(JOBS_DEAD, "dead", doc! { "state": 1, "branch": 1, "_id": 1 }),
+        // Claims: everything that they look at is in the index. By kind first, so that a kind that nobody takes is never walked over.
+        jobs(JOBS_READY, "ready", doc! { "state": 1, "kind": 1, "sched_key": 1, "_id": 1, "crashes": 1, "branch": 1 }),
+        // Parked jobs lie apart, out of the promoter's way.
+        jobs(JOBS_SCHEDULED, "scheduled", doc! { "state": 1, "parked": 1, "run_at_ms": 1, "kind": 1, "_id": 1 }),
+        index("jobs", JOBS_PARKED, doc! { "parked": 1, "branch": 1 }, Some(doc! { "parked": true })),
+        // One for both questions, whose a job is and what a claim got, since every claim and every end pays for it.
+        jobs(JOBS_RUNNING, "running", doc! { "state": 1, "lease.engine": 1, "lease.token": 1 }),
+        jobs(JOBS_DEAD, "dead", doc! { "state": 1, "_id": 1, "kind": 1 }),
+        jobs(JOBS_DEAD_OF_BRANCH, "dead", doc! { "state": 1, "branch": 1, "kind": 1, "_id": 1 }),
+        Index {
+            unique: true,
+            ..index(
+                "jobs",
+                JOBS_UNIQUE,
+                doc! { "unique_key": 1 },
+                Some(doc! { "unique_key": { "$exists": true }, "state": { "$in": words(&ALIVE) } }),
+            )
+        },
         index(
             "jobs",
             "finished",
@@ -48,6 +71,7 @@ fn indexes() -> Vec<Index> {
         unique("branches", "name", doc! { "name": 1 }),
         index("captures", "branch", doc! { "branch": 1 }, None),
         index("captures", "owner", doc! { "owner": 1 }, None),
+        index("counters", "engine", doc! { "engine": 1 }, None),
         // The walk of the head, reading from a seq, and the promise that no range is in a level of an epoch twice.
         unique("segments", "range", doc! { "branch": 1, "last_seq": 1, "level": 1, "epoch": 1 }),
         index("segments", "losses", doc! { "branch": 1, "first_seq": 1 }, Some(doc! { "holes": { "$gt": 0 } })),
@@ -82,6 +106,17 @@ impl Inner {
                     .max_time(Duration::from_secs(60))
                     .await
                     .map_err(|e| fault_of(e).at(format!("indexes of {}.{coll}", self.db.name())))?;
+            }
+        }
+        for (coll, name) in RETIRED {
+            // Looked for first: even a drop of what is not there waits for the transactions on the collection, one of a dead process among them.
+            let names = self.db.collection::<Document>(coll).list_index_names().await.map_err(fault_of)?;
+            if !names.iter().any(|known| known == name) {
+                continue;
+            }
+            match self.db.collection::<Document>(coll).drop_index(name).await {
+                Err(e) if code(&e) == Some(27) => {} // it is not there
+                other => other.map_err(|e| fault_of(e).at(format!("indexes of {}.{coll}", self.db.name())))?,
             }
         }
         Ok(())

@@ -1,93 +1,69 @@
-//! Owns: the end of attempts without success, the operator's hand on jobs, listing, counting and sweeping.
-//! Does not own: claiming (`claim`) and committing (`commit`).
+//! Owns: reading jobs, sweeping finished ones, and the status of a branch that follows from its dead ones.
+//! Does not own: claiming (`claim`), the ends of attempts (`finish`, `commit`), the operator's hand (`operate`).
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
-use mongodb::options::{Hint, ReturnDocument, UpdateModifications};
+use mongodb::error::Error;
+use mongodb::options::Hint;
 
 use super::super::rules::{self, Health};
-use super::super::{
-    Branch, BranchStatus, Capture, CaptureState, Failed, Job, JobFilter, JobKind, JobLease, JobState, QueueDepth, SegmentKind, SegmentRow,
-};
-use super::classify::fault_of;
-use super::indexes::{JOBS_DEAD, JOBS_READY, JOBS_RUNNING, JOBS_SCHEDULED};
-use super::rows::{held_by, now, reschedule, with_error, word, words};
-use super::txn::{Body, Halt, Then};
+use super::super::{Branch, BranchStatus, Capture, CaptureState, Job, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
+use super::classify::{code, fault_of};
+use super::indexes::{JOBS_DEAD, JOBS_DEAD_OF_BRANCH, JOBS_READY, JOBS_RUNNING, JOBS_SCHEDULED};
+use super::rows::{text, word, words};
+use super::txn::Halt;
 use super::{Inner, millis};
-use crate::fault::Result;
-use crate::queue::{self, JobEvent};
+use crate::fault::{Fault, Result};
 
+/// How long the server may look for a page: a filter that fits next to nothing among millions of finished jobs must not keep it busy.
+const LIST_TIME: Duration = Duration::from_secs(10);
+/// The server's code of a statement that took longer than it was allowed to.
+const MAX_TIME_EXPIRED: i32 = 50;
 /// Documents that one delete of a sweep removes: each is an oplog entry.
 const SWEEP_CHUNK: usize = 500;
 
 impl Inner {
-    pub(super) async fn fail(&self, lease: &JobLease, how: &Failed) -> Result<bool> {
-        let guard = held_by(lease);
-        let update = failed_update(how);
-        if matches!(how, Failed::Dead { .. }) {
-            let mut body = DeadTxn { inner: self, guard, update };
-            if self.transact(&mut body).await? {
-                return Ok(true);
-            }
-        } else {
-            let done = self.jobs_coll().update_one(guard, update).await.map_err(fault_of)?;
-            if done.matched_count > 0 {
-                return Ok(true);
-            }
-        }
-        // Our own earlier call, whose answer was lost?
-        let ended = doc! { "_id": &lease.id, "ended": &lease.token };
-        Ok(self.jobs_coll().clone_with_type::<Document>().find_one(ended).await.map_err(fault_of)?.is_some())
-    }
-
-    pub(super) async fn retry_job(&self, id: &str) -> Result<bool> {
-        self.transact(&mut RetryTxn { inner: self, id }).await
-    }
-
     pub(super) async fn job(&self, id: &str) -> Result<Option<Job>> {
         self.jobs_coll().find_one(doc! { "_id": id }).await.map_err(fault_of)
     }
 
     pub(super) async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
-        if max == 0 {
+        let nowhere = filter.engine.is_some() && filter.state.is_some_and(|state| state != JobState::Running);
+        if max == 0 || nowhere {
             return Ok(Vec::new());
         }
-        let mut query = Document::new();
-        if let Some(state) = filter.state {
-            query.insert("state", word(state));
-        }
-        if let Some(kind) = filter.kind {
-            query.insert("kind", word(kind));
-        }
-        if let Some(branch) = &filter.branch {
-            query.insert("branch", branch);
-        }
+        let mut query = query(filter);
         // Always a bound on the id: listing walks ids in order, so a page costs a page.
         query.insert("_id", doc! { "$gt": filter.after.as_deref().unwrap_or("") });
         let limit = i64::try_from(max).unwrap_or(i64::MAX);
-        let cursor = self.jobs_coll().find(query).sort(doc! { "_id": 1 }).limit(limit).await.map_err(fault_of)?;
-        cursor.try_collect().await.map_err(fault_of)
+        if let Some(index) = sorted_elsewhere(filter) {
+            // By time, not by id: the ids are sorted from the index, and the page is read by them.
+            let ids = self.sorted_ids(query.clone(), index, limit).await?;
+            query.insert("_id", doc! { "$in": ids });
+        }
+        let jobs = self.jobs_coll();
+        let page = jobs.find(query).hint(page_hint(filter)).sort(doc! { "_id": 1 }).limit(limit).max_time(LIST_TIME);
+        let cursor = page.await.map_err(too_long)?;
+        cursor.try_collect().await.map_err(too_long)
     }
 
-    /// Counts over the partial index of each state, which holds nothing else and is not fetched from.
-    pub(super) async fn depth(&self) -> Result<QueueDepth> {
-        let (scheduled, ready, running, dead) = tokio::try_join!(
-            self.count(JobState::Scheduled, JOBS_SCHEDULED),
-            self.count(JobState::Ready, JOBS_READY),
-            self.count(JobState::Running, JOBS_RUNNING),
-            self.count(JobState::Dead, JOBS_DEAD),
-        )?;
-        Ok(QueueDepth { scheduled, ready, running, dead })
-    }
-
-    async fn count(&self, state: JobState, index: &str) -> Result<u64> {
-        let hint = Hint::Name(index.to_owned());
-        let of = doc! { "state": word(state) };
-        self.jobs_coll().count_documents(of).hint(hint).limit(rules::DEPTH_LIMIT + 1).await.map_err(fault_of)
+    async fn sorted_ids(&self, query: Document, index: &str, limit: i64) -> Result<Vec<Bson>> {
+        let cursor = self
+            .jobs_coll()
+            .clone_with_type::<Document>()
+            .find(query)
+            .hint(Hint::Name(index.to_owned()))
+            .sort(doc! { "_id": 1 })
+            .projection(doc! { "_id": 1 })
+            .limit(limit)
+            .max_time(LIST_TIME)
+            .await
+            .map_err(too_long)?;
+        let found: Vec<Document> = cursor.try_collect().await.map_err(too_long)?;
+        Ok(found.into_iter().filter_map(|mut d| d.remove("_id")).collect())
     }
 
     pub(super) async fn sweep_jobs(&self, age: Duration, max: usize) -> Result<u64> {
@@ -147,73 +123,56 @@ impl Inner {
     }
 }
 
-/// The update of a job whose attempt ended without success.
-fn failed_update(how: &Failed) -> UpdateModifications {
-    let mut set = doc! { "ended": "$lease.token", "lease": Bson::Null };
-    let (event, error) = match how {
-        Failed::Retry { delay, error } => {
-            set.extend(reschedule(millis(*delay)));
-            (JobEvent::Postponed, Some(error))
-        }
-        Failed::GiveBack { delay, error } => {
-            set.extend(reschedule(millis(*delay)));
-            set.insert("attempt", doc! { "$subtract": ["$attempt", 1] });
-            (if delay.is_zero() { JobEvent::Returned } else { JobEvent::Postponed }, error.as_ref())
-        }
-        Failed::Dead { error } => {
-            set.insert("finished_ms", now());
-            (JobEvent::Doomed, Some(error))
-        }
-    };
-    if let Some(state) = queue::transition(JobState::Running, event) {
-        set.insert("state", word(state));
+fn too_long(error: Error) -> Fault {
+    if code(&error) == Some(MAX_TIME_EXPIRED) {
+        return Fault::rejected(format!(
+            "looking for such jobs takes longer than {LIST_TIME:?}: narrow the filter by a state, or page on from a later job"
+        ));
     }
-    if let Some(error) = error {
-        set.extend(with_error("$lease.engine".into(), error));
-    }
-    UpdateModifications::Pipeline(vec![doc! { "$set": set }])
+    fault_of(error)
 }
 
-struct DeadTxn<'a> {
-    inner: &'a Inner,
-    guard: Document,
-    update: UpdateModifications,
+/// The conditions of a filter, without its place among the pages.
+pub(super) fn query(filter: &JobFilter) -> Document {
+    let mut query = Document::new();
+    // Nothing but a running job is at an engine.
+    if let Some(state) = filter.state.or(filter.engine.as_ref().map(|_| JobState::Running)) {
+        query.insert("state", word(state));
+    }
+    if let Some(kind) = filter.kind {
+        query.insert("kind", word(kind));
+    }
+    if let Some(branch) = &filter.branch {
+        query.insert("branch", branch);
+    }
+    if let Some(engine) = &filter.engine {
+        query.insert("lease.engine", engine);
+    }
+    if let Some(error) = &filter.error {
+        let last = doc! { "$toLower": { "$ifNull": [{ "$last": "$errors.error" }, ""] } };
+        let at = doc! { "$indexOfCP": [last, text(&error.to_ascii_lowercase())] };
+        query.insert("$expr", doc! { "$gte": [at, 0] });
+    }
+    query
 }
 
-#[async_trait]
-impl Body for DeadTxn<'_> {
-    type Out = bool;
-
-    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
-        let jobs = self.inner.jobs_coll();
-        let dead: Option<Job> = jobs
-            .find_one_and_update(self.guard.clone(), self.update.clone())
-            .return_document(ReturnDocument::After)
-            .session(&mut *session)
-            .await?;
-        let Some(job) = dead else { return Ok(Then::Abort(false)) };
-        self.inner.settle_status(session, &job.branch).await?;
-        Ok(Then::Commit(true))
+/// The index of a state whose jobs lie in another order than that of their ids.
+fn sorted_elsewhere(filter: &JobFilter) -> Option<&'static str> {
+    match filter.state {
+        Some(JobState::Ready) => Some(JOBS_READY),
+        Some(JobState::Scheduled) => Some(JOBS_SCHEDULED),
+        _ => None,
     }
 }
 
-struct RetryTxn<'a> {
-    inner: &'a Inner,
-    id: &'a str,
-}
-
-#[async_trait]
-impl Body for RetryTxn<'_> {
-    type Out = bool;
-
-    async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
-        let guard = doc! { "_id": self.id, "state": { "$in": words(&queue::states_before(JobEvent::Revived)) } };
-        let mut set = reschedule(0);
-        set.extend(doc! { "state": word(JobState::Ready), "attempt": 0, "crashes": 0, "finished_ms": Bson::Null });
-        let update = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
-        let revived: Option<Job> = self.inner.jobs_coll().find_one_and_update(guard, update).session(&mut *session).await?;
-        let Some(job) = revived else { return Ok(Then::Abort(false)) };
-        self.inner.settle_status(session, &job.branch).await?;
-        Ok(Then::Commit(true))
+/// Where a page is read from: few jobs run or are dead, and their indexes have no others.
+fn page_hint(filter: &JobFilter) -> Hint {
+    let name = |name: &str| Hint::Name(name.to_owned());
+    match filter.state {
+        None if filter.engine.is_some() => name(JOBS_RUNNING),
+        Some(JobState::Running) => name(JOBS_RUNNING),
+        Some(JobState::Dead) if filter.branch.is_some() => name(JOBS_DEAD_OF_BRANCH),
+        Some(JobState::Dead) => name(JOBS_DEAD),
+        _ => Hint::Keys(doc! { "_id": 1 }),
     }
 }

@@ -1,21 +1,29 @@
 //! Owns: the ledger in MongoDB: every write is one atomic statement or one majority transaction, every time in it is the server's.
 //! Does not own: decisions (`super::rules`, `queue`), or when to repeat (callers; only conflicts within a transaction are repeated here).
 //!
-//! Reading order: `connect`, `indexes`, `txn`, `checkpoint`, `claim`, `commit`, `jobs`, `engines`, `sessions`, `captures`, `classify`, `facts`.
+//! Reading order: `connect`, `indexes`, `txn`, `batch`, `checkpoint`, `enqueue`, `claim`, `commit`, `finish`, `jobs`, `operate`, `counters`, `stats`, `controls`, `engines`, `sessions`,
+//! `captures`, `classify`, `facts`.
 
+mod batch;
 mod captures;
 mod checkpoint;
 mod claim;
 mod classify;
 mod commit;
 mod connect;
+mod controls;
+mod counters;
 mod engines;
+mod enqueue;
 mod facts;
+mod finish;
 mod indexes;
 mod jobs;
+mod operate;
 mod rows;
 mod secrets;
 mod sessions;
+mod stats;
 mod txn;
 
 use std::future::Future;
@@ -171,23 +179,35 @@ impl Ledger for MongoLedger {
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed> {
         call!(self, "checkpoint", |i| i.checkpoint(&write); write = write.clone())
     }
+    async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>> {
+        call!(self, "enqueue jobs", |i| i.enqueue(&jobs); jobs = jobs.to_vec())
+    }
     async fn promote(&self) -> Result<u64> {
         call!(self, "promote jobs", |i| i.promote())
     }
-    async fn claim(&self, engine: &str, kinds: &[JobKind], limit: usize, alone: bool) -> Result<Vec<Job>> {
-        call!(self, "claim jobs", |i| i.claim(&engine, &kinds, limit, alone); engine = engine.to_owned(); kinds = kinds.to_vec())
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>> {
+        call!(self, "claim jobs", |i| i.claim(&request); request = request.clone())
     }
     async fn suspect_waits(&self, kinds: &[JobKind], patience: Duration) -> Result<bool> {
         call!(self, "look for suspects", |i| i.suspect_waits(&kinds, patience); kinds = kinds.to_vec())
     }
-    async fn start(&self, lease: &JobLease) -> Result<bool> {
-        call!(self, "start the job", |i| i.start(&lease); lease = lease.clone())
+    async fn start_many(&self, leases: &[JobLease]) -> Result<Vec<bool>> {
+        call!(self, "start jobs", |i| i.start_many(&leases); leases = leases.to_vec())
+    }
+    async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>> {
+        call!(self, "look for jobs to stop", |i| i.cancel_requests(&engine); engine = engine.to_owned())
+    }
+    async fn stuck(&self, older_than: Duration, max: usize) -> Result<Vec<Job>> {
+        call!(self, "look for stuck jobs", |i| i.stuck(older_than, max))
     }
     async fn payload(&self, job: &str) -> Result<Vec<Bytes>> {
         call!(self, "read the payload", |i| i.payload(&job); job = job.to_owned())
     }
     async fn commit(&self, commits: &[SegmentCommit]) -> Result<Vec<Committed>> {
         call!(self, "commit segments", |i| i.commit(&commits); commits = commits.to_vec())
+    }
+    async fn finish(&self, engine: &str, ends: &[Finish]) -> Result<Vec<Finished>> {
+        call!(self, "finish jobs", |i| i.finish(&engine, &ends); engine = engine.to_owned(); ends = ends.to_vec())
     }
     async fn advance_heads(&self) -> Result<u64> {
         call!(self, "advance heads", |i| i.advance_heads())
@@ -204,6 +224,15 @@ impl Ledger for MongoLedger {
     async fn rescue(&self, by: &str, silent_before_ms: Option<i64>, known_dead: &[EngineId]) -> Result<Rescued> {
         call!(self, "rescue", |i| i.rescue(&by, silent_before_ms, &known_dead); by = by.to_owned(); known_dead = known_dead.to_vec())
     }
+    async fn lead(&self, engine: &str, lease: Duration) -> Result<bool> {
+        call!(self, "take the lead", |i| i.lead(&engine, lease); engine = engine.to_owned())
+    }
+    async fn step_down(&self, engine: &str) -> Result<()> {
+        call!(self, "give up the lead", |i| i.step_down(&engine); engine = engine.to_owned())
+    }
+    async fn leader(&self) -> Result<Option<EngineId>> {
+        call!(self, "read who leads", |i| i.leader())
+    }
     async fn retire(&self, engine: &str) -> Result<()> {
         call!(self, "retire the engine", |i| i.retire(&engine); engine = engine.to_owned())
     }
@@ -212,6 +241,12 @@ impl Ledger for MongoLedger {
     }
     async fn depth(&self) -> Result<QueueDepth> {
         call!(self, "count jobs", |i| i.depth())
+    }
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        call!(self, "read the queue's figures", |i| i.queue_stats())
+    }
+    async fn refresh_queue_stats(&self) -> Result<()> {
+        call!(self, "count the queue", |i| i.refresh_queue_stats())
     }
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
         call!(self, "list jobs", |i| i.jobs(&filter, max); filter = filter.clone())
@@ -224,6 +259,21 @@ impl Ledger for MongoLedger {
     }
     async fn discard_job(&self, id: &str, gap: &SegmentRow) -> Result<bool> {
         call!(self, "discard the job", |i| i.discard_job(&id, &gap); id = id.to_owned(); gap = gap.clone())
+    }
+    async fn cancel_job(&self, id: &str) -> Result<Cancelled> {
+        call!(self, "cancel the job", |i| i.cancel_job(&id); id = id.to_owned())
+    }
+    async fn bulk(&self, action: Bulk, filter: &JobFilter, max: usize, dry_run: bool) -> Result<BulkOutcome> {
+        call!(self, "change jobs", |i| i.bulk(action, &filter, max, dry_run); filter = filter.clone())
+    }
+    async fn controls(&self) -> Result<Controls> {
+        call!(self, "read the operators' wishes", |i| i.controls())
+    }
+    async fn set_pause(&self, what: &PauseTarget, paused: bool, by: &str) -> Result<()> {
+        call!(self, "set the pause", |i| i.set_pause(&what, paused, &by); what = what.clone(); by = by.to_owned())
+    }
+    async fn set_scale(&self, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<()> {
+        call!(self, "set the size of pools", |i| i.set_scale(target, hold, &by); by = by.to_owned())
     }
     async fn branches(&self) -> Result<Vec<Branch>> {
         call!(self, "list branches", |i| i.branches())

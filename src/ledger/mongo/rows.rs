@@ -4,9 +4,9 @@ use bson::{Bson, Document, doc};
 use serde::Serialize;
 
 use crate::fault::{Fault, Result};
-use crate::queue::{self, Priority};
+use crate::queue;
 
-use super::super::{JobKind, JobLease, JobState, MAX_JOB_ERRORS};
+use super::super::{JobLease, JobState, MAX_JOB_ERRORS, Priority};
 
 /// A row as a document. Through raw bytes, so that nothing is reinterpreted on the way.
 pub(super) fn document<T: Serialize>(row: &T) -> Result<Document> {
@@ -51,8 +51,8 @@ pub(super) fn reschedule(delay_ms: i64) -> Document {
 }
 
 /// `run_at_ms` and `sched_key` of a new job that may run after `delay_ms`.
-pub(super) fn schedule(kind: JobKind, delay_ms: i64) -> Document {
-    let boost = queue::boost_ms(Priority::of(kind));
+pub(super) fn schedule(priority: Priority, delay_ms: i64) -> Document {
+    let boost = queue::boost_ms(priority);
     doc! { "run_at_ms": later(delay_ms), "sched_key": { "$subtract": [later(delay_ms), boost] } }
 }
 

@@ -1,0 +1,48 @@
+//! What operators wish of all engines, and of running jobs: polled, since they may say it anywhere.
+//!
+//! Owns: the rhythm, and passing it on. Does not own: obeying (`pool`, `view`).
+
+use std::time::Duration;
+
+use super::upkeep::Part;
+use super::view::EngineHandle;
+use crate::pool::{InWork, SharedPauses};
+use crate::runtime::random;
+
+/// Pauses and sizes are obeyed within about this time.
+const CONTROLS_EVERY: Duration = Duration::from_secs(2);
+/// A running job that shall stop is told so within about this time: one look at an index, while something runs.
+const CANCEL_EVERY: Duration = Duration::from_secs(2);
+
+impl Part {
+    /// The first look comes before the first claim: what is paused stays so when an engine starts.
+    pub(super) async fn look_at_controls(&self, pauses: &SharedPauses, view: &EngineHandle) {
+        match self.ledger.controls().await {
+            Ok(controls) => {
+                *pauses.lock() = controls.pauses;
+                view.obey(controls.scale.as_ref());
+            }
+            // What was wished last stays.
+            Err(fault) => tracing::debug!(error = %fault, "could not look for pauses and sizes"),
+        }
+    }
+
+    pub(super) async fn controls_loop(self, pauses: SharedPauses, view: EngineHandle) {
+        while self.pause(random::jitter(CONTROLS_EVERY)).await {
+            self.look_at_controls(&pauses, &view).await;
+        }
+    }
+
+    pub(super) async fn cancel_loop(self, in_work: InWork) {
+        while self.pause(random::jitter(CANCEL_EVERY)).await {
+            if in_work.is_empty() {
+                continue;
+            }
+            match self.ledger.cancel_requests(&self.me.id).await {
+                Ok(jobs) if jobs.is_empty() => {}
+                Ok(jobs) => in_work.asked(&jobs),
+                Err(fault) => tracing::debug!(error = %fault, "could not look for jobs that are to stop"),
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Taking over from the dead.
+//!
+//! Owns: who looks, and judging by silence only when this engine may (`streak`). Does not own: what is taken over (`ledger::rescue`).
+//!
+//! The leader does it for all. Any other engine does so when it knows better: a process of its own host is gone, or somebody has been silent for so
+//! long that whoever leads does not rescue.
+
+use std::time::{Duration, Instant};
+
+use super::peers::overdue;
+use super::upkeep::Part;
+use crate::ledger::{EngineBeat, EngineId};
+use crate::runtime::{clock, identity, random};
+
+/// Dead processes are looked for this often; with the default lease of 15 s a job is back within 20 s.
+const EVERY: Duration = Duration::from_secs(4);
+
+impl Part {
+    pub(super) async fn rescue_loop(self) {
+        while self.pause(random::jitter(EVERY)).await {
+            if self.leading.leads(clock::now()) {
+                self.rescue(clock::now).await;
+                continue;
+            }
+            match self.ledger.engines().await {
+                Ok(engines) => {
+                    self.peers.seen(&engines);
+                    if overdue(&engines, self.lease) || !self.known_dead(engines).is_empty() {
+                        self.rescue(clock::now).await;
+                    }
+                }
+                Err(fault) => tracing::debug!(error = %fault, "could not look for other engines"),
+            }
+        }
+    }
+
+    /// SUBTLE: the server's time is read first and the right to judge asked after it, so the verdict is about a moment at which others could be
+    /// heard. A call after it that hangs through an outage changes nothing: nobody who beat before that moment is judged, however late it ends.
+    pub(super) async fn rescue(&self, now: impl Fn() -> Instant) {
+        let (at_ms, engines) = match (self.ledger.now_ms().await, self.ledger.engines().await) {
+            (Ok(at_ms), Ok(engines)) => (at_ms, engines),
+            (Err(fault), _) | (_, Err(fault)) => {
+                tracing::debug!(error = %fault, "could not look for dead processes");
+                return;
+            }
+        };
+        self.peers.seen(&engines);
+        let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
+        let silent_before_ms = self.streak.lock().may_judge(now()).then(|| at_ms.saturating_sub(lease_ms));
+        match self.ledger.rescue(&self.me.id, silent_before_ms, &self.known_dead(engines)).await {
+            Ok(rescued) if !rescued.engines.is_empty() => {
+                tracing::warn!(engines = ?rescued.engines, jobs = rescued.jobs, captures = rescued.captures, "took over from dead processes");
+            }
+            Ok(_) => {}
+            Err(fault) => tracing::debug!(error = %fault, "could not look for dead processes"),
+        }
+    }
+
+    fn known_dead(&self, engines: Vec<EngineBeat>) -> Vec<EngineId> {
+        engines.into_iter().filter(|e| identity::is_known_dead(&self.me, e)).map(|e| e.id).collect()
+    }
+}
