@@ -14,6 +14,7 @@
 //! the attempt. A stage that ends before it was told to is a bug: the engine aborts with a fault, so that a supervisor starts it anew, instead of
 //! living on with a part missing. The same goes for a computation that does not stop when it is told to.
 
+mod arrivals;
 mod attempt;
 mod captures;
 mod controls;

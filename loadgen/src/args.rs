@@ -315,6 +315,9 @@ pub(crate) struct ScalerBench {
     /// Runs the loads (only step, unless others are named) with noop jobs on a real engine, in real time.
     #[arg(long)]
     pub live: bool,
+    /// Ends each load after this many seconds, if it is not over before.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(60..=86_400))]
+    pub seconds: Option<u32>,
     #[command(flatten)]
     pub servers: Servers,
 }
@@ -370,7 +373,8 @@ pub(crate) struct QueueBench {
     /// Ends with exit code 1 if a claim from the deepest queue costs more than this many times what it costs at 1,000 [default: 1.5].
     #[arg(long, value_name = "RATIO")]
     pub max_claim_ratio: Option<f64>,
-    /// Ends with exit code 1 if the 99th percentile of the queue's figures takes longer at any depth [default: 50ms].
+    /// Ends with exit code 1 if at the largest depth the queue's figures take longer: the 99th percentile of the ledger's, the median of the
+    /// interface's beside an engine at full speed [default: 50ms].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub max_stats: Option<Duration>,
     /// Seed of the order in which the jobs are due.

@@ -20,6 +20,8 @@ use super::{Context, Exit};
 
 /// Pause between looks at a store that was away at the start.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
+/// After the drain, how long answers that are under way may take.
+const LAST_WORDS: Duration = Duration::from_secs(8);
 
 const EXAMPLES: &str = "Example:
   export ARGON_MONGODB_URI='mongodb://127.0.0.1:27017/?replicaSet=rs0' ARGON_STORE_URL=file:///var/lib/argon
@@ -72,7 +74,9 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
         }
     };
     signals.abort();
-    listeners.stop().await;
+    if tokio::time::timeout(LAST_WORDS, listeners.stop()).await.is_err() {
+        tracing::warn!("a listener has not ended in time, and is left behind");
+    }
     // Only a look that has ended counts: one that hangs must not hold up the exit.
     if let Some(later) = later
         && later.is_finished()

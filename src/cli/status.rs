@@ -16,8 +16,6 @@ use super::output::{table, wrapped};
 use super::workers::{short, state_of};
 use super::{Context, Exit, Output};
 
-/// A heartbeat that is older, by the server's clock, belongs to an engine that hangs or has died.
-const SILENT: Duration = Duration::from_secs(15);
 /// An engine that is asked for its scaler's last word may take this long; the rest does not wait for it any longer.
 const ASKING: Duration = Duration::from_secs(2);
 /// Rows of engines and of branches in the text; `--json` has all.
@@ -141,7 +139,7 @@ fn engine_line(beat: &EngineBeat, now_ms: i64) -> EngineLine {
         engine: beat.id.clone(),
         host: beat.host.clone(),
         pid: beat.pid,
-        alive: now_ms.saturating_sub(beat.beat_ms) < i64::try_from(SILENT.as_millis()).unwrap_or(i64::MAX),
+        alive: beat.is_heard(now_ms),
         draining: status.draining,
         workers: status.pool.current,
         target_workers: status.pool.target,

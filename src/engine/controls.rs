@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::upkeep::Part;
 use super::view::EngineHandle;
+use crate::fault::Result;
 use crate::pool::{InWork, SharedPauses};
 use crate::runtime::random;
 
@@ -15,21 +16,20 @@ const CONTROLS_EVERY: Duration = Duration::from_secs(2);
 const CANCEL_EVERY: Duration = Duration::from_secs(2);
 
 impl Part {
-    /// The first look comes before the first claim: what is paused stays so when an engine starts.
-    pub(super) async fn look_at_controls(&self, pauses: &SharedPauses, view: &EngineHandle) {
-        match self.ledger.controls().await {
-            Ok(controls) => {
-                *pauses.lock() = controls.pauses;
-                view.obey(controls.scale.as_ref());
-            }
-            // What was wished last stays.
-            Err(fault) => tracing::debug!(error = %fault, "could not look for pauses and sizes"),
-        }
+    /// The first look comes before the first claim, and must succeed: what is paused stays so when an engine starts.
+    pub(super) async fn look_at_controls(&self, pauses: &SharedPauses, view: &EngineHandle) -> Result<()> {
+        let controls = self.ledger.controls().await?;
+        *pauses.lock() = controls.pauses;
+        view.obey(controls.scale.as_ref());
+        Ok(())
     }
 
     pub(super) async fn controls_loop(self, pauses: SharedPauses, view: EngineHandle) {
         while self.pause(random::jitter(CONTROLS_EVERY)).await {
-            self.look_at_controls(&pauses, &view).await;
+            // What was wished last stays.
+            if let Err(fault) = self.look_at_controls(&pauses, &view).await {
+                tracing::debug!(error = %fault, "could not look for pauses and sizes");
+            }
         }
     }
 

@@ -22,6 +22,8 @@ const PROMOTE_EVERY: Duration = Duration::from_secs(1);
 const HEADS_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const SWEEP_JOBS: usize = 10_000;
+/// Between two such steps while there is more to remove: others want to use the server too.
+const SWEEP_PAUSE: Duration = Duration::from_millis(200);
 /// Exact figures of a deep queue are this old at most, or older where counting takes long: it may take a twentieth of one CPU of the server.
 const FIGURES_EVERY: Duration = Duration::from_secs(10);
 const FIGURES_SHARE: u32 = 20;
@@ -106,10 +108,21 @@ impl Part {
             if !self.leads() {
                 continue;
             }
-            match self.ledger.sweep_jobs(age, SWEEP_JOBS).await {
-                Ok(0) => {}
-                Ok(removed) => tracing::debug!(removed, "removed finished jobs"),
-                Err(fault) => tracing::debug!(error = %fault, "could not remove finished jobs"),
+            while self.sweep(age).await >= SWEEP_JOBS && self.leads() && self.pause(SWEEP_PAUSE).await {}
+        }
+    }
+
+    /// How many finished jobs it has removed.
+    async fn sweep(&self, age: Duration) -> usize {
+        match self.ledger.sweep_jobs(age, SWEEP_JOBS).await {
+            Ok(0) => 0,
+            Ok(removed) => {
+                tracing::debug!(removed, "removed finished jobs");
+                usize::try_from(removed).unwrap_or(usize::MAX)
+            }
+            Err(fault) => {
+                tracing::debug!(error = %fault, "could not remove finished jobs");
+                0
             }
         }
     }
@@ -131,7 +144,8 @@ impl Part {
     pub(super) async fn stuck_loop(self, limit: Duration, retry: RetryPolicy) {
         let every = (limit / 10).clamp(Duration::from_secs(1), Duration::from_secs(30));
         while self.pause(random::jitter(every)).await {
-            if !self.leads() {
+            // After an outage, or a suspended machine, a living engine must have had the time to say how its attempts have ended.
+            if !self.leads() || !self.streak.lock().may_judge(clock::now()) {
                 continue;
             }
             match self.ledger.stuck(limit, STUCK_JOBS).await {

@@ -12,8 +12,8 @@ use super::upkeep::Part;
 use crate::ledger::{EngineBeat, EngineId};
 use crate::runtime::{clock, identity, random};
 
-/// Dead processes are looked for this often; with the default lease of 15 s a job is back within 20 s.
-const EVERY: Duration = Duration::from_secs(4);
+/// Dead processes are looked for this often; with the default lease of 15 s a job runs again within 20 s.
+const EVERY: Duration = Duration::from_secs(2);
 
 impl Part {
     pub(super) async fn rescue_loop(self) {
@@ -50,6 +50,7 @@ impl Part {
         match self.ledger.rescue(&self.me.id, silent_before_ms, &self.known_dead(engines)).await {
             Ok(rescued) if !rescued.engines.is_empty() => {
                 tracing::warn!(engines = ?rescued.engines, jobs = rescued.jobs, captures = rescued.captures, "took over from dead processes");
+                self.life.work.notify_one();
             }
             Ok(_) => {}
             Err(fault) => tracing::debug!(error = %fault, "could not look for dead processes"),

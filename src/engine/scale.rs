@@ -1,15 +1,17 @@
 //! Measures the load once a second and lets the scaler decide.
 //!
-//! Owns: turning the pool's figures and the queue's into measurements. Does not own: the decision (`pool::scaler`), resizing (`pool`).
+//! Owns: turning the pool's figures and the queue's into measurements. Does not own: arrivals (`arrivals`), the decision (`pool::scaler`),
+//! resizing (`pool`).
 
 use std::time::Duration;
 
-use crate::ledger::{JobKind, Pauses, QueueStats, SharedLedger};
+use crate::ledger::{JobKind, Pauses, QueueStats, SharedLedger, StateCount};
 use crate::pool::scaler::Measured;
 use crate::pool::{Load, Pool, SharedPauses};
 use crate::runtime::clock;
 use crate::runtime::shutdown::Shutdown;
 
+use super::arrivals::{Arrivals, Waiting};
 use super::peers::Peers;
 use super::view::EngineHandle;
 
@@ -31,7 +33,7 @@ pub(super) struct ScaleLoop {
 impl ScaleLoop {
     /// Until the engine drains: from then on there is only less to do.
     pub(super) async fn run(self) {
-        let mut backlog = 0;
+        let (mut arrivals, mut waiting) = (Arrivals::default(), Waiting::default());
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -39,24 +41,26 @@ impl ScaleLoop {
                 _ = tick.tick() => {}
                 () = self.stop.draining() => return,
             }
-            let load = self.pool.load(clock::now());
+            // The time is that of the pool's figures: the queue may take long to answer.
+            let (load, at) = (self.pool.load(clock::now()), self.view.uptime());
             if let Some(found) = self.backlog(&load).await {
-                backlog = found;
+                waiting = found;
             }
-            self.view.decide(&measured(&load, self.view.uptime(), backlog));
+            self.view.decide(&measured(&load, at, arrivals.look(at, load.claimed, waiting)));
         }
     }
 
     /// Ready jobs that nobody has claimed: this engine's share. `None` when the queue does not say so in time.
     ///
-    /// An idle queue is not asked: the last claim has found its end.
-    async fn backlog(&self, load: &Load) -> Option<u64> {
-        if !load.more {
-            return Some(0);
+    /// An idle queue is not asked: the last claim has found its end. While all workers are busy that may have been long ago.
+    async fn backlog(&self, load: &Load) -> Option<Waiting> {
+        if !load.more && load.running.len() < usize::from(load.workers) {
+            return Some(Waiting::default());
         }
         let stats = tokio::time::timeout(ANSWER, self.ledger.queue_stats()).await.ok()?.ok()?;
         let ready = ready(&stats, &self.pool.sync_kinds(), &self.pauses.lock());
-        Some(ready.div_ceil(self.peers.count()))
+        let StateCount { as_of_ms, at_least, .. } = stats.ready;
+        Some(Waiting { jobs: ready.div_ceil(self.peers.count()), as_of_ms, at_least })
     }
 }
 
@@ -65,13 +69,11 @@ fn ready(stats: &QueueStats, kinds: &[JobKind], pauses: &Pauses) -> u64 {
     pauses.open(kinds).iter().filter_map(|kind| stats.ready.by_kind.get(kind)).sum()
 }
 
-/// What has been claimed or waits has arrived: claimed jobs of this engine and its share of the others.
-fn measured(load: &Load, at: Duration, backlog: u64) -> Measured {
+fn measured(load: &Load, at: Duration, (arrived, backlog): (u64, u64)) -> Measured {
     Measured {
         at,
-        arrived: load.claimed + backlog,
-        // In an outage attempts go on to end; what counts is that none succeeds.
-        completed: load.completed.saturating_sub(load.errors),
+        arrived,
+        completed: load.succeeded,
         busy: load.busy,
         running: load.running.clone(),
         backlog: backlog + load.waiting,
@@ -94,8 +96,8 @@ mod tests {
         assert_eq!(ready(&stats, &kinds, &pauses), 110);
         pauses.0.insert(PauseTarget::Kind(JobKind::Sync), PauseNote { by: "me".into(), at_ms: 0 });
         assert_eq!(ready(&stats, &kinds, &pauses), 10);
-        let load = Load { claimed: 50, completed: 42, errors: 2, waiting: 4, workers: 5, ..Load::default() };
-        let m = measured(&load, Duration::from_secs(9), 7);
-        assert_eq!((m.arrived, m.completed, m.backlog, m.workers), (57, 40, 11, 5));
+        let load = Load { claimed: 50, succeeded: 40, errors: 2, waiting: 4, workers: 5, ..Load::default() };
+        let m = measured(&load, Duration::from_secs(9), (57, 7));
+        assert_eq!((m.arrived, m.completed, m.errors, m.backlog, m.workers), (57, 40, 2, 11, 5));
     }
 }

@@ -43,14 +43,14 @@ pub(super) struct Spread {
     me: EngineId,
     free_since: BTreeMap<CaptureId, Instant>,
     engine_since: BTreeMap<EngineId, Instant>,
-    /// Given back here and not yet seen with another owner.
-    given: BTreeSet<CaptureId>,
+    /// Given back here, and since when another engine has held it without a break. One that has held it for [`SETTLED`] can: it is forgotten here.
+    given: BTreeMap<CaptureId, Option<Instant>>,
     may_give_at: Option<Instant>,
 }
 
 impl Spread {
     pub(super) fn new(me: EngineId) -> Self {
-        Self { me, free_since: BTreeMap::new(), engine_since: BTreeMap::new(), given: BTreeSet::new(), may_give_at: None }
+        Self { me, free_since: BTreeMap::new(), engine_since: BTreeMap::new(), given: BTreeMap::new(), may_give_at: None }
     }
 
     /// One look. `engines`: those that live and do not drain; this one is always among them. `captures`: all that should run.
@@ -61,7 +61,7 @@ impl Spread {
             plan.give = self.gives(now, captures);
         }
         if let Some(id) = &plan.give {
-            self.given.insert(id.clone());
+            self.given.insert(id.clone(), None);
             self.may_give_at = Some(now + GIVE_EVERY);
         }
         plan
@@ -89,7 +89,10 @@ impl Spread {
         }
         let elsewhere = |id: &CaptureId| captures.iter().any(|c| c.id == *id && c.owner.as_ref().is_some_and(|o| *o != self.me));
         let gone = |id: &CaptureId| !captures.iter().any(|c| c.id == *id);
-        self.given.retain(|id| !elsewhere(id) && !gone(id));
+        self.given.retain(|id, held| {
+            *held = elsewhere(id).then(|| held.unwrap_or(now));
+            !gone(id) && held.is_none_or(|since| now.saturating_duration_since(since) < SETTLED)
+        });
     }
 
     fn takes(&mut self, now: Instant, captures: &[Seen]) -> Vec<CaptureId> {
@@ -99,11 +102,12 @@ impl Spread {
         for c in captures.iter().filter(|c| !c.here) {
             if self.is_mine(c) {
                 take.push(c.id.clone()); // the answer of a take, or of a release, was lost
+                self.given.remove(&c.id);
                 continue;
             }
             let Some(since) = self.free_since.get(&c.id) else { continue };
             let unwanted = now.saturating_duration_since(*since) >= FREE_PATIENCE;
-            let given = self.given.contains(&c.id);
+            let given = self.given.contains_key(&c.id);
             if unwanted || (room > 0 && !given) {
                 room = room.saturating_sub(1);
                 take.push(c.id.clone());
@@ -120,7 +124,8 @@ impl Spread {
     /// captures at cross purposes.
     fn gives(&self, now: Instant, captures: &[Seen]) -> Option<CaptureId> {
         let of_the_dead = captures.iter().any(|c| c.owner.as_ref().is_some_and(|o| !self.engine_since.contains_key(o)));
-        if of_the_dead || !self.given.is_empty() || self.may_give_at.is_some_and(|at| now < at) {
+        let on_its_way = self.given.values().any(Option::is_none);
+        if of_the_dead || on_its_way || self.may_give_at.is_some_and(|at| now < at) {
             return None;
         }
         let load = |engine: &EngineId| captures.iter().filter(|c| c.owner.as_ref() == Some(engine)).count();
@@ -214,6 +219,47 @@ mod tests {
         assert_eq!(spread.look(then + LOOK + FREE_PATIENCE, &engines, &free).take, ids(&["2"]));
         assert_eq!(spread.look(then + 60 * LOOK, &engines, &both), Plan::default(), "the other one cannot have it");
         assert_eq!(spread.look(then + LOOK + FREE_PATIENCE + IN_VAIN, &engines, &both).give, Some("2".into()), "it is tried again");
+    }
+
+    #[test]
+    fn what_another_engine_took_and_could_not_follow_was_given_in_vain() {
+        let start = clock::now();
+        let mut spread = Spread::new("a".into());
+        let engines = ids(&["a", "b"]);
+        let both = [seen("1", Some("a"), true), seen("2", Some("a"), true)];
+        let free = [seen("1", Some("a"), true), seen("2", None, false)];
+        let there = [seen("1", Some("a"), true), seen("2", Some("b"), false)];
+        spread.look(start, &engines, &both);
+        let then = start + SETTLED;
+        assert_eq!(spread.look(then, &engines, &both).give, Some("2".into()));
+        assert_eq!(spread.look(then + LOOK, &engines, &there), Plan::default());
+        assert_eq!(spread.look(then + 8 * LOOK, &engines, &free), Plan::default(), "the source does not answer there");
+        assert_eq!(spread.look(then + 8 * LOOK + FREE_PATIENCE, &engines, &free).take, ids(&["2"]));
+        for seconds in 11..600 {
+            assert_eq!(spread.look(then + seconds * LOOK, &engines, &both), Plan::default(), "not again and again: {seconds} s");
+        }
+        // One that held it for long has only lost it since.
+        let later = then + 8 * LOOK + FREE_PATIENCE + IN_VAIN;
+        assert_eq!(spread.look(later, &engines, &both).give, Some("2".into()));
+        assert_eq!(spread.look(later + LOOK, &engines, &there), Plan::default());
+        assert_eq!(spread.look(later + LOOK + SETTLED, &engines, &there), Plan::default());
+        spread.look(later + 20 * LOOK, &engines, &free);
+        assert_eq!(spread.look(later + 20 * LOOK + FREE_PATIENCE, &engines, &free).take, ids(&["2"]));
+        assert_eq!(spread.look(later + 30 * LOOK, &engines, &both).give, Some("2".into()), "it could have it");
+    }
+
+    #[test]
+    fn a_release_whose_outcome_was_lost_does_not_keep_others_from_moving() {
+        let start = clock::now();
+        let mut spread = Spread::new("a".into());
+        let engines = ids(&["a", "b"]);
+        let all: Vec<Seen> = ["1", "2", "3"].iter().map(|id| seen(id, Some("a"), true)).collect();
+        spread.look(start, &engines, &all);
+        let then = start + SETTLED;
+        assert_eq!(spread.look(then, &engines, &all).give, Some("3".into()));
+        let still: Vec<Seen> = all[..2].iter().cloned().chain([seen("3", Some("a"), false)]).collect();
+        assert_eq!(spread.look(then + LOOK, &engines, &still).take, ids(&["3"]));
+        assert_eq!(spread.look(then + GIVE_EVERY, &engines, &all).give, Some("3".into()), "it is given once more");
     }
 
     /// A metadata database and engines that look at it in turns; owners change only as the ledger allows.

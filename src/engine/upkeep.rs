@@ -54,7 +54,7 @@ impl Upkeep {
         let (lost, done) = (CancellationToken::new(), CancellationToken::new());
         let part = Part::new(of.ledger, of.me, of.settings.lease, of.life.clone(), of.peers.clone(), done.clone());
         part.ledger.heartbeat(&part.beat_document(of.view), true).await?;
-        part.look_at_controls(of.pauses, of.view).await;
+        part.look_at_controls(of.pauses, of.view).await?;
         part.rescue(clock::now).await;
         let bell = of.life.work.clone();
         let mut tasks = JoinSet::new();

@@ -34,6 +34,7 @@ struct Inner {
     started_ms: i64,
     scaling: Mutex<Scaling>,
     bounds: ScalerSettings,
+    lease: Duration,
     decisions: Mutex<VecDeque<Decision>>,
     pulse: Mutex<Option<Arc<Pulse>>>,
     life: Mutex<Option<Arc<Life>>>,
@@ -97,6 +98,7 @@ impl EngineHandle {
             started_ms: clock::wall_ms(),
             scaling: Mutex::new(Scaling { scaler: Scaler::new(bounds.clone()), wish: None, by_wish: false }),
             bounds,
+            lease: settings.lease,
             decisions: Mutex::default(),
             pulse: Mutex::default(),
             life: Mutex::default(),
@@ -116,9 +118,11 @@ impl EngineHandle {
             workers: pool.map(Pool::rows).unwrap_or_default(),
             slots: pool.map(Pool::slots).unwrap_or_default(),
             attempts: pool.map(Pool::attempts).unwrap_or_default(),
+            sync_attempts: pool.map(Pool::sync_attempts).unwrap_or_default(),
             captures: life.as_ref().map_or(0, |life| life.captures.load(Ordering::Relaxed)),
             avg_wait_ms: pool.map_or(Duration::ZERO, Pool::average_wait).as_secs_f64() * 1_000.0,
             runtime_lag_ms: self.runtime_lag().as_secs_f64() * 1_000.0,
+            lease_ms: i64::try_from(self.0.lease.as_millis()).unwrap_or(i64::MAX),
         }
     }
 
@@ -216,7 +220,9 @@ impl EngineHandle {
                 backlog = decision.inputs.backlog,
                 arrivals_s = decision.inputs.arrival_rate,
                 job_ms = decision.inputs.service_time.as_secs_f64() * 1_000.0,
-                "the number of workers changes"
+                dry_run = decision.dry_run,
+                "{}",
+                if decision.dry_run { "the number of workers would change" } else { "the number of workers changes" }
             );
         }
         keep(&mut self.0.decisions.lock(), decision);
@@ -286,7 +292,9 @@ fn keep(decisions: &mut VecDeque<Decision>, new: Decision) {
     }
     decisions.push_back(new);
     while decisions.len() > DECISIONS {
-        decisions.pop_front();
+        // A change is kept for longer than what was said in between.
+        let first = decisions.iter().take(DECISIONS).position(|old| !old.changed).unwrap_or(0);
+        decisions.remove(first);
     }
 }
 

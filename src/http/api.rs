@@ -23,6 +23,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Calls in work at once, over all listeners: each may hold a connection to MongoDB.
 const MOST_CALLS: usize = 64;
+const MOST_LOCAL_CALLS: usize = 16;
 /// Bytes of request bodies in memory at once.
 const BODY_BYTES: usize = 16 << 20;
 /// Streams of events open at once.
@@ -72,6 +73,7 @@ pub struct Api {
     pub(super) probes: Probes,
     pub(super) scraper: Scraper,
     pub(super) calls: Arc<Semaphore>,
+    pub(super) local_calls: Arc<Semaphore>,
     pub(super) bodies: Arc<Semaphore>,
     pub(super) streams: Arc<Semaphore>,
 }
@@ -91,6 +93,7 @@ impl Api {
             started: clock::now(),
             scraper: Scraper::default(),
             calls: Arc::new(Semaphore::new(MOST_CALLS)),
+            local_calls: Arc::new(Semaphore::new(MOST_LOCAL_CALLS)),
             bodies: Arc::new(Semaphore::new(BODY_BYTES)),
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
         });

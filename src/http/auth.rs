@@ -61,10 +61,18 @@ pub struct Caller {
     pub name: String,
 }
 
+/// No token can have this name: theirs begin otherwise.
+const LOCAL: &str = "control socket";
+
 impl Caller {
     /// The owner of the control socket's file, who could as well read the engine's memory.
     pub fn local() -> Self {
-        Self { scope: Scope::Admin, name: "control socket".into() }
+        Self { scope: Scope::Admin, name: LOCAL.into() }
+    }
+
+    /// Whether it comes by the control socket.
+    pub fn is_local(&self) -> bool {
+        self.name == LOCAL
     }
 
     fn anonymous(scope: Scope) -> Self {

@@ -42,10 +42,14 @@ const WAITING: usize = 16;
 /// Delay of the runtime after which nobody waits for it any longer, and how often that is looked at.
 const STALLED: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
+/// A request that is under way when the socket closes has been given this long at least.
+const LAST_ANSWER: Duration = Duration::from_secs(3);
 /// A served socket. Dropping it closes and removes it.
 #[derive(Debug)]
 pub struct ControlSocket {
     place: Place,
+    /// To be shut down: a thread waits at it.
+    listener: Arc<UnixListener>,
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -66,7 +70,8 @@ impl ControlSocket {
         let guard = Guard { inner, open: Arc::default() };
         let failed = |e: &dyn std::fmt::Display| Fault::transient(format!("control socket {}: {e}", path.display()));
         let server = tiny_http::Server::from_listener(inside, None).map_err(|e| failed(&e))?;
-        let mut socket = Self { place, stop: stop.clone(), threads: Vec::new() };
+        let listener = Arc::new(listener);
+        let mut socket = Self { place, listener: listener.clone(), stop: stop.clone(), threads: Vec::new() };
         let accepting = std::thread::Builder::new().name("argon-control".into());
         socket.threads.push(accepting.spawn(move || accept(&listener, &guard, &stop)).map_err(|e| failed(&e))?);
         let receiving = std::thread::Builder::new().name("argon-control-in".into());
@@ -83,6 +88,9 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // By the socket itself: its file may be gone (a cleaned directory), and then nobody can connect any more. Where a system does not wake a
+        // thread by that, a connection does.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         guard::wake(self.place.path());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -163,11 +171,15 @@ impl Receiver {
     }
 
     fn asker(&self, i: usize, inbox: crossbeam_channel::Receiver<tiny_http::Request>) -> Option<std::thread::JoinHandle<()>> {
-        let (api, router, runtime) = (self.api.clone(), self.router.clone(), self.runtime.clone());
+        let (api, router, runtime, stop) = (self.api.clone(), self.router.clone(), self.runtime.clone(), self.stop.clone());
         let ask = move || {
             for mut request in inbox {
-                let response =
-                    translate(&mut request).map_or_else(IntoResponse::into_response, |translated| ask(&api, &router, &runtime, translated));
+                if stop.load(Ordering::Relaxed) {
+                    respond(request, Problem::busy("the engine is stopping").into_response());
+                    continue;
+                }
+                let response = translate(&mut request)
+                    .map_or_else(IntoResponse::into_response, |translated| ask(&api, &router, &runtime, &stop, translated));
                 respond(request, response);
             }
         };
@@ -176,7 +188,7 @@ impl Receiver {
 }
 
 /// The router's answer, from the runtime; or that it is stalled.
-fn ask(api: &Api, router: &Router, runtime: &tokio::runtime::Handle, request: Request<Body>) -> Response {
+fn ask(api: &Api, router: &Router, runtime: &tokio::runtime::Handle, stop: &AtomicBool, request: Request<Body>) -> Response {
     let (send, answer) = crossbeam_channel::bounded(1);
     let mut router = router.clone();
     runtime.spawn(async move {
@@ -192,6 +204,9 @@ fn ask(api: &Api, router: &Router, runtime: &tokio::runtime::Handle, request: Re
             Ok(response) => return response,
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return Problem::busy("the engine is stopping").into_response(),
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+        }
+        if stop.load(Ordering::Relaxed) && began.elapsed() > LAST_ANSWER {
+            return Problem::busy("the engine is stopping; it may still happen").into_response();
         }
         let lag = api.pulse.lag();
         if lag > STALLED {

@@ -33,7 +33,7 @@ pub(super) struct Front {
     /// `None`: nobody is asked, and only public routes are there.
     tokens: Option<Arc<Tokens>>,
     limit: Option<Mutex<Buckets<Client>>>,
-    /// Nobody has to say who he is: then no page of a browser may speak for him either.
+    /// Nobody has to show a token: then no page of a browser may speak for him either.
     guard: Option<Guard>,
 }
 
@@ -41,12 +41,14 @@ pub(super) struct Front {
 #[derive(Debug, Clone, Copy)]
 struct Guard {
     bound: SocketAddr,
+    /// Clients show a certificate for a name; a browser does that for any page.
+    trusted: bool,
 }
 
 impl Front {
     /// For the API. `trusted` clients have shown a certificate.
     pub(super) fn api(router: Router, metrics: Metrics, tokens: Arc<Tokens>, rate: u32, bound: SocketAddr, trusted: bool) -> Self {
-        let guard = (tokens.is_open() && !trusted).then_some(Guard { bound });
+        let guard = tokens.is_open().then_some(Guard { bound, trusted });
         let limit = (rate > 0).then(|| Mutex::new(Buckets::new(f64::from(rate), f64::from(rate) * 2.0)));
         Self { router, metrics, tokens: Some(tokens), limit, guard }
     }
@@ -151,6 +153,7 @@ impl Guard {
         // On an address that others reach, names cannot be known: that was allowed with ARGON_ALLOW_UNAUTHENTICATED.
         let loopback = self.bound.ip().to_canonical().is_loopback();
         if loopback
+            && !self.trusted
             && let Some(host) = host_of(request)
             && !self.is_ours(host)
         {
@@ -200,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_open_listener_answers_to_its_own_names_and_to_no_foreign_page() {
-        let guard = Guard { bound: "127.0.0.1:8080".parse().unwrap() };
+        let guard = Guard { bound: "127.0.0.1:8080".parse().unwrap(), trusted: false };
         let fine = |headers: &[(&'static str, &str)]| guard.check(&request(Version::HTTP_11, "/", headers)).is_ok();
         for host in ["127.0.0.1:8080", "localhost:8080", "LocalHost", "[::1]:8080", "127.0.0.2"] {
             assert!(fine(&[("host", host)]), "{host}");
@@ -212,7 +215,7 @@ mod tests {
         for origin in ["http://evil.example", "null", "http://localhost:9090", "http://localhost:8080.evil.example"] {
             assert!(!fine(&[("host", "localhost:8080"), ("origin", origin)]), "{origin}");
         }
-        let told = Guard { bound: "0.0.0.0:8080".parse().unwrap() };
+        let told = Guard { bound: "0.0.0.0:8080".parse().unwrap(), trusted: false };
         assert!(told.check(&request(Version::HTTP_11, "/", &[("host", "argon.example")])).is_ok());
         assert!(told.check(&request(Version::HTTP_11, "/", &[("host", "argon.example"), ("origin", "http://evil.example")])).is_err());
     }

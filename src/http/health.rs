@@ -231,7 +231,7 @@ impl Api {
         }
     }
 
-    /// Whether to send work: not while stopping, nor while nothing can be stored.
+    /// Whether to send work: not while stopping, nor while MongoDB does not answer. A store that is away is bridged by the queue.
     pub fn ready(&self) -> Ready {
         let health = self.health();
         let reason = if self.engine.is_draining() {

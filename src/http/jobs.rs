@@ -464,6 +464,11 @@ pub(super) async fn cancel_many(call: Call<NoQuery, Json<BulkRequest>>) -> Resul
 async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Json<BulkAnswer>, Problem> {
     let Json(asked) = call.body;
     let limit = within("limit", asked.limit.unwrap_or(10_000), 1, BULK_MOST)?;
+    let is_open =
+        asked.state.is_none() && asked.kind.is_none() && asked.branch.is_none() && asked.engine.is_none() && asked.error.is_none();
+    if action == Bulk::Cancel && is_open {
+        return Err(Problem::bad_request("name what to cancel: state, kind, branch, engine or error"));
+    }
     let branch = branch_filter(&call.api, asked.branch).await?;
     let filter = JobFilter { state: asked.state, kind: asked.kind, branch, engine: asked.engine, error: asked.error, after: None };
     let done = call.api.ledger.bulk(action, &filter, limit as usize, asked.dry_run).await?;

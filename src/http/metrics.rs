@@ -21,11 +21,19 @@ use crate::telemetry::metrics::{self as names, Metrics};
 const FRESH: Duration = Duration::from_secs(1);
 /// A scrape answers without them when MongoDB takes longer: what the process itself knows is needed most then.
 const ASK_TIME: Duration = Duration::from_secs(2);
+/// And then nobody asks again for this long: whoever waits in line behind a question that fails must not ask it anew.
+const FAILED: Duration = Duration::from_secs(5);
 
 /// The queue's figures and the captures, as last read.
 #[derive(Debug, Default)]
 pub(super) struct Scraper {
-    last: Mutex<Option<(Instant, Arc<Stored>)>>,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    read: Option<(Instant, Arc<Stored>)>,
+    failed: Option<Instant>,
 }
 
 /// What comes from MongoDB.
@@ -39,11 +47,22 @@ impl Scraper {
     /// One asks, the others wait for its answer.
     async fn stored(&self, api: &Api) -> Result<Arc<Stored>> {
         let mut last = self.last.lock().await;
-        if let Some((at, stored)) = &*last
+        if let Some((at, stored)) = &last.read
             && at.elapsed() < FRESH
         {
             return Ok(stored.clone());
         }
+        if last.failed.is_some_and(|at| at.elapsed() < FAILED) {
+            return Err(Fault::transient("MongoDB has just not answered"));
+        }
+        let asked = Self::ask(api).await;
+        last.failed = asked.is_err().then(clock::now);
+        let stored = asked?;
+        last.read = Some((clock::now(), stored.clone()));
+        Ok(stored)
+    }
+
+    async fn ask(api: &Api) -> Result<Arc<Stored>> {
         let ledger = api.ledger.clone();
         // A task of its own: a driver's future is never dropped half way.
         let asked = tokio::spawn(async move {
@@ -57,9 +76,7 @@ impl Scraper {
             Ok::<_, Fault>(Stored { stats, captures })
         });
         let answer = tokio::time::timeout(ASK_TIME, asked).await.map_err(|_| Fault::transient("MongoDB has not answered in time"))?;
-        let stored = Arc::new(answer.map_err(|e| Fault::unknown(e.to_string()))??);
-        *last = Some((clock::now(), stored.clone()));
-        Ok(stored)
+        Ok(Arc::new(answer.map_err(|e| Fault::unknown(e.to_string()))??))
     }
 
     /// The queue's figures, at most a second old.

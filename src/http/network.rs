@@ -119,7 +119,10 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {
+                    self.count(&connections);
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -129,12 +132,16 @@ impl Server {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
-            #[allow(clippy::cast_precision_loss)] // a few hundred
-            self.metrics.set(&HTTP_CONNECTIONS, &[self.name], connections.open() as f64);
+            self.count(&connections);
         }
         drop(listener);
         let rest = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ANSWERS, rest).await; // what is left ends with the set
+    }
+
+    #[allow(clippy::cast_precision_loss)] // a few hundred
+    fn count(&self, connections: &Connections) {
+        self.metrics.set(&HTTP_CONNECTIONS, &[self.name], connections.open() as f64);
     }
 
     async fn admit(&self, stream: TcpStream, peer: SocketAddr, connections: &Arc<Connections>, tasks: &mut JoinSet<()>) {

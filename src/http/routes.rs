@@ -5,7 +5,7 @@
 //! | what | bound |
 //! |---|---|
 //! | body | 1 MiB, within 10 s; 16 MiB of all bodies together |
-//! | handlers at work | 64; more are told to come back |
+//! | handlers at work | 64, and 16 of the control socket; more are told to come back |
 //! | a handler | 30 s, then the client is told so; the work itself is left to end, since a driver's future must not be dropped half way |
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Method, StatusCode};
@@ -87,12 +88,18 @@ pub(super) fn router(api: &Arc<Api>, routes: Vec<Route>) -> Router {
     for route in routes {
         let (api, route) = (api.clone(), Arc::new(route));
         let (path, filter) = (route.path, filter_of(&route.method));
-        let handler = move |params: RawPathParams, request: Request| {
+        let handler = move |params: Result<RawPathParams, RawPathParamsRejection>, request: Request| {
             let (api, route) = (api.clone(), route.clone());
             async move {
-                let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
                 let path = RoutePath(route.path);
-                let mut response = serve(&api, &route, id, request).await.unwrap_or_else(IntoResponse::into_response);
+                let answer = match params {
+                    Ok(params) => {
+                        let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
+                        serve(&api, &route, id, request).await
+                    }
+                    Err(_) => Err(Problem::bad_request("the path is no UTF-8")),
+                };
+                let mut response = answer.unwrap_or_else(IntoResponse::into_response);
                 response.extensions_mut().insert(path);
                 response
             }
@@ -121,9 +128,10 @@ async fn serve(api: &Arc<Api>, route: &Arc<Route>, id: String, request: Request)
         _ => {
             let length = parts.headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
             let (body, held) = read_body(api, body, length, parts.extensions.get::<Arc<Ticket>>()).await?;
-            (body, Some(held))
+            (body, held)
         }
     };
+    let is_local = caller.is_local();
     let call = RawCall {
         api: api.clone(),
         caller,
@@ -136,7 +144,9 @@ async fn serve(api: &Arc<Api>, route: &Arc<Route>, id: String, request: Request)
     let place = if route.scope == Scope::Public {
         None
     } else {
-        let place = api.calls.clone().try_acquire_owned();
+        // The control socket has places of its own: whoever operates this engine gets through when the network has taken all others.
+        let places = if is_local { &api.local_calls } else { &api.calls };
+        let place = places.clone().try_acquire_owned();
         Some(place.map_err(|_| Problem::busy("as many requests are at work as this engine does at once"))?)
     };
     let task = tokio::spawn({
@@ -182,7 +192,7 @@ async fn read_body(
     body: Body,
     announced: Option<u64>,
     ticket: Option<&Arc<Ticket>>,
-) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), Problem> {
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
     let too_large = || {
         let said = format!("a body may have {BODY_BYTES} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", said)
@@ -194,7 +204,8 @@ async fn read_body(
         ticket.waiting(clock::now());
     }
     let reading = async {
-        let (mut body, mut read, mut held) = (body, BytesMut::new(), Vec::new());
+        let (mut body, mut read) = (body, BytesMut::new());
+        let mut held: Option<OwnedSemaphorePermit> = None;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| Problem::bad_request(format!("the body broke off: {e}")))?;
             let Ok(data) = frame.into_data() else { continue }; // trailers say nothing to us
@@ -203,7 +214,12 @@ async fn read_body(
             }
             let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
             let permit = api.bodies.clone().try_acquire_many_owned(bytes);
-            held.push(permit.map_err(|_| Problem::busy("too many request bodies at once"))?);
+            let permit = permit.map_err(|_| Problem::busy("too many request bodies at once"))?;
+            // One for all: a body may come byte by byte.
+            match &mut held {
+                Some(held) => held.merge(permit),
+                None => held = Some(permit),
+            }
             read.extend_from_slice(&data);
         }
         Ok((read.freeze(), held))

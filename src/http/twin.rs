@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::api::{EngineChecks, EngineView};
 use crate::fault::{Fault, Result};
-use crate::ledger::{EngineStatus, JobKind, PinRow, PoolRow, SlotRow, WorkerRow};
+use crate::ledger::{Attempts, EngineStatus, JobKind, PinRow, PoolRow, SlotRow, WorkerRow};
 use crate::pool::scaler::{Decision, Direction, Inputs, Reason};
 use crate::runtime::clock;
 
@@ -49,6 +49,7 @@ impl TwinEngine {
             pool: PoolRow { target: 5, current: 5, min: 1, max: 20, pin: None },
             workers,
             slots: vec![SlotRow { kind: JobKind::Cleanup, capacity: 1, busy: 0 }],
+            sync_attempts: Attempts { succeeded: 744, failed: 6, ..Attempts::default() },
             captures: 1,
             avg_wait_ms: 1_200.0,
             ..EngineStatus::default()

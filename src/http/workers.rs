@@ -13,15 +13,13 @@ use super::call::{Call, Json, NoBody, NoQuery, whole};
 use super::problem::Problem;
 use crate::branch::point::rfc3339;
 use crate::fault::{Fault, Result};
-use crate::ledger::{EngineStatus, JobKind, PinRow, PoolRow, QueueStats, StateCount, WorkerRow};
+use crate::ledger::{Attempts, EngineStatus, JobKind, PinRow, PoolRow, QueueStats, StateCount, WorkerRow};
 use crate::runtime::clock;
 
 /// Fewest and most sync workers of an engine.
 const WORKERS: std::ops::RangeInclusive<i64> = 1..=20;
 /// Longest time for a pin that ends by itself: a month.
 const MOST_MINUTES: u64 = 31 * 24 * 60;
-/// An engine whose last heartbeat is older than the newest of all by this is not shown as alive; about then others take it for dead, too.
-const SILENT_MS: i64 = 15_000;
 /// How long an answer waits for new workers.
 const GROWTH_TIME: Duration = Duration::from_secs(1);
 /// How long the other engines' figures may take before only our own are shown.
@@ -203,8 +201,10 @@ pub struct ScaleAnswer {
 
 pub(super) async fn stats(call: Call<NoQuery, NoBody>) -> Result<Json<WorkersStats>, Problem> {
     let (engines, partial) = engines(&call.api).await;
-    let mut stats = WorkersStats { workers: Vec::new(), summary: summary(&[]), slots: Vec::new(), engines: Vec::new(), partial };
+    let mut stats = WorkersStats { workers: Vec::new(), summary: summary(&[], &[]), slots: Vec::new(), engines: Vec::new(), partial };
+    let mut attempts = Vec::new();
     for engine in engines {
+        attempts.push(engine.status.sync_attempts.clone());
         for row in &engine.status.workers {
             let list = if row.kind.is_none_or(|kind| kind == JobKind::Sync) { &mut stats.workers } else { &mut stats.slots };
             list.push(worker(row, &engine));
@@ -222,7 +222,7 @@ pub(super) async fn stats(call: Call<NoQuery, NoBody>) -> Result<Json<WorkersSta
             engine: engine.id,
         });
     }
-    stats.summary = summary(&stats.workers);
+    stats.summary = summary(&stats.workers, &attempts);
     Ok(Json(stats))
 }
 
@@ -246,7 +246,7 @@ async fn engines(api: &Api) -> (Vec<Known>, bool) {
     let Ok(Ok(Ok(beats))) = asked else { return (vec![own], true) };
     let newest = beats.iter().map(|beat| beat.beat_ms).max().unwrap_or_default();
     let others = beats.into_iter().filter(|beat| beat.id != id).map(|beat| Known {
-        alive: newest - beat.beat_ms < SILENT_MS,
+        alive: beat.is_heard(newest),
         id: beat.id,
         host: beat.host,
         pid: beat.pid,
@@ -275,15 +275,17 @@ fn worker(row: &WorkerRow, engine: &Known) -> Worker {
     }
 }
 
-fn summary(workers: &[Worker]) -> Summary {
+/// Workers that there are, and what the engines' sync workers have done, those that exist no more included.
+fn summary(workers: &[Worker], attempts: &[Attempts]) -> Summary {
     let sum = |of: fn(&Worker) -> u64| workers.iter().map(of).sum::<u64>();
-    let (processed, succeeded) = (sum(|w| w.jobs_processed), sum(|w| w.jobs_succeeded));
+    let (succeeded, failed) = attempts.iter().fold((0, 0), |(succeeded, failed), of| (succeeded + of.succeeded, failed + of.failed));
+    let processed = succeeded + failed;
     Summary {
         total_workers: workers.len() as u64,
         active_workers: sum(|w| u64::from(w.is_active)),
         total_processed: processed,
         total_succeeded: succeeded,
-        total_failed: sum(|w| w.jobs_failed),
+        total_failed: failed,
         success_rate: if processed == 0 { 100.0 } else { rounded(100.0 * real(succeeded) / real(processed), 2) },
         busy_workers: sum(|w| u64::from(w.busy)),
     }
@@ -419,6 +421,14 @@ mod tests {
         assert_eq!(rounded(100.0 * 745.0 / 750.0, 2), 99.33);
         assert_eq!(rounded(f64::NAN, 1), 0.0);
         assert_eq!(rounded(f64::INFINITY, 1), 0.0);
-        assert_eq!(summary(&[]).success_rate, 100.0);
+        assert_eq!(summary(&[], &[]).success_rate, 100.0);
+    }
+
+    #[test]
+    fn an_outage_lowers_no_success_rate_and_workers_that_are_gone_still_count() {
+        let of = |succeeded, failed, given_back| Attempts { succeeded, failed, given_back, ..Attempts::default() };
+        let summary = summary(&[], &[of(9, 1, 500), of(90, 0, 3)]);
+        assert_eq!((summary.total_processed, summary.total_succeeded, summary.total_failed), (100, 99, 1));
+        assert_eq!(summary.success_rate, 99.0);
     }
 }

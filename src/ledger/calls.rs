@@ -131,12 +131,15 @@ pub struct ClaimRequest {
     pub start: usize,
     /// Paused kinds are left out. Jobs of paused branches that are met are parked, so that they are looked at once and not by every claim.
     pub pauses: Pauses,
+    /// The claim before was full: what is first in line need not be looked for from the very beginning. A job that comes in before the others, such
+    /// as one of a higher priority, may be found up to a second later.
+    pub goes_on: bool,
 }
 
 impl ClaimRequest {
     /// A claim of up to `limit` jobs that wait for a worker, in company, with nothing paused.
     pub fn new(engine: &str, kinds: &[JobKind], limit: usize) -> Self {
-        Self { engine: engine.to_owned(), kinds: kinds.to_vec(), limit, alone: false, start: 0, pauses: Pauses::default() }
+        Self { engine: engine.to_owned(), kinds: kinds.to_vec(), limit, alone: false, start: 0, pauses: Pauses::default(), goes_on: false }
     }
 
     /// The same, when nothing of the engine is running.
@@ -149,6 +152,12 @@ impl ClaimRequest {
     #[must_use]
     pub fn start(self, start: usize) -> Self {
         Self { start, ..self }
+    }
+
+    /// The same, after a claim that was full.
+    #[must_use]
+    pub fn goes_on(self, goes_on: bool) -> Self {
+        Self { goes_on, ..self }
     }
 
     /// The same, with these pauses.

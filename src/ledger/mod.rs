@@ -141,7 +141,7 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn queue_stats(&self) -> Result<QueueStats>;
     /// Counts what [`Self::queue_stats`] does not: states with more than 10,000 jobs. Takes up to a second per million. The leader's.
     async fn refresh_queue_stats(&self) -> Result<()>;
-    /// Jobs by id (creation order), at most `max`.
+    /// Jobs by id (creation order), at most `max`, each with its newest error only: [`Self::job`] has them all.
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>>;
     async fn job(&self, id: &str) -> Result<Option<Job>>;
     /// `dead` or `scheduled` -> `ready` with attempts and crashes reset; clears the branch's `stalled` when no dead sync job is left. False when the state does not allow it.

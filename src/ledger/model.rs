@@ -235,3 +235,11 @@ pub struct EngineBeat {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<EngineStatus>,
 }
+
+impl EngineBeat {
+    /// Whether it has been heard within its own lease, at `now_ms` of the server: for display, nobody is judged by it.
+    pub fn is_heard(&self, now_ms: i64) -> bool {
+        let lease_ms = self.status.as_ref().map(|status| status.lease_ms).filter(|ms| *ms > 0);
+        now_ms.saturating_sub(self.beat_ms) < lease_ms.unwrap_or(15_000)
+    }
+}

@@ -24,12 +24,16 @@ pub struct EngineStatus {
     pub slots: Vec<SlotRow>,
     /// Attempts since the process began.
     pub attempts: Attempts,
+    /// Those of the sync workers, the ones that exist no more included.
+    pub sync_attempts: Attempts,
     /// Captures that this process follows.
     pub captures: u32,
     /// Average wait of recent jobs between the moment at which they could run and the begin of their attempt, in ms.
     pub avg_wait_ms: f64,
     /// How late timers of this process fire, in ms: high when it has too little CPU.
     pub runtime_lag_ms: f64,
+    /// Its `ARGON_LEASE`: silent for longer it counts as dead.
+    pub lease_ms: i64,
 }
 
 /// The size of the pool of sync workers.

@@ -20,6 +20,9 @@ use crate::runtime::shutdown::Shutdown;
 
 /// An attempt whose start is marked late is marked after this time: thousands of short ones end before.
 const LONG: Duration = Duration::from_millis(100);
+/// A job that is to run waits this long for memory that others hold, then it is given back: the time counts against `JOB_STUCK_TIMEOUT`, which
+/// is at least a minute longer than an attempt may take.
+const MEMORY_WAIT: Duration = Duration::from_secs(30);
 /// How long an attempt that an operator has stopped may take to say that it was done already.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// A CPU unit looks whether it is to stop once per block, that is, after milliseconds. One that has not come back after this time never will,
@@ -99,6 +102,8 @@ impl Runner {
             permit = self.memory.take(cost_of(job)) => permit,
             () = self.stop.aborting() => return End::Failed(stopped()),
             why = halt.halted() => return End::halted(why),
+            // After longer it would be taken for stuck, although it is others that hold the memory.
+            () = tokio::time::sleep(MEMORY_WAIT) => return End::Failed(Fault::cancelled("no memory was free for this job in time")),
         };
         let started = job.lease.as_ref().is_some_and(|lease| lease.started);
         if kind.spec.mark == Mark::Before && !started {
@@ -157,17 +162,24 @@ impl Runner {
         std::future::pending().await
     }
 
-    /// Watches a task that nobody waits for any more. One that waits for a driver comes back when the driver gives up; one that computes and does
-    /// not look whether it is to stop is a bug that costs a thread: the process ends, and with it the thread.
+    /// Watches a task that nobody waits for any more. One that waits for a driver comes back when the driver gives up, and what waits for ever is
+    /// dropped with the memory that it holds; one that computes and does not look whether it is to stop is a bug that costs a thread: the process
+    /// ends, and with it the thread.
     fn see_it_end(&self, job: &Arc<Job>, mut task: JoinHandle<Result<Outcome>>, watch: Watch) {
         if task.is_finished() {
             return;
         }
         let (job, sick, time) = (job.clone(), self.sick.clone(), self.come_back);
         tokio::spawn(async move {
-            if tokio::time::timeout(time, &mut task).await.is_err() && watch.is_computing() {
-                let time = humantime::format_duration(time);
+            if tokio::time::timeout(time, &mut task).await.is_ok() {
+                return;
+            }
+            let time = humantime::format_duration(time);
+            if watch.is_computing() {
                 sick.report(format!("the computing of {} job {} has not stopped within {time} of being told to", job.kind, job.id));
+            } else {
+                tracing::error!(job = %job.id, kind = %job.kind, "an attempt has not stopped within {time} of being told to, and is dropped");
+                task.abort();
             }
         });
     }

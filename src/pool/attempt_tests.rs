@@ -197,7 +197,13 @@ async fn a_computation_that_does_not_stop_is_the_end_of_the_process_and_one_that
     let sick = bed.runner.sick.clone();
     bed.runner.come_back = Duration::from_millis(200);
     assert!(matches!(bed.run("hangs").await, End::Failed(_)), "it waits, and computes nothing");
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(bed.runner.memory.used() > 0, "as long as it may come back");
+    let freed = async {
+        while bed.runner.memory.used() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), freed).await.unwrap();
     assert_eq!(sick.why(), None);
     assert!(matches!(bed.run("computes").await, End::Failed(_)));
     assert_eq!(UNITS.load(Ordering::SeqCst), 1);

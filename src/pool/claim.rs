@@ -131,13 +131,16 @@ impl Claimer {
             // Asked anew: what the class before has claimed runs now.
             let idle = self.in_work.is_empty();
             *look = match self.claim(class, wanted, idle, &pauses, suspects).await {
-                Ok(claimed) => Look { at: clock::now() + random::jitter(POLL), more: claimed > 0 && claimed * 2 >= wanted },
+                Ok(claimed) => {
+                    let more = claimed > 0 && claimed * 2 >= wanted;
+                    class.stats.more.store(more, Ordering::Relaxed);
+                    Look { at: clock::now() + random::jitter(POLL), more }
+                }
                 Err(fault) => {
                     tracing::warn!(error = %fault, "could not look for jobs");
                     Look { at: clock::now() + random::jitter(POLL_AFTER_FAULT), more: false }
                 }
             };
-            class.stats.more.store(look.more, Ordering::Relaxed);
             if suspects.alone {
                 return POLL;
             }
@@ -155,8 +158,9 @@ impl Claimer {
 
     /// Returns how many jobs went to workers. When nothing of this engine runs, a suspect that comes first is taken, and nothing with it.
     async fn claim(&self, class: &Class, wanted: usize, idle: bool, pauses: &Pauses, suspects: &mut Suspects) -> Result<usize> {
-        let request =
-            ClaimRequest::new(&self.engine, &class.kinds, wanted).alone(idle).start(class.idle().min(wanted)).pauses(pauses.clone());
+        let more = class.stats.more.load(Ordering::Relaxed);
+        let request = ClaimRequest::new(&self.engine, &class.kinds, wanted).alone(idle).start(class.idle().min(wanted)).goes_on(more);
+        let request = request.pauses(pauses.clone());
         let jobs = self.ledger.claim(&request).await?;
         let at = clock::now();
         if let Some(suspect) = jobs.iter().find(|job| queue::is_suspect(job.crashes)) {

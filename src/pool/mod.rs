@@ -59,7 +59,7 @@ pub struct Pool {
 pub(crate) struct Load {
     /// Jobs taken from the queue, less those given back unbegun.
     pub claimed: u64,
-    pub completed: u64,
+    pub succeeded: u64,
     pub busy: Duration,
     /// Ages of the running attempts.
     pub running: Vec<Duration>,
@@ -116,8 +116,17 @@ impl Pool {
 
     /// Attempts of all workers, those that exist no more included.
     pub fn attempts(&self) -> Attempts {
+        self.attempts_of(|_| true)
+    }
+
+    /// The same of the sync workers.
+    pub fn sync_attempts(&self) -> Attempts {
+        self.attempts_of(|class| class == SlotClass::Sync)
+    }
+
+    fn attempts_of(&self, wanted: impl Fn(SlotClass) -> bool) -> Attempts {
         let mut all = Attempts::default();
-        for stats in self.classes.iter().map(|class| &class.stats) {
+        for stats in self.classes.iter().filter(|class| wanted(class.class)).map(|class| &class.stats) {
             all.succeeded += stats.succeeded.load(Ordering::Relaxed);
             all.failed += stats.failed.load(Ordering::Relaxed);
             all.given_back += stats.given_back.load(Ordering::Relaxed);
@@ -140,7 +149,7 @@ impl Pool {
             let (stats, alive) = (&class.stats, class.alive());
             Load {
                 claimed: stats.claimed.load(Ordering::Relaxed),
-                completed: stats.completed.load(Ordering::Relaxed),
+                succeeded: stats.succeeded.load(Ordering::Relaxed),
                 busy: stats.busy(),
                 running: alive.iter().filter_map(|cell| cell.age(now)).collect(),
                 waiting: class.inbox.len() as u64,
@@ -174,7 +183,8 @@ fn row(cell: &stats::WorkerCell) -> WorkerRow {
     WorkerRow {
         name: cell.name.clone(),
         kind: Some(kind_of(cell.class)),
-        processed: figures.processed,
+        // Attempts that an outage, a stop or an operator has ended are neither: their jobs come again.
+        processed: figures.succeeded + figures.failed,
         succeeded: figures.succeeded,
         failed: figures.failed,
         avg_ms: ms(figures.avg),

@@ -57,6 +57,8 @@ pub struct Scaler {
     enough: Option<f64>,
     /// When the pool last grew by what a second or two said.
     grown: Option<f64>,
+    /// What a dry run said last.
+    said: u16,
 }
 
 /// A target, why, and what kept it from being another one.
@@ -76,7 +78,6 @@ impl Scaler {
     pub fn new(settings: ScalerSettings) -> Self {
         Self {
             target: settings.base,
-            settings,
             pin: None,
             history: History::default(),
             congestion: Congestion::default(),
@@ -85,6 +86,8 @@ impl Scaler {
             changed: 0.0,
             enough: None,
             grown: None,
+            said: settings.base,
+            settings,
         }
     }
 
@@ -135,12 +138,14 @@ impl Scaler {
             Ordering::Less => Direction::Down,
             Ordering::Equal => Direction::Hold,
         };
-        let changed = direction != Direction::Hold && !is_dry;
+        let acts = direction != Direction::Hold && !is_dry;
+        let changed = acts || (is_dry && chosen.target != self.said);
+        self.said = chosen.target;
         if let Some(known) = known.filter(|_| direction != Direction::Hold) {
             // Nothing follows from a change that is not made.
             (self.congestion, self.grown) = known;
         }
-        if changed {
+        if acts {
             self.target = chosen.target;
             self.changed = self.history.now();
             self.history.resized();
@@ -255,8 +260,11 @@ impl Scaler {
         let enough = whole((most / AIM).ceil()).max(floor);
         let has_excess = demand.slow_load + demand.rise <= LOOSE * f64::from(self.target) && self.target > floor;
         if !has_excess {
-            let is_less = demand.wanted() < f64::from(self.target) - 1.0;
-            let limit = if !is_less {
+            let size = f64::from(self.target);
+            let limit = if demand.wanted() > size {
+                let (most, limit) = self.ceiling();
+                Some(if self.target >= most { limit } else { Limit::DeadBand })
+            } else if demand.wanted() >= size - 1.0 {
                 None
             } else if self.target <= floor {
                 Some(if floor == self.settings.min { Limit::Min } else { Limit::Base })

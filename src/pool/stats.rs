@@ -56,7 +56,6 @@ struct Figures {
 /// The figures of a worker at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerFigures {
-    pub processed: u64,
     pub succeeded: u64,
     pub failed: u64,
     pub avg: Duration,
@@ -135,7 +134,6 @@ impl WorkerCell {
         let times = f.times.as_ref().filter(|times| !times.is_empty());
         let at = |quantile: f64| times.map_or(Duration::ZERO, |times| Duration::from_micros(times.value_at_quantile(quantile)));
         WorkerFigures {
-            processed: f.processed,
             succeeded: f.succeeded,
             failed: f.failed,
             avg: mean(f.busy, f.processed).unwrap_or_default(),
@@ -257,7 +255,7 @@ mod tests {
             cell.tally(if n > 90 { Tally::Failed } else { Tally::Succeeded });
         }
         let f = cell.figures();
-        assert_eq!((f.processed, f.succeeded, f.failed), (100, 90, 10));
+        assert_eq!((f.succeeded, f.failed), (90, 10));
         assert_eq!(f.avg, Duration::from_micros(50_500));
         let near = |at: Duration, ms: u64| at.abs_diff(Duration::from_millis(ms)) <= Duration::from_millis(ms) / 50;
         assert!(near(f.p50, 50) && near(f.p99, 99), "{f:?}");

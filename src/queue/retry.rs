@@ -11,6 +11,8 @@ pub const MAX_ERROR_CHARS: usize = 1_000;
 
 /// An outage is tried again at least this often, so that work goes on within a minute of its end.
 const OUTAGE_CAP: Duration = Duration::from_secs(30);
+/// A `Retry-After` is obeyed up to this: a proxy that names a day must not hold a branch for a day.
+const LONGEST_ASKED: Duration = Duration::from_secs(120);
 
 /// `JOB_RETRY_COUNT`, `JOB_RETRY_DELAY`, `JOB_RETRY_MAX_DELAY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,7 @@ impl RetryPolicy {
     /// What becomes of a job whose attempt number `attempt` failed, after `error_count` earlier errors.
     pub fn after(&self, attempt: u32, error_count: u32, fault: &Fault, unit: f64) -> Failed {
         let error = clip_error(&fault.what);
-        let asked = fault.retry_after.unwrap_or(Duration::ZERO);
+        let asked = fault.retry_after.unwrap_or(Duration::ZERO).min(LONGEST_ASKED);
         match fault.kind {
             Kind::Cancelled => Failed::GiveBack { delay: Duration::ZERO, error: None },
             // It did not happen and may work later: an outage does not use up attempts.
@@ -137,10 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_obeyed() {
+    fn retry_after_is_obeyed_within_reason() {
         let mut fault = Fault::transient("429");
         fault.retry_after = Some(Duration::from_secs(77));
         assert_eq!(POLICY.after(1, 0, &fault, 0.0), Failed::GiveBack { delay: Duration::from_secs(77), error: Some("429".into()) });
+        fault.retry_after = Some(Duration::from_secs(86_400));
+        assert_eq!(POLICY.after(1, 0, &fault, 0.0), Failed::GiveBack { delay: LONGEST_ASKED, error: Some("429".into()) }, "within reason");
     }
 
     #[test]

@@ -33,7 +33,7 @@ async fn three_engines_lose_nothing_to_kills_freezes_and_stops() {
     let load = Load::start(&world.source(), Mix { seed, ddl: true, tolerant: false }).await;
     world.progress(100).await;
 
-    let (mut kills, mut freezes, mut stops) = (0u64, 0u64, 0u64);
+    let (mut kills, mut freezes, mut stops, mut hits) = (0u64, 0u64, 0u64, 0u64);
     let (mut slowest_rerun, mut slowest_hand_over) = (Duration::ZERO, Duration::ZERO);
     // Kills are what is counted; a third of the strikes freezes or stops instead. At least one of each.
     while kills < faults || freezes == 0 || stops == 0 {
@@ -50,6 +50,7 @@ async fn three_engines_lose_nothing_to_kills_freezes_and_stops() {
                 // Past the lease: the others have taken everything when it wakes up, and it must find out by itself.
                 let began = clock::now();
                 let name = tag(&engines[victim]);
+                hits += u64::from(!freed(&world, &name).await);
                 until("the others have taken what the frozen engine had", || async { freed(&world, &name).await.then_some(()) }).await;
                 slowest_rerun = slowest_rerun.max(began.elapsed());
                 engines[victim].resume().unwrap();
@@ -70,6 +71,7 @@ async fn three_engines_lose_nothing_to_kills_freezes_and_stops() {
                 let name = tag(&engines[victim]);
                 engines[victim].kill9();
                 let began = clock::now();
+                hits += u64::from(!freed(&world, &name).await);
                 until("nothing is in the name of the dead engine", || async { freed(&world, &name).await.then_some(()) }).await;
                 slowest_rerun = slowest_rerun.max(began.elapsed());
                 engines[victim] = world.engine(&settings);
@@ -84,11 +86,12 @@ async fn three_engines_lose_nothing_to_kills_freezes_and_stops() {
     assert!(healed.elapsed() < RECOVERY, "with the faults off it took {:.0?} to commit everything, seed {seed}", healed.elapsed());
     let checked = world.check().await;
     println!(
-        "three engines: {kills} kills, {freezes} freezes, {stops} stops, {} changes ({written} acknowledged) in {} segments, {} orphans, {condemned} condemned; \
+        "three engines: {kills} kills, {freezes} freezes ({hits} of those held jobs or the capture), {stops} stops, {} changes ({written} acknowledged) in {} segments, {} orphans, {condemned} condemned; \
          taken from the dead within {slowest_rerun:.1?}, handed over within {slowest_hand_over:.1?}, seed {seed}",
         checked.audit.changes, checked.audit.segments, checked.audit.orphans,
     );
     assert!(checked.audit.changes >= written, "the server acknowledged {written} changes");
+    assert!(hits > 0, "there was something to take over, seed {seed}");
     assert!(slowest_rerun < RERUN && slowest_hand_over < HANDED_OVER, "{slowest_rerun:?}, {slowest_hand_over:?}, seed {seed}");
     for engine in &mut engines {
         drain(engine).await;
@@ -186,11 +189,22 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     load.stop().await;
     world.check().await;
     assert!(healed.elapsed() < RECOVERY, "it took {:?} to catch up", healed.elapsed());
-    for job in world.ledger.jobs(&argon::ledger::JobFilter { kind: Some(JobKind::Sync), ..Default::default() }, 100_000).await.unwrap() {
+    let synced = world.ledger.jobs(&argon::ledger::JobFilter { kind: Some(JobKind::Sync), ..Default::default() }, 100_000).await.unwrap();
+    let tried = synced.iter().filter(|job| job.error_count > 0).count();
+    assert!(tried > 0, "some were tried while the store was away");
+    for job in &synced {
         assert!(job.state == JobState::Done && job.attempt == 1 && job.crashes == 0, "{job:?}");
     }
+    // What failed in the outage is no reason to work with fewer.
+    let log = engine.stderr();
+    assert!(!log.contains("reason=Errors") && !log.contains("reason=NoGain"), "{log}");
     let peak = engine.peak_rss().unwrap();
-    println!("{JOBS} jobs, {outage:?} without a store: peak memory {} MiB, all committed {:.1?} after it", peak >> 20, healed.elapsed());
+    println!(
+        "{JOBS} jobs and {} sync jobs, {tried} of which were tried in {outage:?} without a store: peak memory {} MiB, all committed {:.1?} after it",
+        synced.len(),
+        peak >> 20,
+        healed.elapsed()
+    );
     assert!(peak < PEAK, "{peak} bytes");
     drain(&mut engine).await;
 }

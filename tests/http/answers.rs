@@ -326,6 +326,8 @@ async fn a_bulk_call_says_what_it_would_do_and_then_does_it() {
     let sync = world.post("/api/v1/jobs/cancel", &json!({ "kind": "sync" })).await.json();
     assert_has(&sync, &json!({ "changed": 0, "discard": [world.dead] }));
     assert_eq!(world.post("/api/v1/jobs/cancel", &json!({ "limit": 0 })).await.status, 400);
+    let everything = world.post("/api/v1/jobs/cancel", &json!({})).await;
+    assert_eq!(everything.status, 400, "not by leaving something out: {}", everything.text());
     assert_eq!(world.post("/api/v1/jobs/retry", &json!({ "after": "x" })).await.status, 400);
 }
 
@@ -357,7 +359,9 @@ async fn branches_are_listed_shown_by_id_and_name_and_add_up() {
     );
     assert!(stats["lag_seconds"].as_u64().unwrap() > 0);
     assert_eq!(world.get("/api/v1/branches/nobody%2Fnothing").await.status, 404);
-    assert_eq!(world.get("/api/v1/branches/%FF").await.status, 400);
+    let reply = world.get("/api/v1/branches/%FF").await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "bad_request"));
+    schema::check("GET", "/api/v1/branches/{id}", &reply);
 }
 
 #[tokio::test(flavor = "multi_thread")]

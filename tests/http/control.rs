@@ -101,6 +101,17 @@ async fn a_socket_that_is_left_behind_is_replaced_and_anything_else_is_not() {
     tokio::task::spawn_blocking(move || drop(socket)).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_although_somebody_has_removed_its_file() {
+    let world = World::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let socket = ControlSocket::start(&world.api, &path, false).unwrap();
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    let ended = tokio::task::spawn_blocking(move || drop(socket));
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends").unwrap();
+}
+
 /// Every thread of the runtime is blocked, as by a bug: the network is silent, the socket says so.
 #[test]
 fn it_answers_while_the_runtime_is_blocked() {

@@ -147,6 +147,7 @@ pub(crate) async fn a_job_given_back_has_not_used_its_attempt(b: Bench) {
     assert!(b.ledger.fail(&lease(&job), &Failed::GiveBack { delay: Duration::ZERO, error: None }).await.unwrap());
     let stored = b.job(&id).await;
     assert_eq!((stored.state, stored.attempt, stored.error_count), (JobState::Ready, 0, 0), "at once");
+    assert_eq!((stored.run_at_ms, stored.sched_key), (job.run_at_ms, job.sched_key), "it keeps its place in line");
     let job = b.claim("e1", 1).await.remove(0);
     let outage = Failed::GiveBack { delay: Duration::from_millis(50), error: Some("503".to_owned()) };
     assert!(b.ledger.fail(&lease(&job), &outage).await.unwrap());
@@ -188,6 +189,8 @@ pub(crate) async fn the_error_history_keeps_the_newest(b: Bench) {
     assert_eq!(job.error_count as usize, MAX_JOB_ERRORS + 5);
     assert_eq!(job.errors.last().unwrap().error, format!("$error {}", MAX_JOB_ERRORS + 4));
     assert_eq!(job.errors[0].error, "$error 5");
+    let listed = b.ledger.jobs(&JobFilter::default(), 10).await.unwrap().remove(0);
+    assert_eq!(listed, Job { errors: vec![job.errors.last().cloned().unwrap()], ..job }, "a list has the newest only");
 }
 
 async fn kill_next(b: &Bench) -> String {

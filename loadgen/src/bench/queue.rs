@@ -136,7 +136,7 @@ async fn at_depth(rig: &Rig, line: &Line, plan: &Plan, depth: u64, queue: &mut Q
     Ok(())
 }
 
-/// No job was lost or done twice: what is done is what was counted.
+/// No job was done twice, or counted and not done.
 async fn check(queue: &Queue) -> Result<()> {
     let counted: u64 = queue.ledger.queue_stats().await?.counters.done.values().sum();
     let done = queue.count("done", "finished").await?;
@@ -225,10 +225,17 @@ fn limits(args: &QueueBench, plan: &Plan, found: &Found, headline: &Headline, re
         report.limit(ratio <= wanted, says);
     }
     if let Some(wanted) = args.max_stats.or((!args.quick).then_some(MAX_STATS)) {
-        let (wanted, slowest) = (wanted.as_secs_f64() * 1_000.0, found.stats.iter().map(|s| s.stats_ms.p99).fold(0.0, f64::max));
-        report.limit(
-            slowest <= wanted,
-            format!("p99 of the queue's figures {slowest:.1} ms at the worst depth, at most {wanted:.0} ms wanted"),
-        );
+        let wanted = wanted.as_secs_f64() * 1_000.0;
+        if let Some(deepest) = found.stats.iter().max_by_key(|found| found.depth) {
+            let (depth, p99) = (deepest.depth, deepest.stats_ms.p99);
+            report.limit(p99 <= wanted, format!("p99 of the queue's figures {p99:.1} ms at {depth}, at most {wanted:.0} ms wanted"));
+        }
+        if let Some(deepest) = found.engines.iter().max_by_key(|found| found.cell.depth) {
+            let (depth, p50) = (deepest.cell.depth, deepest.endpoint_ms.p50);
+            let says = format!(
+                "median of GET /workers/queue {p50:.1} ms at {depth} beside an engine at full speed, at most {wanted:.0} ms wanted"
+            );
+            report.limit(p50 <= wanted, says);
+        }
     }
 }

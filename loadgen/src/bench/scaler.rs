@@ -52,8 +52,7 @@ pub(super) async fn run(args: ScalerBench) -> Result<Report> {
 fn simulate(args: &ScalerBench) -> Result<Report> {
     let bounds = bounds(args)?;
     let backend = backend(args);
-    let loads: Vec<Load> =
-        LOADS.into_iter().filter(|load| args.loads.is_empty() || args.loads.iter().any(|name| name == load.name)).collect();
+    let loads = loads(args, LOADS.iter().map(|load| load.name).collect());
     let mut cells = Vec::new();
     for load in &loads {
         for rule in RULES {
@@ -71,8 +70,7 @@ fn simulate(args: &ScalerBench) -> Result<Report> {
 async fn measure(args: ScalerBench) -> Result<Report> {
     let bounds = bounds(&args)?;
     let backend = Backend { knee: f64::INFINITY, drag: 0.0, spread: Spread::Constant, ..backend(&args) };
-    let names = if args.loads.is_empty() { vec!["step".to_owned()] } else { args.loads.clone() };
-    let loads: Vec<Load> = LOADS.into_iter().filter(|load| names.iter().any(|name| name == load.name)).collect();
+    let loads = loads(&args, vec!["step"]);
     let mut cells = Vec::new();
     for load in &loads {
         let trace = Box::pin(live::run(&args.servers, load, &backend, bounds)).await?;
@@ -89,6 +87,13 @@ async fn measure(args: ScalerBench) -> Result<Report> {
     let mut report = report(&args, bounds, &backend, &loads, &cells);
     report.set("servers", args.servers.settings.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>());
     Ok(report)
+}
+
+/// The loads that are named, or else these.
+fn loads(args: &ScalerBench, usual: Vec<&str>) -> Vec<Load> {
+    let is_wanted = |name: &str| if args.loads.is_empty() { usual.contains(&name) } else { args.loads.iter().any(|wanted| wanted == name) };
+    let at_most = args.seconds.map_or(f64::INFINITY, f64::from);
+    LOADS.into_iter().filter(|load| is_wanted(load.name)).map(|load| Load { seconds: load.seconds.min(at_most), ..load }).collect()
 }
 
 fn bounds(args: &ScalerBench) -> Result<Bounds> {

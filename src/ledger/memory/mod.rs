@@ -199,7 +199,8 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
     async fn jobs(&self, filter: &JobFilter, max: usize) -> Result<Vec<Job>> {
-        Ok(self.run(|s, _| s.jobs.values().filter(|j| rules::listed(j, filter)).take(max).cloned().collect()))
+        let newest = |job: &Job| Job { errors: job.errors.last().cloned().into_iter().collect(), ..job.clone() };
+        Ok(self.run(|s, _| s.jobs.values().filter(|j| rules::listed(j, filter)).take(max).map(newest).collect()))
     }
     async fn job(&self, id: &str) -> Result<Option<Job>> {
         Ok(self.run(|s, _| s.jobs.get(id).cloned()))

@@ -184,8 +184,10 @@ impl State {
             _ => {
                 let Some(job) = self.jobs.get_mut(&lease.id) else { return Ok(false) };
                 job.state = queue::transition(job.state, event).unwrap_or(job.state);
-                job.run_at_ms = now.saturating_add(millis(delay));
-                job.sched_key = queue::sched_key(job.run_at_ms, job.priority);
+                if event != JobEvent::Returned {
+                    job.run_at_ms = now.saturating_add(millis(delay));
+                    job.sched_key = queue::sched_key(job.run_at_ms, job.priority);
+                }
             }
         }
         Ok(true)

@@ -16,7 +16,7 @@ use super::rows::{now, text, word, words};
 use super::{Inner, millis};
 use crate::fault::{Fault, Kind, Result};
 use crate::queue::{self, JobEvent, SUSPECT_CRASHES};
-use crate::runtime::random;
+use crate::runtime::{clock, random};
 
 /// Rounds of a claim that finds jobs and loses them all to others.
 const MAX_ROUNDS: usize = 5;
@@ -28,6 +28,7 @@ struct Candidate {
     id: JobId,
     crashes: u32,
     branch: BranchId,
+    sched_key: i64,
 }
 
 impl Inner {
@@ -131,7 +132,7 @@ impl Inner {
         innocent.insert("crashes", doc! { "$lt": SUSPECT_CRASHES });
         // A round that lost everything to others looks at twice as many, and takes a random stretch of them.
         let window = request.limit.saturating_mul(1 << round.min(4));
-        let found = self.ready_ids(innocent, window).await?;
+        let found = self.first_in_line(kinds, innocent, window, request.goes_on).await?;
         let spare = found.len().saturating_sub(request.limit);
         #[expect(
             clippy::cast_possible_truncation,
@@ -142,6 +143,26 @@ impl Inner {
         let skip = (random::unit() * (spare + 1) as f64) as usize;
         let skip = if round == 0 { 0 } else { skip.min(spare) };
         Ok(found.into_iter().skip(skip).take(request.limit).collect())
+    }
+
+    /// From where the queue begins, if that is known and enough lies behind it, or from the very beginning.
+    async fn first_in_line(&self, kinds: &[JobKind], filter: Document, window: usize, goes_on: bool) -> Result<Vec<Candidate>> {
+        let head = if goes_on { self.heads.of(kinds, clock::now()) } else { None };
+        if let Some(key) = head {
+            let mut from = filter.clone();
+            from.insert("sched_key", doc! { "$gte": key });
+            let found = self.ready_ids(from, window).await?;
+            if let Some(first) = found.first().filter(|_| found.len() == window) {
+                self.heads.found(kinds, first.sched_key, false, clock::now());
+                return Ok(found);
+            }
+        }
+        let found = self.ready_ids(filter, window).await?;
+        match found.first().filter(|_| found.len() == window) {
+            Some(first) => self.heads.found(kinds, first.sched_key, true, clock::now()),
+            None => self.heads.forget(kinds),
+        }
+        Ok(found)
     }
 
     /// Puts jobs of paused branches aside, those that come first in line: the next claim does not meet them again.
@@ -211,6 +232,7 @@ impl Inner {
 
     /// From the index alone, in the order of claims.
     async fn ready_ids(&self, filter: Document, limit: usize) -> Result<Vec<Candidate>> {
+        let batch = u32::try_from(limit).unwrap_or(u32::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let cursor = self
             .jobs_coll()
@@ -219,8 +241,9 @@ impl Inner {
             .read_concern(ReadConcern::local())
             .hint(Hint::Name(JOBS_READY.to_owned()))
             .sort(doc! { "sched_key": 1, "_id": 1 })
-            .projection(doc! { "crashes": 1, "branch": 1 })
+            .projection(doc! { "crashes": 1, "branch": 1, "sched_key": 1 })
             .limit(limit)
+            .batch_size(batch) // in one answer, not a first one of 101
             .await
             .map_err(fault_of)?;
         cursor.try_collect().await.map_err(fault_of)
@@ -258,13 +281,22 @@ impl Inner {
         }
     }
 
+    /// What an update has just claimed. Asked again when the answer is lost: nobody else knows of these jobs until they are looked for.
     async fn claimed_by(&self, engine: &str, token: &str) -> Result<Vec<Job>> {
+        match self.read_claimed(engine, token).await {
+            Err(fault) if fault.may_heal() => self.read_claimed(engine, token).await,
+            read => read,
+        }
+    }
+
+    async fn read_claimed(&self, engine: &str, token: &str) -> Result<Vec<Job>> {
         let ours = doc! { "state": word(JobState::Running), "lease.engine": engine, "lease.token": token };
         let cursor = self
             .jobs_coll()
             .find(ours)
             .read_concern(ReadConcern::local())
             .hint(Hint::Name(JOBS_RUNNING.to_owned()))
+            .batch_size(u32::try_from(rules::CHUNK).unwrap_or(u32::MAX))
             .await
             .map_err(fault_of)?;
         let mut jobs: Vec<Job> = cursor.try_collect().await.map_err(fault_of)?;

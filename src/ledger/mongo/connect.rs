@@ -66,7 +66,7 @@ impl MongoLedger {
     pub fn over(client: Client, db: &str, deadline: Duration) -> Result<Self> {
         check_name(db)?;
         let db = majority(&client, db);
-        Ok(Self { inner: Arc::new(Inner { client, db, rescued: Mutex::default() }), deadline })
+        Ok(Self { inner: Arc::new(Inner { client, db, rescued: Mutex::default(), heads: super::head::Heads::default() }), deadline })
     }
 }
 

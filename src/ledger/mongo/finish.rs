@@ -129,6 +129,8 @@ fn failed_update(how: &Failed) -> UpdateModifications {
         JobEvent::Doomed | JobEvent::Stopped => {
             set.insert("finished_ms", now());
         }
+        // Not begun, or stopped for no fault of its own: it keeps its place in line.
+        JobEvent::Returned => {}
         _ => set.extend(reschedule(millis(delay))),
     }
     if matches!(how, Failed::GiveBack { .. }) {

@@ -45,7 +45,8 @@ impl Inner {
             query.insert("_id", doc! { "$in": ids });
         }
         let jobs = self.jobs_coll();
-        let page = jobs.find(query).hint(page_hint(filter)).sort(doc! { "_id": 1 }).limit(limit).max_time(LIST_TIME);
+        let newest = doc! { "errors": { "$slice": -1 } };
+        let page = jobs.find(query).hint(page_hint(filter)).sort(doc! { "_id": 1 }).projection(newest).limit(limit).max_time(LIST_TIME);
         let cursor = page.await.map_err(too_long)?;
         cursor.try_collect().await.map_err(too_long)
     }

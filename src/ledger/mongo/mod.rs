@@ -17,6 +17,7 @@ mod engines;
 mod enqueue;
 mod facts;
 mod finish;
+mod head;
 mod indexes;
 mod jobs;
 mod operate;
@@ -60,6 +61,7 @@ struct Inner {
     db: Database,
     /// Processes whose work was taken over a short while ago (`sessions`).
     rescued: Mutex<Vec<(EngineId, Instant)>>,
+    heads: head::Heads,
 }
 
 impl Inner {

@@ -81,7 +81,11 @@ impl Inner {
     /// From the index alone. Without a limit it walks over the whole of it.
     async fn by_kind(&self, (state, index): (JobState, &str), limit: Option<u64>) -> Result<BTreeMap<JobKind, u64>> {
         let mut stages = vec![doc! { "$match": { "state": word(state) } }];
-        stages.extend(limit.map(|limit| doc! { "$limit": int(limit) }));
+        if let Some(limit) = limit {
+            // From the end: at the beginning of the ready ones lies what has been claimed in the last minutes, and would be walked over.
+            stages.extend((state == JobState::Ready).then(|| doc! { "$sort": { "kind": -1, "sched_key": -1 } }));
+            stages.push(doc! { "$limit": int(limit) });
+        }
         stages.push(doc! { "$group": { "_id": "$kind", "n": { "$sum": 1 } } });
         let cursor = self.jobs_coll().aggregate(stages).hint(Hint::Name(index.to_owned())).with_type::<Group>().await.map_err(fault_of)?;
         let groups: Vec<Group> = cursor.try_collect().await.map_err(fault_of)?;

@@ -18,6 +18,8 @@ use super::history::{History, Span};
 const GAIN: f64 = 0.1;
 /// A larger size than this times the one before is judged; smaller steps add up until they are.
 const JUDGED: f64 = 1.3;
+/// But not over more seconds than these: jobs and backend may have changed since.
+const SMALL_STEPS: f64 = 120.0;
 /// Sizes closer than this are not tried one after the other.
 const APART: f64 = 1.15;
 /// Fewer workers must do as much, but for this share.
@@ -98,8 +100,8 @@ pub(super) struct Congestion {
     /// Service time before the pool grew to its present size, or as it was when that was last tried.
     usual: Option<f64>,
     errors: Option<Errors>,
-    /// The size before increases that were each too small to judge, and how it did.
-    small_steps: Option<(u16, f64, f64)>,
+    /// The size before increases that were each too small to judge, how it did, and when.
+    small_steps: Option<(u16, f64, f64, f64)>,
     changed: f64,
     /// How long the last cap lasted, if it was forgotten for its age.
     lasted: Option<f64>,
@@ -136,7 +138,8 @@ impl Congestion {
             self.small_steps = None;
             return;
         }
-        let (from, throughput, jobs) = *self.small_steps.get_or_insert((from, before.throughput(), before.completed));
+        self.small_steps = self.small_steps.filter(|(.., at)| history.now() - at < SMALL_STEPS);
+        let (from, throughput, jobs, _) = *self.small_steps.get_or_insert((from, before.throughput(), before.completed, history.now()));
         if f64::from(to) >= JUDGED * f64::from(from) {
             self.small_steps = None;
             self.trial = Some(Trial { kind: Kind::More, from, to, since: self.changed, before: throughput, before_jobs: jobs });

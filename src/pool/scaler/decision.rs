@@ -50,7 +50,7 @@ impl ScalerSettings {
 pub struct Measured {
     /// Since the engine's start, by a clock that never goes back.
     pub at: Duration,
-    /// Jobs that became ready for this engine (of a queue that several engines share: its share).
+    /// Jobs that became ready for this engine (of a queue that several engines share: its share); one that is tried again, each time.
     pub arrived: u64,
     /// Jobs that this engine has finished; attempts that failed or were given back are no part of it.
     pub completed: u64,
@@ -77,7 +77,7 @@ pub struct Decision {
     pub target: u16,
     /// Workers that there were at the measurement.
     pub actual: u16,
-    /// The target is not the one of the step before: the pool has something to do. Never in a dry run.
+    /// The target is not the one of the step before: the pool has something to do, or in a dry run would have.
     pub changed: bool,
     pub direction: Direction,
     pub reason: Reason,

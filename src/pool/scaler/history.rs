@@ -38,7 +38,7 @@ struct Sums {
     work: f64,
     /// Worker time that there was.
     offered: f64,
-    /// `work` and `completed` of the seconds in which jobs ended as usual.
+    /// `work` and ended attempts, failed ones too, of the seconds in which jobs ended as usual.
     clean_work: f64,
     clean_completed: f64,
 }
@@ -190,7 +190,8 @@ impl History {
             self.resumed = next.at;
         }
         next.clean_work += if was_stalled { ended } else { work };
-        next.clean_completed += completed;
+        // A failed attempt is worker time as well, and its job arrives again.
+        next.clean_completed += completed + errors;
         let Some(stall) = self.stall else { return };
         let from = self.sums.iter().find(|sums| sums.at >= stall.since).copied().unwrap_or(*last);
         if was_stalled || next.errors > from.errors || self.expected(next.work - from.work) >= STALLED_JOBS {

@@ -112,7 +112,8 @@ fn drained(phase: &Phase, seconds: &[Second]) -> Option<f64> {
 fn bound(load: &Load, phase: &Phase, seconds: &[Second], capacity: f64) -> f64 {
     let Some(first) = seconds.first().filter(|_| phase.change == Change::Backlog) else { return 0.0 };
     let burst = load.burst.map_or(0.0, |(_, jobs)| f64::from(jobs));
-    real(first.backlog).max(burst) / (capacity - first.rate).max(f64::MIN_POSITIVE)
+    // Down to a second's arrivals, as `drained` looks for.
+    (real(first.backlog).max(burst) - first.rate).max(0.0) / (capacity - first.rate).max(f64::MIN_POSITIVE)
 }
 
 /// Worker time of the one who knows everything.

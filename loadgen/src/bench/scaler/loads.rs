@@ -83,7 +83,7 @@ pub(super) const LOADS: [Load; 8] = [
     Load {
         name: "step",
         says: "10 % of capacity, 80 % from 60 s on",
-        seconds: 300.0,
+        seconds: 900.0,
         shape: Shape::Step { at: 60.0, low: 0.1, high: 0.8 },
         ..PLAIN
     },

@@ -213,6 +213,8 @@ impl Simulation<'_> {
             }
         } else if self.returns.peek().is_some_and(|Reverse((Moment(at), ..))| *at <= self.now) {
             if let Some(job) = self.returns.pop().and_then(|Reverse((.., id))| self.waiting.remove(&id)) {
+                // To whoever counts, it has arrived again.
+                self.arrived += 1;
                 self.ready.push_back(job);
             }
         } else if let Some(Reverse((Moment(at), id))) = self.ends.pop() {
