@@ -240,6 +240,9 @@ pub(crate) struct Live {
     /// Ends with exit code 1 if the 99th percentile of the delay is higher.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub max_p99: Option<Duration>,
+    /// Ends with exit code 1 if the jobs take longer on average, as the engine's own figures say.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_job: Option<Duration>,
     #[command(flatten)]
     pub servers: Servers,
 }

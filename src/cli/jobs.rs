@@ -1,24 +1,22 @@
 //! `argon jobs list|show|retry|cancel|discard|submit`: acts on the metadata, needs no engine.
+//!
+//! Owns: the arguments, and what is done to one job. Does not own: many at once (`jobs_many`).
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Subcommand;
-use serde::Serialize;
 
 use crate::branch::point::rfc3339;
 use crate::config::readable;
 use crate::fault::{Fault, Result};
-use crate::http::{BulkAnswer, JobChange, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted};
-use crate::ledger::{BULK_SAMPLE, Bulk, BulkOutcome, Cancelled, Job, JobFilter, JobKind, JobState, MAX_ENQUEUE, Priority, SharedLedger};
+use crate::http::{JobChange, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted};
+use crate::ledger::{Bulk, Cancelled, Job, JobFilter, JobKind, JobState, MAX_ENQUEUE, Priority, SharedLedger};
 use crate::sync::discard;
 
 use super::context::branch_named;
 use super::output::fitted;
-use super::{Context, Exit, Output};
-
-/// Jobs of one call to the ledger: progress is shown, and an interrupt heeded, between calls.
-const STEP: usize = 1_000;
+use super::{Context, Exit, Output, jobs_many};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -93,10 +91,10 @@ pub(crate) enum Command {
 pub(crate) struct FilterArgs {
     /// Only jobs in this state: scheduled, ready, running, done, dead, cancelled.
     #[arg(long, value_name = "STATE")]
-    state: Option<JobState>,
+    pub(super) state: Option<JobState>,
     /// Only jobs of this kind: sync, compression, notification, cleanup, noop.
     #[arg(long, value_name = "KIND")]
-    kind: Option<JobKind>,
+    pub(super) kind: Option<JobKind>,
     /// Only jobs of this branch.
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
@@ -109,7 +107,7 @@ pub(crate) struct FilterArgs {
 }
 
 impl FilterArgs {
-    async fn read(self, ledger: &SharedLedger, after: Option<String>) -> Result<JobFilter> {
+    pub(super) async fn read(self, ledger: &SharedLedger, after: Option<String>) -> Result<JobFilter> {
         let branch = match self.branch {
             Some(name) => Some(branch_named(ledger, &name).await?.id),
             None => None,
@@ -122,13 +120,13 @@ impl FilterArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BulkArgs {
     #[command(flatten)]
-    filter: FilterArgs,
+    pub(super) filter: FilterArgs,
     /// Only say what would be done.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Stop after so many.
     #[arg(long, default_value = "1000000", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
-    limit: u64,
+    pub(super) limit: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -222,10 +220,10 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
             if all_dead {
                 bulk.filter.state = Some(JobState::Dead);
             }
-            many(&ledger, Bulk::Retry, bulk, output).await?;
+            jobs_many::many(&ledger, Bulk::Retry, bulk, output).await?;
         }
         Command::Cancel { id: Some(id), .. } => cancel(&ledger, &id, output).await?,
-        Command::Cancel { id: None, bulk } => many(&ledger, Bulk::Cancel, bulk, output).await?,
+        Command::Cancel { id: None, bulk } => jobs_many::many(&ledger, Bulk::Cancel, bulk, output).await?,
         Command::Discard { id: Some(id), yes, .. } => {
             let job = find(&ledger, &id).await?;
             let lost = range(&job)?;
@@ -233,7 +231,7 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
             give_up(&ledger, &context, &job).await?;
             changed(&ledger, &id, JobOutcome::Discarded, output, &format!("discarded job {id}: {lost} is a recorded gap now")).await?;
         }
-        Command::Discard { id: None, bulk, yes } => discard_many(&ledger, &context, bulk, yes, output).await?,
+        Command::Discard { id: None, bulk, yes } => jobs_many::discard_many(&ledger, &context, bulk, yes, output).await?,
         Command::Submit(args) => submit(&ledger, args, output).await?,
     }
     Ok(Exit::Done)
@@ -276,7 +274,7 @@ async fn give_up(ledger: &SharedLedger, context: &Context, job: &Job) -> Result<
     Err(Fault::rejected(format!("job {} is {}: only dead and waiting jobs can be discarded", job.id, job.state)))
 }
 
-fn reason(job: &Job) -> String {
+pub(super) fn reason(job: &Job) -> String {
     format!("job {} was discarded by the operator", job.id)
 }
 
@@ -297,167 +295,6 @@ async fn cancel(ledger: &SharedLedger, id: &str, output: Output) -> Result<()> {
 async fn changed(ledger: &SharedLedger, id: &str, outcome: JobOutcome, output: Output, said: &str) -> Result<()> {
     let job = JobView::from(find(ledger, id).await?);
     output.print(&JobChange { outcome, job }, || said.to_owned())
-}
-
-async fn many(ledger: &SharedLedger, action: Bulk, args: BulkArgs, output: Output) -> Result<()> {
-    possible(action, &args.filter)?;
-    let filter = args.filter.read(ledger, None).await?;
-    let most = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let total = if args.dry_run {
-        ledger.bulk(action, &filter, most, true).await?
-    } else {
-        let bar = output.counter(match action {
-            Bulk::Retry => "retrying",
-            Bulk::Cancel => "cancelling",
-        });
-        let total = in_steps(ledger, action, &filter, most, |done| bar.inc(done)).await;
-        bar.finish_and_clear();
-        total?
-    };
-    output.print(&BulkAnswer::new(total.clone(), args.dry_run), || summary(action, &total, args.dry_run))
-}
-
-/// A state in which nothing can be done is a mistake, and "0 jobs" would hide it.
-fn possible(action: Bulk, filter: &FilterArgs) -> Result<()> {
-    let Some(state) = filter.state else { return Ok(()) };
-    match action {
-        Bulk::Retry if !matches!(state, JobState::Dead | JobState::Scheduled) => {
-            Err(Fault::config(format!("--state {state}: only dead and scheduled jobs can be retried")))
-        }
-        Bulk::Cancel if matches!(state, JobState::Done | JobState::Cancelled) => {
-            Err(Fault::config(format!("--state {state}: those jobs have ended, there is nothing to cancel")))
-        }
-        Bulk::Retry | Bulk::Cancel => Ok(()),
-    }
-}
-
-/// Some at a time, so that a person sees it move; `moved` is told how many each time. What can be changed leaves the filter with its step; what
-/// cannot (its unique key is taken, it is a sync job) stays and is met again, so each step looks further by that, and the last one counts it.
-async fn in_steps(ledger: &SharedLedger, action: Bulk, filter: &JobFilter, most: usize, moved: impl Fn(u64)) -> Result<BulkOutcome> {
-    let mut total = BulkOutcome::default();
-    let (mut left, mut stay) = (most, 0);
-    loop {
-        let asked = left.saturating_sub(stay).min(STEP.max(stay)).saturating_add(stay);
-        let step = ledger.bulk(action, filter, asked, false).await?;
-        let gone = step.changed + step.requested;
-        moved(gone);
-        let stays = usize::try_from(step.matched.saturating_sub(gone)).unwrap_or(usize::MAX);
-        left = left.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX));
-        total.changed += step.changed;
-        total.requested += step.requested;
-        for id in step.sample {
-            if total.sample.len() < BULK_SAMPLE && !total.sample.contains(&id) {
-                total.sample.push(id);
-            }
-        }
-        total.matched = total.changed + total.requested + stays as u64;
-        (total.hindered, total.discard, total.more) = (step.hindered, step.discard, step.more);
-        // A step that has met fewer than it asked for ended at its time: with nothing done, another would end there too.
-        let in_vain = gone == 0 && step.matched < asked as u64;
-        if !step.more || in_vain || left.saturating_sub(stays) == 0 {
-            return Ok(total);
-        }
-        stay = stays;
-    }
-}
-
-fn summary(action: Bulk, total: &BulkOutcome, dry_run: bool) -> String {
-    let verb = match action {
-        Bulk::Retry => "ready again",
-        Bulk::Cancel => "cancelled",
-    };
-    let mut text = if dry_run {
-        let matched = total.matched - total.discard.len() as u64;
-        let least = if total.more { "at least " } else { "" };
-        let mut text = format!("{least}{} would be {verb}", jobs(matched));
-        let named: Vec<&str> = total.sample.iter().filter(|id| !total.discard.contains(id)).take(3).map(String::as_str).collect();
-        if !named.is_empty() {
-            text += &format!(", such as {}", named.join(", "));
-        }
-        text
-    } else {
-        let is = if total.changed == 1 { "is" } else { "are" };
-        format!("{} {is} {verb}", jobs(total.changed))
-    };
-    if total.requested > 0 {
-        text += &format!("; {} at work asked to stop", jobs(total.requested));
-    }
-    if total.hindered > 0 {
-        text += &format!("; left as they are, since another job has their unique key: {}", total.hindered);
-    }
-    if !total.discard.is_empty() {
-        text += &format!(
-            "\n{} of kind sync left as they are: argon jobs discard gives them up, and records what is lost with them",
-            jobs(total.discard.len() as u64)
-        );
-    }
-    if total.more && !dry_run {
-        text += "\nthere may be more: the same command goes on, --limit says how many at once";
-    }
-    text
-}
-
-fn jobs(n: u64) -> String {
-    if n == 1 { "1 job".to_owned() } else { format!("{n} jobs") }
-}
-
-/// Each leaves a gap of its own, with its own bounds (correctness.md 25).
-async fn discard_many(ledger: &SharedLedger, context: &Context, args: BulkArgs, yes: bool, output: Output) -> Result<()> {
-    if args.filter.kind != Some(JobKind::Sync) {
-        return Err(Fault::config("discarding many jobs loses history: name them with --kind sync, and see --dry-run"));
-    }
-    let mut filter = args.filter.read(ledger, None).await?;
-    filter.state = filter.state.or(Some(JobState::Dead));
-    let (mut jobs, most) = (Vec::new(), usize::try_from(args.limit).unwrap_or(usize::MAX));
-    while jobs.len() < most {
-        let page = ledger.jobs(&filter, STEP.min(most - jobs.len())).await?;
-        let Some(last) = page.last() else { break };
-        filter.after = Some(last.id.clone());
-        jobs.extend(page);
-    }
-    let changes =
-        |jobs: &[Job]| jobs.iter().filter_map(|job| job.sync.as_ref()).map(|spec| spec.last_seq + 1 - spec.first_seq).sum::<u64>();
-    let (found, lost) = (jobs.len(), changes(&jobs));
-    if args.dry_run || jobs.is_empty() {
-        let view = DiscardMany { dry_run: args.dry_run, matched: found, discarded: 0, changes: lost, jobs: ids(&jobs) };
-        return output.print(&view, || format!("{} with {lost} changes would be discarded", self::jobs(found as u64)));
-    }
-    confirm(yes, &format!("discarding {} loses {lost} changes for good", self::jobs(found as u64)))?;
-    let bar = output.progress("discarding");
-    bar.set_length(found as u64);
-    let store = context.store().await?;
-    let mut gone = Vec::new();
-    for job in jobs {
-        // One that has been retried or committed meanwhile is no longer ours to give up, and no reason to leave the others.
-        if discard(ledger, &store, &job, &reason(&job)).await.inspect_err(|_| bar.finish_and_clear())? {
-            gone.push(job);
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    let view = DiscardMany { dry_run: false, matched: found, discarded: gone.len(), changes: changes(&gone), jobs: ids(&gone) };
-    output.print(&view, || {
-        let mut text = format!("discarded {}: {} changes are recorded gaps now", self::jobs(gone.len() as u64), view.changes);
-        if gone.len() < found {
-            text += &format!("; {} had moved on and stay", found - gone.len());
-        }
-        text
-    })
-}
-
-/// What `jobs discard` by filter did, or would do.
-#[derive(Debug, Serialize)]
-struct DiscardMany {
-    dry_run: bool,
-    matched: usize,
-    discarded: usize,
-    /// Changes that these jobs hold.
-    changes: u64,
-    jobs: Vec<String>,
-}
-
-fn ids(jobs: &[Job]) -> Vec<String> {
-    jobs.iter().map(|job| job.id.clone()).collect()
 }
 
 async fn submit(ledger: &SharedLedger, args: SubmitArgs, output: Output) -> Result<()> {
@@ -496,7 +333,7 @@ async fn submit(ledger: &SharedLedger, args: SubmitArgs, output: Output) -> Resu
     output.print(&all, || match (all.created, all.ids.first()) {
         (0, Some(id)) => format!("job {id} has this key already"),
         (1, Some(id)) => format!("submitted job {id}"),
-        (n, _) => format!("submitted {}", jobs(n)),
+        (n, _) => format!("submitted {}", jobs_many::jobs(n)),
     })
 }
 

@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod engine;
 mod jobs;
+mod jobs_many;
 mod output;
 mod queue;
 mod restore;

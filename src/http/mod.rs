@@ -13,6 +13,7 @@
 mod api;
 mod auth;
 mod branches;
+mod bulk;
 mod call;
 mod captures;
 pub mod client;
@@ -42,13 +43,12 @@ mod workers;
 pub use api::{Api, EngineChecks, EngineView};
 pub use auth::{Caller, Scope, Tokens};
 pub use branches::{BranchStats, BranchesPage, Level};
+pub use bulk::{BulkAnswer, BulkRequest};
 pub use call::Route;
 pub use captures::{CaptureView, CapturesPage};
 pub use connections::Caps;
 pub use health::{Check, Checks, Condition, Health, Ready};
-pub use jobs::{
-    BulkAnswer, BulkRequest, JobChange, JobErrorView, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted, SyncView,
-};
+pub use jobs::{JobChange, JobErrorView, JobOutcome, JobView, JobsPage, NewJobRequest, SubmitKind, Submitted, SyncView};
 pub use openapi::document as openapi_document;
 pub use problem::{ErrorAnswer, ErrorBody, Problem};
 pub use queue::{PauseRequest, PauseView, PausesView};

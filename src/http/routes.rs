@@ -28,7 +28,7 @@ use super::auth::{Caller, Scope};
 use super::call::{RawCall, Route, route};
 use super::connections::Ticket;
 use super::problem::Problem;
-use super::{branches, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
+use super::{branches, bulk, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
 use crate::runtime::clock;
 
 /// Bytes of a body.
@@ -64,8 +64,8 @@ pub fn table() -> Vec<Route> {
         route(get.clone(), "/api/v1/scaler", Read, "What the scaler decided, and why.", scaling::show),
         route(get.clone(), "/api/v1/jobs", Read, "Lists jobs in the order of their creation.", jobs::list),
         route(post.clone(), "/api/v1/jobs", Operate, "Submits test jobs.", jobs::submit),
-        route(post.clone(), "/api/v1/jobs/retry", Operate, "Runs again what a filter finds: dead jobs unless it names a state.", jobs::retry_many),
-        route(post.clone(), "/api/v1/jobs/cancel", Operate, "Cancels what a filter finds, never a sync job.", jobs::cancel_many),
+        route(post.clone(), "/api/v1/jobs/retry", Operate, "Runs again what a filter finds: dead jobs unless it names a state.", bulk::retry_many),
+        route(post.clone(), "/api/v1/jobs/cancel", Operate, "Cancels what a filter finds, never a sync job.", bulk::cancel_many),
         route(get.clone(), "/api/v1/jobs/{id}", Read, "A job with its errors.", jobs::get),
         route(post.clone(), "/api/v1/jobs/{id}/retry", Operate, "Runs a dead or scheduled job now.", jobs::retry),
         route(delete, "/api/v1/jobs/{id}", Operate, "Cancels a job. A sync job is discarded: that takes the scope admin and confirm=discard.", jobs::delete),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use argon::devkit::Mode;
 use argon::ledger::{Capture, CaptureState, JobKind, JobState, MAX_ENQUEUE, NewJob};
 use argon::runtime::{clock, random};
+use futures_util::TryStreamExt;
 use mongodb::bson::{Document, doc, rawdoc};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -154,10 +155,11 @@ async fn captures_spread_over_engines_move_when_one_ends_and_survive_a_rolling_r
     }
 }
 
-/// The outage lasts ten seconds here; `ARGON_OUTAGE=60` is the long form.
+/// The outage lasts ten seconds here, and a thousand of the jobs need the store; `ARGON_OUTAGE=60 ARGON_SYNC_JOBS=20000` is the long form.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_memory() {
     const JOBS: usize = 20_000;
+    let copies = number("ARGON_SYNC_JOBS").unwrap_or(1_000);
     const PEAK: u64 = 256 << 20;
     let outage = Duration::from_secs(number("ARGON_OUTAGE").unwrap_or(10));
     let mut world = World::new("backlog").await;
@@ -175,6 +177,7 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     let mut engine = world.engine(&[("JOB_RETRY_COUNT", "0")]);
     let began = clock::now();
     let queued = until("a first look at the checkpoint", || world.queued()).await;
+    copy_sync_job(&world, copies).await;
     until("the outage has lasted", || async { (began.elapsed() >= outage).then_some(()) }).await;
     until("capture goes on meanwhile", || async { world.queued().await.filter(|now| *now > queued + 300) }).await;
     assert_eq!(world.head().await, Some(0), "nothing is committed without a store");
@@ -185,6 +188,14 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     .await;
     assert_eq!(stats.counters.failed.values().sum::<u64>() + stats.counters.dead.values().sum::<u64>(), 0, "{stats:?}");
     proxy.set(Mode::Pass);
+    let began = clock::now();
+    let branches = world.metadata().collection::<Document>("branches");
+    let committed = || async { branches.count_documents(doc! { "name": { "$regex": "^copies/" }, "head.seq": { "$gt": 0 } }).await.ok() };
+    let mut done = 0;
+    while done < copies {
+        done = until("more of them are committed", || async { committed().await.filter(|now| *now > done) }).await;
+    }
+    let drained = began.elapsed();
     let healed = clock::now();
     load.stop().await;
     world.check().await;
@@ -200,13 +211,49 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     assert!(!log.contains("reason=Errors") && !log.contains("reason=NoGain"), "{log}");
     let peak = engine.peak_rss().unwrap();
     println!(
-        "{JOBS} jobs and {} sync jobs, {tried} of which were tried in {outage:?} without a store: peak memory {} MiB, all committed {:.1?} after it",
+        "{JOBS} jobs and {} sync jobs, {tried} of which were tried in {outage:?} without a store: peak memory {} MiB; {copies} copies committed {drained:.1?} \
+         after it, everything {:.1?}",
         synced.len(),
         peak >> 20,
-        healed.elapsed()
+        began.elapsed()
     );
     assert!(peak < PEAK, "{peak} bytes");
     drain(&mut engine).await;
+}
+
+/// So many sync jobs more, written as they are: the first one of the capture again, each with its payload for a branch of its own.
+async fn copy_sync_job(world: &World, copies: u64) {
+    let metadata = world.metadata();
+    let [branches, jobs, payloads] = ["branches", "jobs", "job_payloads"].map(|name| metadata.collection::<Document>(name));
+    let first =
+        until("the capture has a job", || async { jobs.find_one(doc! { "kind": "sync", "sync.first_seq": 1i64 }).await.ok()? }).await;
+    let of = doc! { "_id.job": first.get_str("_id").unwrap() };
+    let parts: Vec<Document> = payloads.find(of).await.unwrap().try_collect().await.unwrap();
+    let branch = branches.find_one(doc! { "_id": first.get_str("branch").unwrap() }).await.unwrap().expect("its branch");
+    let mut left = 0..copies;
+    while !left.is_empty() {
+        let (mut new_branches, mut new_payloads, mut new_jobs) = (Vec::new(), Vec::new(), Vec::new());
+        for n in left.by_ref().take(1_000) {
+            let (job_id, branch_id) = (random::ordered_id(), random::id());
+            let mut branch = branch.clone();
+            branch.extend(doc! { "_id": &branch_id, "name": format!("copies/c{n}") });
+            new_branches.push(branch);
+            new_payloads.extend(parts.iter().map(|part| {
+                let mut part = part.clone();
+                part.get_document_mut("_id").unwrap().insert("job", &job_id);
+                part
+            }));
+            let mut job = first.clone();
+            job.extend(doc! {
+                "_id": job_id, "branch": branch_id, "state": "ready", "attempt": 0, "crashes": 0, "errors": [], "error_count": 0,
+                "lease": null, "ended": null, "finished_ms": null,
+            });
+            new_jobs.push(job);
+        }
+        branches.insert_many(new_branches).await.unwrap();
+        payloads.insert_many(new_payloads).await.unwrap();
+        jobs.insert_many(new_jobs).await.unwrap();
+    }
 }
 
 /// Part of the id of an engine: its process id.

@@ -59,6 +59,7 @@ pub(super) async fn run(args: Live) -> Result<Report> {
     let used = session.used()?;
     let branch = session.watch.branch().await?;
     let segments = session.watch.segments().await?;
+    let (jobs, job_ms) = session.job_time().await?;
     session.finish().await?;
     say("reading the segments");
     let delays = delays::measure(&rig.open_store().await?, &segments, &sightings).await?;
@@ -80,6 +81,13 @@ pub(super) async fn run(args: Live) -> Result<Report> {
         "engine",
         format!("{:.1} CPU s, {cores:.3} cores under load, {:.1} MiB at most", used.engine_cpu_s, real(used.peak_rss_bytes) / 1_048_576.0),
     );
+    report.line(
+        "jobs",
+        format!(
+            "{jobs} of {:.0} changes, {job_ms:.1} ms each on average, as /workers/stats shows it",
+            ratio(real(load.changes), real(jobs))
+        ),
+    );
     report.line("others", format!("{:.2} cores were taken by other work on this machine", loaded.others_cores));
     report.line(
         "stored",
@@ -93,6 +101,8 @@ pub(super) async fn run(args: Live) -> Result<Report> {
     report.set("delay_ms", visible);
     report.set("delay_under_load_ms", under_load);
     report.set("commit_delay_ms", commit);
+    report.set("jobs", jobs);
+    report.set("job_ms", job_ms);
     report.set("catch_up_ms", catch_up.as_secs_f64() * 1000.0);
     report.set("engine_cores", cores);
     report.set("engine_cpu_us_per_change", ratio((loaded.engine_cpu_s - idle.engine_cpu_s) * 1e6, real(load.changes)));
@@ -104,6 +114,10 @@ pub(super) async fn run(args: Live) -> Result<Report> {
     if let Some(limit) = args.max_p99 {
         let limit_ms = limit.as_secs_f64() * 1000.0;
         report.limit(visible.p99 <= limit_ms, format!("p99 of the delay {:.0} ms, at most {limit_ms:.0} ms wanted", visible.p99));
+    }
+    if let Some(limit) = args.max_job {
+        let limit_ms = limit.as_secs_f64() * 1000.0;
+        report.limit(job_ms <= limit_ms, format!("a job takes {job_ms:.1} ms on average, at most {limit_ms:.0} ms wanted"));
     }
     Ok(report)
 }

@@ -4,8 +4,9 @@
 //! ([`engines`]), which show how many jobs they do. Does not own: which settings are measured ([`plan`]), the jobs ([`fill`]), what mongod counts
 //! ([`server`]), the plain queue ([`plain`]).
 //!
-//! One database is filled more and more, since that is the direction in which it can be filled; the deepest queue is compared with a shallow
-//! one in a database of its own, claim by claim in turn.
+//! One database is filled more and more, since that is the direction in which it can be filled. The deepest queue is compared with a shallow one,
+//! claim by claim in turn, twice: both in new databases, so that only the depth differs; and the one that has been filled and emptied for minutes
+//! (worn: what was claimed stays in the indexes for as long as MongoDB keeps history) with the shallow one, which is some hundred thousand jobs old.
 
 mod engines;
 mod fill;
@@ -87,8 +88,12 @@ pub(super) async fn run(args: QueueBench) -> Result<Report> {
     if let Some((shallow, deep)) = plan.compared {
         say(&format!("claims at {deep} and at {shallow}, in turn"));
         let mut small = self::queue(&rig, &Line::new(2), &plan, args.seed).await?;
-        for claims in [Claims::Few, Claims::Many] {
-            found.compared.push(lane::compare((&mut small, shallow), (&mut queue, deep), claims, plan.claims_compared).await?);
+        let mut large = self::queue(&rig, &Line::new(3), &plan, args.seed).await?;
+        for (queue, worn) in [(&mut large, false), (&mut queue, true)] {
+            for claims in [Claims::Few, Claims::Many] {
+                let compared = lane::compare((&mut small, shallow), (&mut *queue, deep), claims, plan.claims_compared).await?;
+                found.compared.push(Compared { worn, ..compared });
+            }
         }
     }
     check(&queue).await?;
@@ -205,7 +210,7 @@ fn report(args: &QueueBench, plan: &Plan, rig: &Rig, found: &Found, elapsed: Dur
 }
 
 fn worst_claim_ratio(found: &Found) -> Option<f64> {
-    found.compared.iter().map(|c| c.ratio).max_by(f64::total_cmp)
+    found.compared.iter().filter(|c| !c.worn).map(|c| c.ratio).max_by(f64::total_cmp)
 }
 
 fn limits(args: &QueueBench, plan: &Plan, found: &Found, headline: &Headline, report: &mut Report) {

@@ -4,14 +4,17 @@
 use std::time::{Duration, Instant};
 
 use argon::devkit::ArgonProcess;
-use argon::devkit::engine::cpu_seconds;
+use argon::devkit::engine::{CONTROL_SOCKET, cpu_seconds};
 use argon::fault::{Fault, Result};
+use argon::http::WorkersStats;
+use argon::http::client::{Client, Target};
 use argon::runtime::clock;
 use serde::Serialize;
 
 use super::machine::Machine;
 use super::rig::{Line, Rig};
 use super::watch::{POLL, Watch};
+use super::{ratio, real};
 
 /// Without any progress for this long something is stuck.
 const STALL: Duration = Duration::from_secs(90);
@@ -114,6 +117,15 @@ impl<'a> Session<'a> {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Jobs that the engine's sync workers have done and their mean time in ms, as `/workers/stats` shows them.
+    pub(super) async fn job_time(&self) -> Result<(u64, f64)> {
+        let client = Client::new(&Target::Socket(self.engine.dir().join(CONTROL_SOCKET)))?;
+        let stats: WorkersStats = client.get("/api/v1/workers/stats").await?;
+        let jobs: u64 = stats.workers.iter().map(|worker| worker.jobs_processed).sum();
+        let ms: f64 = stats.workers.iter().map(|worker| worker.avg_process_time * real(worker.jobs_processed)).sum();
+        Ok((jobs, ratio(ms, real(jobs))))
     }
 
     /// What it has used so far.

@@ -192,6 +192,8 @@ pub(super) async fn measure(rig: &Rig, queue: &mut fill::Queue, cell: LedgerCell
 #[derive(Debug, Serialize)]
 pub(super) struct Compared {
     pub claims: Claims,
+    /// The deep queue has been filled and emptied for minutes.
+    pub worn: bool,
     pub shallow: u64,
     pub deep: u64,
     pub shallow_claim_ms: Percentiles,
@@ -228,6 +230,7 @@ pub(super) async fn compare(
     let [shallow_claim_ms, deep_claim_ms] = found[..] else { return Err(Fault::unknown("two queues were to be compared")) };
     Ok(Compared {
         claims,
+        worn: false,
         shallow: depths.0,
         deep: depths.1,
         shallow_claim_ms,

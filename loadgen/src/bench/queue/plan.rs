@@ -96,7 +96,7 @@ impl Plan {
             cell: args.cell.unwrap_or(Duration::from_millis(if args.quick { 50 } else { 2_000 })),
             usual: if depths.contains(&USUAL_DEPTH) { USUAL_DEPTH } else { depths.get(depths.len() / 2).copied().unwrap_or_default() },
             compared: below.map(|below| (below, deepest)),
-            claims_compared: if args.quick { 5 } else { 300 },
+            claims_compared: if args.quick { 5 } else { 200 },
             stats_calls: if args.quick { 3 } else { 50 },
             full: args.full,
             quick: args.quick,

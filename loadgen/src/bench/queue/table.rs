@@ -69,9 +69,10 @@ const STATS: [Column<StatsFound>; 5] = [
     ("refresh ms", |f| fixed(f.refresh_ms, 0)),
 ];
 
-const COMPARED: [Column<Compared>; 8] = [
+const COMPARED: [Column<Compared>; 9] = [
     ("claims in turn: depth", |f| f.deep.to_string()),
     ("claims", |f| name(f.claims)),
+    ("queue", |f| if f.worn { "worn".to_owned() } else { "new".to_owned() }),
     ("p50 ms", |f| fixed(f.deep_claim_ms.p50, 2)),
     ("p99 ms", |f| fixed(f.deep_claim_ms.p99, 2)),
     ("p50 ms at", |f| fixed(f.shallow_claim_ms.p50, 2)),
