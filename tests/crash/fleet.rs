@@ -187,6 +187,7 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     })
     .await;
     assert_eq!(stats.counters.failed.values().sum::<u64>() + stats.counters.dead.values().sum::<u64>(), 0, "{stats:?}");
+    load.stop().await;
     proxy.set(Mode::Pass);
     let began = clock::now();
     let branches = world.metadata().collection::<Document>("branches");
@@ -197,7 +198,6 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     }
     let drained = began.elapsed();
     let healed = clock::now();
-    load.stop().await;
     world.check().await;
     assert!(healed.elapsed() < RECOVERY, "it took {:?} to catch up", healed.elapsed());
     let synced = world.ledger.jobs(&argon::ledger::JobFilter { kind: Some(JobKind::Sync), ..Default::default() }, 100_000).await.unwrap();
