@@ -165,7 +165,6 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     let mut world = World::new("backlog").await;
     let proxy = world.proxied().await;
     world.start_capture().await;
-    let load = Load::start(&world.source(), Mix { seed: 9, ddl: false, tolerant: false }).await;
     proxy.set(Mode::Refuse);
     let params = rawdoc! { "duration_ms": 0i64 };
     let new = |_| NewJob { params: Some(params.clone()), ..NewJob::new(random::ordered_id(), JobKind::Noop) };
@@ -176,8 +175,11 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     // No retry at all: an outage that used up attempts would make dead jobs.
     let mut engine = world.engine(&[("JOB_RETRY_COUNT", "0")]);
     let began = clock::now();
-    let queued = until("a first look at the checkpoint", || world.queued()).await;
+    // The first job is a small one.
+    world.source().collection("first").insert_one(doc! { "_id": 1 }).await.unwrap();
     copy_sync_job(&world, copies).await;
+    let load = Load::start(&world.source(), Mix { seed: 9, ddl: false, tolerant: false }).await;
+    let queued = until("a first look at the checkpoint", || world.queued()).await;
     until("the outage has lasted", || async { (began.elapsed() >= outage).then_some(()) }).await;
     until("capture goes on meanwhile", || async { world.queued().await.filter(|now| *now > queued + 300) }).await;
     assert_eq!(world.head().await, Some(0), "nothing is committed without a store");

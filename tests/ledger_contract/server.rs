@@ -487,7 +487,7 @@ async fn a_head_that_lags_moves_on_without_another_commit() {
     let whole = b.branch(&line.branch).await;
     assert_eq!(whole.head.seq, 6);
     // What a walk leaves that had too much to read.
-    let early = doc! { "$set": { "head.seq": 2i64 } };
+    let early = doc! { "$set": { "head.seq": 2i64, "head_behind": true } };
     branches.update_one(doc! { "_id": &line.branch }, early).await.unwrap();
     assert!(b.ledger.advance_heads().await.unwrap() > 0);
     assert_eq!(b.branch(&line.branch).await, whole);

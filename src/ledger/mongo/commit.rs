@@ -16,13 +16,15 @@ use super::Inner;
 use super::claim::payload_ids;
 use super::classify::{fault_of, is_duplicate};
 use super::counters::Writer;
+use super::indexes::BRANCHES_BEHIND;
 use super::rows::{document, int, now, word, words};
 use super::txn::{Body, Halt, Then};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
 use crate::queue::{self, JobEvent};
 
-/// Segments that one walk of the head reads at a time, and at most: the next commit walks on, or [`Inner::advance_heads`].
+/// Segments that one walk of the head reads at a time, and at most: the next commit walks on, or [`Inner::advance_heads`], which finds the branch by
+/// its mark `head_behind`.
 const WALK_PAGE: usize = 1_000;
 const WALK_PAGES: usize = 20;
 /// A key that appears while we look for it is looked for again.
@@ -78,11 +80,11 @@ impl Inner {
         let stored: Result<Vec<Document>> = rows.iter().map(|r| document(&SegmentRow { committed_ms, ..(*r).clone() })).collect();
         self.segments_coll().clone_with_type::<Document>().insert_many(stored?).session(&mut *session).await?;
 
-        let head = self.walk(session, &first.branch, head).await?;
+        let (head, behind) = self.walk(session, &first.branch, head).await?;
         let sum = |f: fn(&SegmentRow) -> u64| int(rows.iter().map(|r| f(r)).sum());
         let changes = sum(|r| if r.kind == SegmentKind::Changes { r.last_seq - r.first_seq + 1 } else { 0 });
         let update = doc! {
-            "$set": { "head": document(&head)? },
+            "$set": { "head": document(&head)?, "head_behind": behind },
             "$inc": {
                 "totals.changes": changes,
                 "totals.raw_bytes": sum(|r| r.raw_bytes),
@@ -95,8 +97,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The head over the contiguous prefix, rows of this transaction included.
-    async fn walk(&self, session: &mut ClientSession, branch: &str, mut head: Head) -> Result<Head, Halt> {
+    /// The head over the contiguous prefix, rows of this transaction included; true when there may be more to walk over.
+    async fn walk(&self, session: &mut ClientSession, branch: &str, mut head: Head) -> Result<(Head, bool), Halt> {
         #[derive(Deserialize)]
         struct Row {
             first_seq: u64,
@@ -122,21 +124,25 @@ impl Inner {
             let (moved, whole) = rules::advance(head, steps);
             head = moved;
             if !whole || !page_is_full {
-                break;
+                return Ok((head, false));
             }
         }
-        Ok(head)
+        Ok((head, true))
     }
 
     pub(super) async fn advance_heads(&self) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Row {
+            #[serde(rename = "_id")]
+            id: String,
+        }
+        let branches = self.branches_coll().clone_with_type::<Row>();
+        let marked = branches.find(doc! { "head_behind": true }).projection(doc! { "_id": 1 });
+        let cursor = marked.hint(Hint::Name(BRANCHES_BEHIND.to_owned())).await.map_err(fault_of)?;
+        let behind: Vec<Row> = cursor.try_collect().await.map_err(fault_of)?;
         let mut moved = 0;
-        for branch in self.branches().await? {
-            let next = doc! { "branch": &branch.id, "last_seq": { "$gt": int(branch.head.seq) } };
-            let next = self.segments_coll().find_one(next).sort(doc! { "last_seq": 1 }).await.map_err(fault_of)?;
-            if rules::advance(branch.head, next.iter().map(Step::from)).0 == branch.head {
-                continue; // the usual case: the head is at the end, or at a hole
-            }
-            while self.transact(&mut WalkTxn { inner: self, branch: &branch.id }).await? {
+        for Row { id } in behind {
+            while self.transact(&mut WalkTxn { inner: self, branch: &id }).await? {
                 moved += 1;
             }
         }
@@ -165,7 +171,7 @@ impl Inner {
     }
 }
 
-/// Moves a head as far as one walk goes; false when it stays.
+/// Moves a head as far as one walk goes, and takes its mark when that was the end; false when there was nothing to do.
 struct WalkTxn<'a> {
     inner: &'a Inner,
     branch: &'a str,
@@ -179,13 +185,10 @@ impl Body for WalkTxn<'_> {
         let inner = self.inner;
         let branch: Option<Branch> = inner.branches_coll().find_one(doc! { "_id": self.branch }).session(&mut *session).await?;
         let Some(branch) = branch else { return Ok(Then::Abort(false)) };
-        let head = inner.walk(session, self.branch, branch.head).await?;
-        if head == branch.head {
-            return Ok(Then::Abort(false));
-        }
-        let set = doc! { "$set": { "head": document(&head)? } };
-        inner.branches_coll().update_one(doc! { "_id": self.branch }, set).session(session).await?;
-        Ok(Then::Commit(true))
+        let (head, behind) = inner.walk(session, self.branch, branch.head).await?;
+        let set = doc! { "$set": { "head": document(&head)?, "head_behind": behind } };
+        let done = inner.branches_coll().update_one(doc! { "_id": self.branch }, set).session(session).await?;
+        Ok(if done.modified_count > 0 { Then::Commit(true) } else { Then::Abort(false) })
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) const JOBS_RUNNING: &str = "running_by_lease";
 pub(super) const JOBS_DEAD: &str = "dead_by_id";
 pub(super) const JOBS_DEAD_OF_BRANCH: &str = "dead_by_branch";
 pub(super) const JOBS_UNIQUE: &str = "unique_key";
+pub(super) const BRANCHES_BEHIND: &str = "head_behind";
 
 /// Indexes of earlier versions: they would cost as much as those that replaced them.
 const RETIRED: [(&str, &str); 5] =
@@ -69,6 +70,7 @@ fn indexes() -> Vec<Index> {
             Some(doc! { "state": { "$in": ["done", "cancelled"] } }),
         ),
         unique("branches", "name", doc! { "name": 1 }),
+        index("branches", BRANCHES_BEHIND, doc! { "head_behind": 1 }, Some(doc! { "head_behind": true })),
         index("captures", "branch", doc! { "branch": 1 }, None),
         index("captures", "owner", doc! { "owner": 1 }, None),
         index("counters", "engine", doc! { "engine": 1 }, None),
