@@ -2,6 +2,7 @@
 //!
 //! Owns: the JSON, and that nothing is cancelled by leaving a filter out. Does not own: what is done to which job (`ledger::bulk`).
 
+use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +91,8 @@ async fn bulk(action: Bulk, call: Call<NoQuery, Json<BulkRequest>>) -> Result<Js
     let is_open =
         asked.state.is_none() && asked.kind.is_none() && asked.branch.is_none() && asked.engine.is_none() && asked.error.is_none();
     if action == Bulk::Cancel && is_open {
-        return Err(Problem::bad_request("name what to cancel: state, kind, branch, engine or error"));
+        let said = "this would cancel every job but sync jobs: name what to cancel by state, kind, branch, engine or error";
+        return Err(Problem::new(StatusCode::CONFLICT, "confirmation_needed", said));
     }
     let branch = branch_filter(&call.api, asked.branch).await?;
     let filter = JobFilter { state: asked.state, kind: asked.kind, branch, engine: asked.engine, error: asked.error, after: None };

@@ -327,7 +327,8 @@ async fn a_bulk_call_says_what_it_would_do_and_then_does_it() {
     assert_has(&sync, &json!({ "changed": 0, "discard": [world.dead] }));
     assert_eq!(world.post("/api/v1/jobs/cancel", &json!({ "limit": 0 })).await.status, 400);
     let everything = world.post("/api/v1/jobs/cancel", &json!({})).await;
-    assert_eq!(everything.status, 400, "not by leaving something out: {}", everything.text());
+    assert_eq!((everything.status, everything.code().as_str()), (409, "confirmation_needed"), "not by leaving something out");
+    schema::check("POST", "/api/v1/jobs/cancel", &everything);
     assert_eq!(world.post("/api/v1/jobs/retry", &json!({ "after": "x" })).await.status, 400);
 }
 
