@@ -154,7 +154,6 @@ pub(crate) struct ClassStats {
     pub finishing: AtomicU64,
     /// Jobs claimed, less those given back unbegun.
     pub claimed: AtomicU64,
-    pub completed: AtomicU64,
     busy_us: AtomicU64,
     pub succeeded: AtomicU64,
     pub failed: AtomicU64,
@@ -189,7 +188,6 @@ impl ClassStats {
     /// It has ended, whatever came of it.
     pub(crate) fn ended(&self, spent: Duration, now: Instant) {
         self.running.fetch_sub(1, Ordering::Relaxed);
-        self.completed.fetch_add(1, Ordering::Relaxed);
         self.busy_us.fetch_add(u64::try_from(spent.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.recent.lock().time.add(spent, now, TIME_MEMORY);
     }
