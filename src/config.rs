@@ -3,6 +3,7 @@
 //! Owns: parsing and ranges. Does not own: what a setting does (the stage that takes it).
 //! AWS credentials are not settings of Argon: they come from the SDK's own chain. `AWS_CA_BUNDLE` is read here because the SDK for Rust does not.
 
+mod bases;
 mod http;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::fault::{Fault, Result};
 use crate::store::Switch;
 
+pub use bases::{BaseSettings, ReadFrom};
 pub use http::{HttpSettings, Secret};
 
 /// Where metadata and objects live: taken by every command.
@@ -117,7 +119,7 @@ pub struct EngineSettings {
     #[arg(long = "autoscale", env = "WORKER_AUTOSCALE", default_value = "true", value_name = "true|false|dry-run", value_parser = autoscale)]
     pub autoscale: Autoscale,
     /// Workers for the other kinds of jobs, each 0..20; a kind that is not named keeps its default. More: more of them at once.
-    #[arg(long = "slots", env = "WORKER_SLOTS", default_value = "compression=2,notification=1,cleanup=1", value_name = "KIND=N,..", value_parser = slots)]
+    #[arg(long = "slots", env = "WORKER_SLOTS", default_value = "compression=2,notification=1,cleanup=1,snapshot=2", value_name = "KIND=N,..", value_parser = slots)]
     pub slots: Slots,
     /// Changes at which a batch may close (not a cap: batches grow under load). More: fewer, larger jobs, later.
     #[arg(long = "batch-size", env = "WORKER_BATCH_SIZE", default_value = "100", value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -159,6 +161,8 @@ pub struct EngineSettings {
     /// How long a stop may take before leases are given back.
     #[arg(long = "shutdown-timeout", env = "ARGON_SHUTDOWN_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = |s: &str| time(s, 1_000, 3_600_000))]
     pub shutdown_timeout: Duration,
+    #[command(flatten)]
+    pub bases: BaseSettings,
 }
 
 impl EngineSettings {
@@ -206,18 +210,19 @@ pub struct Slots {
     pub compression: u16,
     pub notification: u16,
     pub cleanup: u16,
+    pub snapshot: u16,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { compression: 2, notification: 1, cleanup: 1 }
+        Self { compression: 2, notification: 1, cleanup: 1, snapshot: 2 }
     }
 }
 
 /// Most workers of one of these classes.
 const MAX_SLOTS: u16 = 20;
 
-/// `compression=2,notification=1,cleanup=1`
+/// `compression=2,notification=1,cleanup=1,snapshot=2`
 fn slots(text: &str) -> Result<Slots, String> {
     let mut slots = Slots::default();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -226,8 +231,10 @@ fn slots(text: &str) -> Result<Slots, String> {
             "compression" => &mut slots.compression,
             "notification" => &mut slots.notification,
             "cleanup" => &mut slots.cleanup,
-            "sync" | "noop" | "snapshot" => return Err(format!("{kind} jobs run on the sync workers, whose number is WORKER_POOL_SIZE")),
-            _ => return Err(format!("{kind} is not one of compression, notification, cleanup")),
+            "snapshot" => &mut slots.snapshot,
+            "drill" => return Err("drill jobs run on the snapshot workers".into()),
+            "sync" | "noop" => return Err(format!("{kind} jobs run on the sync workers, whose number is WORKER_POOL_SIZE")),
+            _ => return Err(format!("{kind} is not one of compression, notification, cleanup, snapshot")),
         };
         *slot = match count.parse() {
             Ok(n) if n <= MAX_SLOTS => n,
@@ -264,6 +271,14 @@ pub const VARIABLES: &[&str] = &[
     "ARGON_QUEUE_MAX_BYTES",
     "ARGON_MEMORY_BUDGET",
     "ARGON_SHUTDOWN_TIMEOUT",
+    "ARGON_BASE_INTERVAL",
+    "ARGON_BASE_RATE",
+    "ARGON_BASE_READERS",
+    "ARGON_BASE_READ_FROM",
+    "ARGON_CATALOGUE_INTERVAL",
+    "ARGON_DRILL_INTERVAL",
+    "ARGON_DELETE_GRACE",
+    "ARGON_TEMP_DIR",
     "ARGON_HTTP_ADDR",
     "ARGON_METRICS_ADDR",
     "ARGON_CONTROL_SOCKET",
@@ -432,7 +447,7 @@ mod tests {
 
     #[test]
     fn slots_are_named_by_kind_and_others_keep_their_default() {
-        assert_eq!(slots("compression=2,notification=1,cleanup=1"), Ok(Slots::default()));
+        assert_eq!(slots("compression=2,notification=1,cleanup=1,snapshot=2"), Ok(Slots::default()));
         assert_eq!(slots(" compression = 5 , "), Ok(Slots { compression: 5, ..Slots::default() }));
         assert_eq!(slots("cleanup=0"), Ok(Slots { cleanup: 0, ..Slots::default() }));
         for (text, word) in [("sync=3", "WORKER_POOL_SIZE"), ("mail=1", "mail"), ("cleanup=21", "0 to 20"), ("cleanup", "0 to 20")] {

@@ -156,7 +156,19 @@ impl Engine {
     fn parts(&self, cpu: CpuPool, commits: crate::sync::CommitHandle, marks: crate::pool::MarkHandle) -> Parts {
         // Half: a store that hangs is known for an outage before the time of the attempt is over.
         let upload_time = self.settings.process_timeout / 2;
-        Parts { ledger: self.ledger.clone(), store: self.store.clone(), cpu, commits, marks, upload_time }
+        Parts {
+            ledger: self.ledger.clone(),
+            store: self.store.clone(),
+            cpu,
+            commits,
+            marks,
+            upload_time,
+            sources: self.sources.clone(),
+            settings: self.settings.bases.clone(),
+            // The other half is for the jobs of the stream.
+            fold_memory: self.settings.memory_budget / 2,
+            stop: self.stop.clone(),
+        }
     }
 
     fn retry(&self) -> RetryPolicy {

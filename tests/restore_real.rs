@@ -104,7 +104,8 @@ async fn rule_6_points_inside_a_transaction_snap_down_and_times_cut_exactly() {
     assert_eq!(too_late.kind, Kind::Rejected, "changes of the head's own time may still come: {too_late}");
     let just = restore_to(&recorder, &client.database("just"), options(Point::Time(head.before()))).await.unwrap();
     assert_eq!(just.seq, history.branch.head.seq - 1);
-    let early = restore_to(&recorder, &client.database("early"), options(Point::Time(history.branch.base_time.before()))).await;
+    let early =
+        restore_to(&recorder, &client.database("early"), options(Point::Time(history.line().bases()[0].base.consistent_at.before()))).await;
     assert_eq!(early.unwrap_err().kind, Kind::Rejected);
 }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use bson::{Document, RawDocument};
 use serde::{Deserialize, Serialize};
 
-pub use read::{read_catalogue, read_empty_catalogue};
+pub use read::{read_catalogue, read_first_catalogue};
 
 use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, is_on_buckets, parse_ddl};
 use crate::fault::{Fault, Result};

@@ -15,10 +15,10 @@ use super::catalogue::{Catalogue, Collection, Kind, Uuid, View};
 use super::layout::{hex, unhex};
 use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
-use crate::ledger::{Branch, BranchStatus, Capture, CaptureState, Fidelity, Source};
+use crate::ledger::{Base, BaseOrigin, BaseState, Branch, BranchStatus, Capture, CaptureState, Fidelity, Parent, Source};
 
 /// The number in `format`: readers refuse others.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// A branch or epoch object is a few hundred bytes; more is not ours.
 pub const MAX_SMALL_OBJECT: usize = 1 << 20;
 /// A catalogue of 10,000 collections with ten indexes each is about 60 MB.
@@ -37,9 +37,10 @@ pub struct BranchDocument {
     /// `project/branch`.
     pub name: String,
     pub parent: Option<Parent>,
-    pub source: Source,
-    pub capture: String,
-    pub capture_state: CaptureState,
+    /// Name of the captured database.
+    pub db: String,
+    /// Absent while nothing is captured into it.
+    pub capture: Option<CaptureDocument>,
     #[serde(default = "active")]
     pub status: BranchStatus,
     /// First seq that is still in the bucket.
@@ -49,62 +50,80 @@ pub struct BranchDocument {
     #[serde(default)]
     pub uncovered: Vec<String>,
     pub epoch: u64,
-    /// Id and seq of the base that history starts from.
-    pub base: String,
-    pub base_seq: u64,
-    pub base_time: ClusterTime,
-    /// SHA-256 of the base's manifest in lower-case hex.
-    pub base_sha256: String,
+    /// Those that history may start from, by seq.
+    pub bases: Vec<BaseRef>,
     pub created_ms: i64,
+    #[serde(default)]
+    pub expires_ms: Option<i64>,
+    #[serde(default)]
+    pub deleted_ms: Option<i64>,
+    #[serde(default)]
+    pub drop_db: bool,
 }
 
-/// Where a branch was forked.
+/// Who feeds a branch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parent {
+pub struct CaptureDocument {
+    pub id: String,
+    pub source: Source,
+    pub state: CaptureState,
+}
+
+/// A complete base, or one that is being copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRef {
     pub id: String,
     pub seq: u64,
-    pub time: ClusterTime,
+    /// SHA-256 of its manifest in lower-case hex, of its plan while it is being copied: its own text cannot vouch for itself.
+    pub sha256: String,
+    #[serde(default)]
+    pub copying: bool,
 }
 
 impl BranchDocument {
     /// The object of a branch that has just been made: version 1.
-    pub fn new(branch: &Branch, capture: &Capture) -> Self {
+    pub fn new(branch: &Branch, capture: Option<&Capture>, bases: &[Base]) -> Self {
+        let refer = |base: &Base| BaseRef {
+            id: base.id.clone(),
+            seq: base.seq,
+            sha256: base.sha256.clone(),
+            copying: base.state == BaseState::Copying,
+        };
         Self {
             format: FORMAT,
             version: 1,
             id: branch.id.clone(),
             name: branch.name.clone(),
-            parent: None,
-            source: capture.source.clone(),
-            capture: capture.id.clone(),
-            capture_state: capture.state,
+            parent: branch.parent.clone(),
+            db: branch.source_db.clone(),
+            capture: capture.map(|c| CaptureDocument { id: c.id.clone(), source: c.source.clone(), state: c.state }),
             status: branch.status,
             retained_from: 1,
             fidelity: branch.fidelity,
             uncovered: branch.uncovered.clone(),
             epoch: branch.epoch,
-            base: branch.base.clone(),
-            base_seq: 0,
-            base_time: branch.base_time,
-            base_sha256: branch.base_sha256.clone(),
+            // A fold that is under way can be made again; what is being read from the source cannot.
+            bases: bases.iter().filter(|b| is_kept(b)).map(refer).collect(),
             created_ms: branch.created_ms,
+            expires_ms: branch.expires_ms,
+            deleted_ms: branch.deleted_ms,
+            drop_db: branch.drop_db,
         }
     }
-}
 
-impl BranchDocument {
     /// As it follows on what is stored: what only the bucket says stays, and the version is the stored one until something is changed.
     #[must_use]
     pub fn after(self, stored: Option<&Self>) -> Self {
         let Some(stored) = stored else { return self };
-        Self {
-            version: stored.version,
-            parent: stored.parent.clone(),
-            retained_from: stored.retained_from,
-            base_seq: stored.base_seq,
-            created_ms: stored.created_ms,
-            ..self
-        }
+        Self { version: stored.version, retained_from: stored.retained_from, created_ms: stored.created_ms, ..self }
+    }
+}
+
+fn is_kept(base: &Base) -> bool {
+    match base.state {
+        BaseState::Complete => true,
+        BaseState::Copying => base.origin == BaseOrigin::Copy,
+        BaseState::Abandoned => false,
     }
 }
 
@@ -122,31 +141,57 @@ pub struct EpochDocument {
     pub starts_at: u64,
 }
 
-/// A base: the catalogue of a database at a time, and later its documents. Written after everything it names.
+/// A base: the catalogue of a database at a time, and where its documents are. Written after everything it names. A plan is the same without documents.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BaseManifest {
     pub id: String,
-    /// Changes up to this seq are in the base; 0 for base 0.
+    pub origin: BaseOrigin,
+    /// Changes up to this seq are before the base: what follows is folded onto it. 0 for base 0.
     pub seq: u64,
     /// Time of the listing; DDL folding is tolerant up to it.
     pub time: ClusterTime,
+    /// From here on it can be restored: the latest time at which a part was read.
+    pub consistent_at: ClusterTime,
     /// The source database.
     pub db: String,
-    /// Resume token that was taken before the listing.
+    /// Resume token that history goes on from after change `seq`.
     pub token: RawDocumentBuf,
     pub catalogue: Catalogue,
+    /// In the order in which they are folded: by time, then collection, then place in it.
+    pub parts: Vec<BasePart>,
+}
+
+/// An object of documents of one collection: a segment of kind `base`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BasePart {
+    /// UUID of the collection, 32 hex digits.
+    pub uuid: String,
+    /// Hash part of its key.
+    pub object: String,
+    pub sha256: String,
+    pub documents: u64,
+    pub raw_bytes: u64,
+    pub stored_bytes: u64,
+    /// Every change up to this time is in it, and none later unless it is fuzzy.
+    pub read_at: ClusterTime,
+    /// It could not be read at one time (capped).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fuzzy: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct ManifestJson {
     format: u32,
     id: String,
+    origin: BaseOrigin,
     seq: u64,
     time: ClusterTime,
+    consistent_at: ClusterTime,
     db: String,
     token: Stored,
     collections: Vec<CollectionJson>,
     views: Vec<ViewJson>,
+    parts: Vec<BasePart>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -297,10 +342,13 @@ impl BaseManifest {
         to_json(&ManifestJson {
             format: FORMAT,
             id: self.id.clone(),
+            origin: self.origin,
             seq: self.seq,
             time: self.time,
+            consistent_at: self.consistent_at,
             db: self.db.clone(),
             token: Stored(token),
+            parts: self.parts.clone(),
             collections: collections.collect(),
             views: views.map(|v| ViewJson { name: v.name.clone(), kind: v.kind, options: Stored(v.options.clone()) }).collect(),
         })
@@ -324,7 +372,17 @@ impl BaseManifest {
         let views = read.views.into_iter().map(|v| (v.name.clone(), View { name: v.name, kind: v.kind, options: v.options.0 })).collect();
         let token = RawDocumentBuf::try_from(&read.token.0).map_err(|e| Fault::corrupt(format!("{object}: token: {e}")))?;
         let catalogue = Catalogue { collections, views, listed_at: read.time };
-        Ok(Self { id: read.id, seq: read.seq, time: read.time, db: read.db, token, catalogue })
+        Ok(Self {
+            id: read.id,
+            origin: read.origin,
+            seq: read.seq,
+            time: read.time,
+            consistent_at: read.consistent_at,
+            db: read.db,
+            token,
+            catalogue,
+            parts: read.parts,
+        })
     }
 }
 
@@ -364,7 +422,27 @@ mod tests {
         };
         let listed_at = ClusterTime { t: 5, i: 6 };
         let catalogue = Catalogue { collections: [(uuid, collection)].into(), views: [("v".into(), view)].into(), listed_at };
-        BaseManifest { id: "b0".into(), seq: 0, time: listed_at, db: "shop".into(), token: rawdoc! {"_data": "82"}, catalogue }
+        let part = BasePart {
+            uuid: hex(&uuid),
+            object: "ab".into(),
+            sha256: "cd".into(),
+            documents: 3,
+            raw_bytes: 4,
+            stored_bytes: 5,
+            read_at: listed_at,
+            fuzzy: true,
+        };
+        BaseManifest {
+            id: "b0".into(),
+            origin: BaseOrigin::Copy,
+            seq: 0,
+            time: listed_at,
+            consistent_at: listed_at,
+            db: "shop".into(),
+            token: rawdoc! {"_data": "82"},
+            catalogue,
+            parts: vec![part],
+        }
     }
 
     #[test]
@@ -384,7 +462,7 @@ mod tests {
     fn damaged_and_foreign_objects_are_refused_with_their_name() {
         let json = String::from_utf8(manifest().to_json().unwrap()).unwrap();
         let cases = [
-            json.replace("\"format\": 1", "\"format\": 2"),
+            json.replace("\"format\": 2", "\"format\": 1"),
             json[..json.len() / 2].to_owned(),
             json.replace("\"bson\": \"", "\"bson\": \"zz"),
             json.replace(&"07".repeat(16), "07"),
@@ -403,26 +481,14 @@ mod tests {
     fn epoch_and_branch_objects_round_trip() {
         let epoch = EpochDocument { format: FORMAT, owner: "e".into(), starts_at: 9 };
         assert_eq!(read_epoch("e", &to_json(&epoch).unwrap()).unwrap(), epoch);
-        let branch = BranchDocument {
-            format: FORMAT,
-            version: 1,
-            id: "i".into(),
-            name: "p/b".into(),
-            parent: Some(Parent { id: "x".into(), seq: 4, time: ClusterTime { t: 1, i: 1 } }),
-            source: Source { uri: Some("env:X".into()), db: "d".into(), identity: "r".into() },
-            capture: "c".into(),
-            capture_state: CaptureState::Running,
-            status: BranchStatus::Active,
-            retained_from: 1,
-            fidelity: Fidelity::Exact,
-            uncovered: vec!["x: why".into()],
-            epoch: 1,
-            base: "b".into(),
-            base_seq: 0,
-            base_time: ClusterTime { t: 2, i: 3 },
-            base_sha256: "ab".into(),
-            created_ms: 4,
-        };
+        let mut row = Branch::new("i", "p/b", "d");
+        row.parent = Some(Parent { id: "x".into(), seq: 4, time: ClusterTime { t: 1, i: 1 } });
+        row.uncovered.push("x: why".into());
+        let source = Source { uri: Some("env:X".into()), db: "d".into(), identity: "r".into() };
+        let capture = Capture::new("c", &row, source, rawdoc! {}, 5);
+        let base = Base::empty("b", "i", ClusterTime { t: 2, i: 3 }, "ab".into());
+        let branch = BranchDocument::new(&row, Some(&capture), &[base]);
+        assert_eq!(branch.bases.len(), 1);
         assert_eq!(read_branch("b", &to_json(&branch).unwrap()).unwrap(), branch);
     }
 }

@@ -13,7 +13,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use bson::{RawDocument, RawDocumentBuf};
@@ -21,10 +21,11 @@ use bson::{RawDocument, RawDocumentBuf};
 pub use output::Output;
 
 use self::output::Fate;
+use self::state::of_base;
 use self::table::Table;
 use super::catalogue::{Catalogue, Effect, Uuid};
 use super::point::Bound;
-use crate::change::{ChangeRef, Op, is_passed_over, parse_stored_event};
+use crate::change::{ChangeRef, ClusterTime, Op, is_passed_over, parse_stored_event};
 use crate::fault::{Fault, Result};
 
 /// Bounds of a fold.
@@ -65,7 +66,7 @@ pub enum Flow {
 pub struct Document {
     /// Index into [`Folded::collections`].
     pub coll: u32,
-    /// Seq of the insert.
+    /// Grows in the order of insertion.
     pub born: u64,
     pub doc: RawDocumentBuf,
 }
@@ -82,6 +83,12 @@ pub struct Folder {
     until: Bound,
     last: u64,
     tolerance: Tolerance,
+    /// Up to here changes may be in the base already, or be of documents that it never saw.
+    base_until: ClusterTime,
+    /// Documents of the base so far.
+    base_documents: u64,
+    /// Collections that could not be read at one time.
+    fuzzy: HashSet<Uuid>,
     notes: Vec<String>,
     key: Vec<u8>,
 }
@@ -105,9 +112,12 @@ pub struct Folded {
 const MAX_NOTES: usize = 100;
 
 impl Folder {
-    /// Starts from a base without documents.
+    /// Starts from a base; its documents come by [`Self::base_document`].
     pub fn new(base: Catalogue, options: &FoldOptions) -> Self {
         Self {
+            base_until: base.listed_at,
+            base_documents: 0,
+            fuzzy: HashSet::new(),
             catalogue: base,
             table: Table::new(options.dir.clone(), options.budget, options.expected),
             index: HashMap::new(),
@@ -120,6 +130,41 @@ impl Folder {
         }
     }
 
+    /// Documents of the base were read up to this time (correctness.md 12).
+    pub fn base_until(&mut self, time: ClusterTime) {
+        self.base_until = self.base_until.max(time);
+    }
+
+    /// A document of the base, at the time at which it was read: every change up to then is in it, all later ones come after it. `fuzzy`: some later
+    /// ones may be in it too.
+    ///
+    /// SUBTLE (correctness.md 11): what the same document was before does not matter, it is replaced. A document that the base does not have did not exist when
+    /// its place was read, so whatever came before then has ended with its deletion; and changes of documents that were not seen yet fit nothing,
+    /// which is tolerated up to the time at which the last part was read ([`Tolerance::during_base`]), and to no later one.
+    pub fn base_document(&mut self, uuid: Uuid, doc: &RawDocument, fuzzy: bool) -> Result<()> {
+        if !self.catalogue.collections.contains_key(&uuid) {
+            return Ok(()); // dropped by the time that history is at
+        }
+        if fuzzy {
+            self.fuzzy.insert(uuid);
+        }
+        self.key.clear();
+        if !crate::change::write_canonical_id(doc, &mut self.key) {
+            return Err(Fault::corrupt("a document of the base has no _id"));
+        }
+        let coll = self.index_of(uuid)?;
+        self.base_documents += 1;
+        self.table.put(coll, &self.key, of_base(doc, self.base_documents))
+    }
+
+    fn index_of(&mut self, uuid: Uuid) -> Result<u32> {
+        let next = u32::try_from(self.uuids.len()).map_err(|_| Fault::rejected("more than 2^32 collections in one history"))?;
+        Ok(*self.index.entry(uuid).or_insert_with(|| {
+            self.uuids.push(uuid);
+            next
+        }))
+    }
+
     /// Applies one change.
     pub fn apply(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<Flow> {
         let past = match self.until {
@@ -129,7 +174,7 @@ impl Folder {
         if past {
             return Ok(Flow::Done);
         }
-        if change.time <= self.catalogue.listed_at {
+        if change.time <= self.base_until {
             self.tolerance.during_base = seq;
         }
         if change.op == Op::Event {
@@ -180,7 +225,7 @@ impl Folder {
         };
         if !self.catalogue.collections.contains_key(&uuid) {
             // Dropped before the listing, whose create was before the token.
-            if change.time <= self.catalogue.listed_at {
+            if change.time <= self.base_until {
                 return Ok(());
             }
             return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
@@ -188,12 +233,9 @@ impl Folder {
         if !change.write_document_key(&mut self.key) {
             return self.refuse(seq, "has no _id");
         }
-        let next = u32::try_from(self.uuids.len()).map_err(|_| Fault::rejected("more than 2^32 collections in one history"))?;
-        let coll = *self.index.entry(uuid).or_insert_with(|| {
-            self.uuids.push(uuid);
-            next
-        });
-        match self.table.apply(coll, &self.key, seq, change)? {
+        let coll = self.index_of(uuid)?;
+        let again = change.time <= self.base_until && self.fuzzy.contains(&uuid);
+        match self.table.apply(coll, &self.key, seq, change, again)? {
             Ok(()) => Ok(()),
             Err(misfit) => self.tolerance.misfit(&misfit).map_err(|f| f.at(format!("collection {:?}", change.coll))),
         }

@@ -75,8 +75,8 @@ pub fn epoch(project: &str, branch_id: &str, n: u64) -> String {
 
 /// A fresh segment.
 pub fn segment_l0(project: &str, branch_id: &str, epoch: u64, first: u64, last: u64, sha256: &[u8; 32]) -> String {
-    let hash = &hex(sha256)[..HASH_DIGITS];
-    format!("{}segments/L0/{epoch}-{first:016x}-{last:016x}-{hash}.seg", branch_prefix(project, branch_id))
+    let hash = object_hash(sha256);
+    format!("{}{epoch}-{first:016x}-{last:016x}-{hash}.seg", segments_l0(project, branch_id))
 }
 
 /// Below this are the manifest and the objects of a base.
@@ -87,6 +87,26 @@ pub fn base_prefix(project: &str, branch_id: &str, seq: u64, base_id: &str) -> S
 /// The manifest of a base, written last.
 pub fn base_manifest(project: &str, branch_id: &str, seq: u64, base_id: &str) -> String {
     format!("{}manifest.json", base_prefix(project, branch_id, seq, base_id))
+}
+
+/// What a base copies and from where, written before its first part.
+pub fn base_plan(project: &str, branch_id: &str, seq: u64, base_id: &str) -> String {
+    format!("{}plan.json", base_prefix(project, branch_id, seq, base_id))
+}
+
+/// Documents of a base; `object` is [`object_hash`].
+pub fn base_part(project: &str, branch_id: &str, seq: u64, base_id: &str, object: &str) -> String {
+    format!("{}{object}.seg", base_prefix(project, branch_id, seq, base_id))
+}
+
+/// The part of a key that names content.
+pub fn object_hash(sha256: &[u8; 32]) -> String {
+    hex(sha256)[..HASH_DIGITS].to_owned()
+}
+
+/// Below this are the fresh segments of a branch.
+pub fn segments_l0(project: &str, branch_id: &str) -> String {
+    format!("{}segments/L0/", branch_prefix(project, branch_id))
 }
 
 /// Lower-case hexadecimal.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::documents::{self, BranchDocument};
 use super::layout;
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Branch, Capture, SharedLedger};
+use crate::ledger::{Base, Branch, Capture, SharedLedger};
 use crate::runtime::random;
 use crate::store::{Put, PutTag, Store};
 
@@ -24,7 +24,7 @@ const DAMAGED_READS: u32 = 3;
 pub async fn publish(ledger: &SharedLedger, store: &Store, branch: &str) -> Result<()> {
     let mut damaged = 0;
     for _ in 0..ROUNDS {
-        let Some((row, _)) = rows(ledger, branch).await? else { return Ok(()) };
+        let Some((row, ..)) = rows(ledger, branch).await? else { return Ok(()) };
         let key = layout::branch_json(layout::project_of(&row.name), &row.id);
         let found = store.head(&key).await?;
         let stored = match &found {
@@ -43,11 +43,11 @@ pub async fn publish(ledger: &SharedLedger, store: &Store, branch: &str) -> Resu
                 Err(fault) => return Err(fault),
             },
         };
-        let Some((row, capture)) = rows(ledger, branch).await? else { return Ok(()) };
+        let Some((row, capture, bases)) = rows(ledger, branch).await? else { return Ok(()) };
         if stored.as_ref().is_some_and(|stored| stored.epoch > row.epoch) {
             return Err(Fault::fenced(format!("{key} is written by other metadata: this metadata database is out of date")));
         }
-        let wanted = BranchDocument::new(&row, &capture).after(stored.as_ref());
+        let wanted = BranchDocument::new(&row, capture.as_ref(), &bases).after(stored.as_ref());
         if stored.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -71,8 +71,8 @@ async fn put(store: &Store, key: &str, wanted: &BranchDocument, over: Option<Opt
     Ok(done == Put::Stored && (store.verifies_puts() || store.get(key, None).await? == body))
 }
 
-async fn rows(ledger: &SharedLedger, branch: &str) -> Result<Option<(Branch, Capture)>> {
+async fn rows(ledger: &SharedLedger, branch: &str) -> Result<Option<(Branch, Option<Capture>, Vec<Base>)>> {
     let Some(row) = ledger.branch(branch).await? else { return Ok(None) };
-    let capture = ledger.captures().await?.into_iter().find(|c| c.branch == row.id);
-    Ok(capture.map(|capture| (row, capture)))
+    let (capture, bases) = (ledger.capture_of(branch).await?, ledger.bases(branch).await?);
+    Ok(Some((row, capture, bases)))
 }

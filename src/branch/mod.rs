@@ -4,13 +4,16 @@
 //! points in history (`point`), reading history (`history`), folding it into documents (`fold`), restore, verification, and how a branch is shown (`view`).
 //! Does not own: how changes get into the bucket (`capture`, `sync`), the file format (`segment`), rows (`ledger`).
 
+pub mod base;
 pub mod catalogue;
 pub mod documents;
 pub mod fold;
 pub mod history;
 pub mod layout;
+pub mod line;
 pub mod mirror;
 pub mod point;
+pub mod replay;
 pub mod restore;
 mod server;
 #[cfg(test)]

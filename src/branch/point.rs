@@ -36,8 +36,6 @@ pub struct Known {
     pub head: u64,
     /// Every change up to this time is committed.
     pub captured_until: ClusterTime,
-    /// Time of the base's consistency point: history before it cannot be restored.
-    pub base_time: ClusterTime,
     /// First seq that is still stored.
     pub retained_from: u64,
 }
@@ -60,24 +58,16 @@ impl Point {
                 if known.captured_until.t <= second {
                     return Err(not_captured(&self, known));
                 }
-                time_bound(&self, whole, known)
+                Ok(Bound::Time(whole))
             }
             Self::Time(time) => {
                 if time > known.captured_until {
                     return Err(not_captured(&self, known));
                 }
-                time_bound(&self, time, known)
+                Ok(Bound::Time(time))
             }
         }
     }
-}
-
-fn time_bound(point: &Point, time: ClusterTime, known: &Known) -> Result<Bound> {
-    if time < known.base_time {
-        let base = known.base_time;
-        return Err(Fault::rejected(format!("{point} is before the base at {base}: only later points can be restored")));
-    }
-    Ok(Bound::Time(time))
 }
 
 fn not_captured(point: &Point, known: &Known) -> Fault {
@@ -272,8 +262,8 @@ mod tests {
     }
 
     #[test]
-    fn rule_5_points_are_refused_beyond_what_is_captured_and_before_the_base() {
-        let known = Known { head: 100, captured_until: at(50, 3), base_time: at(10, 1), retained_from: 1 };
+    fn rule_5_points_are_refused_beyond_what_is_captured() {
+        let known = Known { head: 100, captured_until: at(50, 3), retained_from: 1 };
         let cases = [
             (Point::Head, Some(Bound::Seq(100))),
             (Point::Seq(100), Some(Bound::Seq(100))),
@@ -283,8 +273,6 @@ mod tests {
             (Point::Second(49), Some(Bound::Time(at(49, u32::MAX)))),
             (Point::Second(50), None), // more changes of second 50 may come
             (Point::Time(at(10, 1)), Some(Bound::Time(at(10, 1)))),
-            (Point::Time(at(10, 0)), None),
-            (Point::Second(9), None),
         ];
         for (point, bound) in cases {
             assert_eq!(point.resolve(&known).ok(), bound, "{point}");

@@ -17,12 +17,12 @@ use mongodb::Database;
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, Collection, Kind, View};
-use super::fold::{Flow, FoldOptions, Folded, Folder};
-use super::history::{Consumer, Gaps, History, Loaded, Progress, Range};
-use super::point::{Bound, Point};
+use super::fold::FoldOptions;
+use super::history::{History, Progress};
+use super::point::Point;
+pub(crate) use super::replay::fold;
 use super::server;
 use crate::fault::{Fault, Result};
-use crate::ledger::SegmentKind;
 pub use target::MARKER;
 
 /// What to restore and how.
@@ -91,7 +91,7 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
     let fold_options = FoldOptions {
         budget: options.budget,
         dir: options.temp_dir.clone(),
-        expected: history.branch.totals.raw_bytes,
+        expected: history.line().raw_bytes(),
         until: bound,
         tolerant: options.across_gap,
     };
@@ -138,27 +138,6 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
     plan.end(target).await?;
     report.fill(&wanted.collections, &counted);
     Ok(report)
-}
-
-/// Folds history up to the bound.
-pub(super) async fn fold(history: &History, options: &FoldOptions, progress: Arc<Progress>) -> Result<Folded> {
-    struct Folding(Folder);
-    impl Consumer for Folding {
-        fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
-            if loaded.row.kind == SegmentKind::Gap {
-                self.0.gap(loaded.row.first_seq, loaded.row.last_seq);
-            }
-            loaded.each(|seq, change| self.0.apply(seq, change))
-        }
-    }
-    let base = history.base().await?;
-    let folding = Folding(Folder::new(base.catalogue, options));
-    if options.until == Bound::Seq(0) || history.branch.head.seq == 0 {
-        return folding.0.finish();
-    }
-    let gaps = if options.tolerant { Gaps::Cross } else { Gaps::Refuse };
-    let range = Range { from_seq: base.seq + 1, until: options.until, gaps };
-    history.read(range, folding, progress).await?.0.finish()
 }
 
 impl Wanted {

@@ -90,7 +90,17 @@ impl Bed {
             indexes: vec![doc! {"v": 2, "key": {"_id": 1}, "name": "_id_"}],
         };
         let catalogue = Catalogue { collections: [(UUID, collection)].into(), listed_at: BASE, ..Catalogue::default() };
-        let mut manifest = BaseManifest { id: "base0".into(), seq: 0, time: BASE, db: "d".into(), token: token(BASE, 0), catalogue };
+        let mut manifest = BaseManifest {
+            id: "base0".into(),
+            origin: BaseOrigin::Empty,
+            seq: 0,
+            time: BASE,
+            consistent_at: BASE,
+            db: "d".into(),
+            token: token(BASE, 0),
+            catalogue,
+            parts: Vec::new(),
+        };
         edit(&mut manifest);
         let mut bed = Self { ledger, store, sync, fence: 0, next_seq: 1, token: token(BASE, 0), last_txn: None, token_bytes: 0 };
         bed.create(&manifest).await;
@@ -99,42 +109,19 @@ impl Bed {
 
     async fn create(&mut self, manifest: &BaseManifest) {
         let base = manifest.to_json().unwrap();
-        let branch = Branch {
-            id: ID.into(),
-            name: NAME.into(),
-            source_db: "d".into(),
-            status: BranchStatus::Active,
-            reason: None,
-            uncovered: Vec::new(),
-            fidelity: Fidelity::Exact,
-            epoch: 1,
-            head: Head::default(),
-            totals: Totals::default(),
-            base: manifest.id.clone(),
-            base_time: BASE,
-            base_sha256: layout::hex(&Sha256::digest(&base)),
-            settled_bytes: 0,
-            created_ms: 0,
-        };
-        let capture = Capture {
-            id: CAPTURE.into(),
-            branch: ID.into(),
-            branch_name: NAME.into(),
-            source: Source { uri: None, db: "d".into(), identity: "rs:r:1".into() },
-            state: CaptureState::Running,
-            reason: None,
-            position: Position { token: self.token.clone(), chain: self.token.clone(), next_seq: 1, last_txn: None },
-            fence: 0,
-            owner: None,
-            last_batch: None,
-            queued_bytes: 0,
-            checkpoint_ms: 0,
-        };
+        let branch = Branch::new(ID, NAME, "d");
+        let source = Source { uri: None, db: "d".into(), identity: "rs:r:1".into() };
+        let capture = Capture::new(CAPTURE, &branch, source, self.token.clone(), 1);
+        let row = Base::empty("base0", ID, BASE, layout::hex(&Sha256::digest(&base)));
         let epoch = EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1 };
         self.put(&layout::base_manifest(PROJECT, ID, 0, "base0"), base).await;
         self.put(&layout::epoch(PROJECT, ID, 1), documents::to_json(&epoch).unwrap()).await;
-        self.put(&layout::branch_json(PROJECT, ID), documents::to_json(&BranchDocument::new(&branch, &capture)).unwrap()).await;
-        self.ledger.create_capture(&NewCapture { capture, branch }).await.unwrap();
+        self.put(
+            &layout::branch_json(PROJECT, ID),
+            documents::to_json(&BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&row))).unwrap(),
+        )
+        .await;
+        self.ledger.create_capture(&NewCapture { capture, branch, base: row }).await.unwrap();
         self.fence = self.ledger.own_capture(CAPTURE, "e1").await.unwrap().unwrap().fence;
     }
 

@@ -37,6 +37,8 @@ pub struct VerifyReport {
     pub segments: u64,
     pub changes: u64,
     pub stored_bytes: u64,
+    /// Bases that history may start from.
+    pub bases: u64,
     /// Documents compared, on the side of the history.
     pub documents: u64,
     /// Point at which a live database was compared.
@@ -82,12 +84,12 @@ pub async fn structure(
     progress: Arc<Progress>,
 ) -> Result<VerifyReport> {
     let mut report = VerifyReport::new(&history.branch.name);
-    let bucket = bucket::check(history, &mut report).await?;
+    let bucket = bucket::check(history, ledger, &mut report).await?;
     let epoch_begins = check_rows(history, ledger, &mut report).await?;
     bucket.check_epoch_start(history, epoch_begins, &mut report);
     // Also where something was found already: reading says where in an object the damage is.
-    if let Some(options) = deep.filter(|_| history.branch.head.seq > 0) {
-        deep::check(history, bucket.base, options, &mut report, progress).await?;
+    if let Some(options) = deep {
+        deep::check(history, options, &mut report, progress).await?;
     }
     Ok(report)
 }
@@ -95,7 +97,7 @@ pub async fn structure(
 /// Returns the first seq of the branch's epoch, where a segment has it.
 async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyReport) -> Result<Option<u64>> {
     let branch = &history.branch;
-    let (mut next, mut epoch, mut epoch_begins) = (1, 0, None);
+    let (mut next, mut epoch, mut epoch_begins) = (branch.first_own_seq(), 0, None);
     while next <= branch.head.seq {
         // Rows beyond the head are there whenever segments are committed out of order or while this runs: the head says where this ends.
         let mut page = ledger.segments(&branch.id, next, PAGE).await?;
@@ -129,7 +131,7 @@ async fn check_rows(history: &History, ledger: &dyn Ledger, report: &mut VerifyR
         report.differs("totals", format!("the branch says {known:?} (segments, changes, stored bytes), its segments add up to {found:?}"));
     }
     if next != branch.head.seq + 1 {
-        report.differs("head", format!("the head is seq:{}, segments end at seq:{}", branch.head.seq, next - 1));
+        report.differs("head", format!("the head is seq:{}, segments end at seq:{}", branch.head.seq, next.saturating_sub(1)));
     }
     Ok(epoch_begins)
 }

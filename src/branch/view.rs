@@ -4,11 +4,13 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::point::{captured_until, rfc3339};
-use crate::change::{ClusterTime, token_time};
-use crate::fault::{Fault, Result};
+use super::line::{Line, Stretch};
+use super::point::rfc3339;
+use crate::change::ClusterTime;
+use crate::fault::Result;
 use crate::ledger::{
-    Branch, BranchStatus, Ends, Fidelity, JobFilter, JobKind, JobState, Ledger, SegmentKind, SegmentRow, Totals, is_experimental,
+    Base, BaseOrigin, BaseState, Branch, BranchStatus, Fidelity, JobFilter, JobKind, JobState, Ledger, Proven, SegmentKind, SegmentRow,
+    Totals, is_experimental,
 };
 
 /// The JSON object of a branch.
@@ -20,7 +22,7 @@ pub struct BranchView {
     /// Why it is not `active`; where it is, what its head waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `project/branch@seq:N` of a fork; none so far.
+    /// `project/branch@seq:N` of a fork.
     pub parent: Option<String>,
     pub fidelity: Fidelity,
     /// What history does not hold, each with the reason (correctness.md 2); absent when it holds everything.
@@ -32,7 +34,23 @@ pub struct BranchView {
     pub head: HeadView,
     /// Every change up to this time is committed.
     pub captured_until: Option<ClusterTime>,
-    pub restorable: Restorable,
+    /// The latest stretch of which every point can be restored; absent while there is none.
+    pub restorable: Option<Restorable>,
+    /// Those before it, each ended by a loss.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Restorable>,
+    /// A base that is being copied from the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseView>,
+    /// The latest restore that was made and compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven: Option<Proven>,
+    pub created: String,
+    /// When it deletes itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<String>,
     pub totals: TotalsView,
 }
 
@@ -68,62 +86,108 @@ impl From<Totals> for TotalsView {
 }
 
 impl BranchView {
-    /// `position` is the time of the checkpoint's token and the next seq; `boundary` the last known end of a transaction at or before the head,
-    /// and before `loss`, the first segment that a restore does not cross by itself.
-    pub fn new(branch: &Branch, position: Option<(ClusterTime, u64)>, boundary: u64, loss: Option<&SegmentRow>) -> Self {
+    /// Of a branch whose line was read, with what of it can be restored.
+    fn new(line: &Line, stretches: &[Stretch]) -> Self {
+        let branch = &line.own().branch;
         let head = branch.head;
-        let until = captured_until(position, head.seq, head.time, None);
         let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
-        let from = format!("seq:{}", u64::from(boundary > 0));
-        let reasons = branch.reason.clone().into_iter().chain(loss.map(|row| why_it_ends(row, boundary)));
-        let reason = reasons.reduce(|a, b| format!("{a}; {b}"));
+        let (last, earlier) = match stretches.split_last() {
+            Some((last, earlier)) => (Some(last), earlier),
+            None => (None, &[][..]),
+        };
+        let ends = last.and_then(|stretch| Some(why_it_ends(stretch.loss.as_ref()?, stretch.to)));
+        let reason = branch.reason.clone().into_iter().chain(ends).reduce(|a, b| format!("{a}; {b}"));
+        let parent = branch.parent.as_ref().map(|fork| {
+            let name = line.parts().iter().rev().nth(1).map_or(fork.id.as_str(), |part| part.branch.name.as_str());
+            format!("{name}@seq:{}", fork.seq)
+        });
         Self {
             id: branch.id.clone(),
             name: branch.name.clone(),
             status: branch.status,
             reason,
-            parent: None,
+            parent,
             fidelity: branch.fidelity,
             uncovered: branch.uncovered.clone(),
-            experimental: false,
+            experimental: line.capture.as_ref().is_some_and(|c| is_experimental(&c.source.identity)),
             head: HeadView { seq: head.seq, cluster_time: head.time, time },
-            captured_until: until,
-            restorable: Restorable { from, to: format!("seq:{boundary}") },
+            captured_until: line.captured_until,
+            restorable: last.map(Restorable::from),
+            earlier: earlier.iter().map(Restorable::from).collect(),
+            base: None,
+            proven: branch.proven.clone(),
+            created: rfc3339(branch.created_ms),
+            expires: branch.expires_ms.map(rfc3339),
+            deleted: branch.deleted_ms.map(rfc3339),
             totals: branch.totals.into(),
         }
     }
 
-    /// Reads position, then branch, by name or id.
+    /// Of a branch by name or id.
     pub async fn load(ledger: &dyn Ledger, name: &str) -> Result<Self> {
-        let missing = || Fault::missing(format!("there is no branch {name:?}"));
-        let id = match ledger.branch_named(name).await? {
-            Some(branch) => branch.id,
-            None => ledger.branch(name).await?.ok_or_else(missing)?.id,
-        };
-        let (mut position, mut experimental) = (None, false);
-        if let Some(capture) = ledger.captures().await?.into_iter().find(|c| c.branch == id) {
-            experimental = is_experimental(&capture.source.identity);
-            if let Some((token, next_seq)) = ledger.position(&capture.id).await? {
-                position = Some((token_time(&token)?, next_seq));
-            }
+        let line = Line::open(ledger, name).await?;
+        let stretches = line.stretches(ledger).await?;
+        let mut view = Self::new(&line, &stretches);
+        let branch = &line.own().branch;
+        let bases = ledger.bases(&branch.id).await?;
+        view.base = bases.iter().rev().find(|base| base.state == BaseState::Copying && base.origin == BaseOrigin::Copy).map(BaseView::from);
+        let mut more = Vec::new();
+        if let Some(base) = &view.base {
+            more.push(base.to_string());
         }
-        let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
-        let loss = ledger.first_loss(&id).await?.filter(|row| row.first_seq <= branch.head.seq);
-        let boundary = match &loss {
-            Some(row) => boundary(ledger, &id, row.first_seq - 1, !row.starts_inside).await?,
-            None => {
-                let until = captured_until(position, branch.head.seq, branch.head.time, None);
-                let closed = until.is_some_and(|until| until >= branch.head.time);
-                boundary(ledger, &id, branch.head.seq, closed).await?
-            }
-        };
-        let mut view = Self { experimental, ..Self::new(&branch, position, boundary, loss.as_ref()) };
-        if let Some((_, next_seq)) = position
-            && let Some(waits) = waits_for(ledger, &branch, next_seq).await?
-        {
-            view.reason = Some(view.reason.map_or_else(|| waits.clone(), |reason| format!("{reason}; {waits}")));
+        if let Some(capture) = &line.capture {
+            more.extend(waits_for(ledger, branch, capture.position.next_seq).await?);
         }
+        view.reason = view.reason.into_iter().chain(more).reduce(|a, b| format!("{a}; {b}"));
         Ok(view)
+    }
+}
+
+impl From<&Stretch> for Restorable {
+    fn from(stretch: &Stretch) -> Self {
+        Self { from: stretch.from.to_string(), to: format!("seq:{}", stretch.to) }
+    }
+}
+
+/// A base that is being copied.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct BaseView {
+    pub id: String,
+    pub documents: u64,
+    pub bytes: u64,
+    /// What the source estimates there is; 0 while it is not known.
+    pub expected_documents: u64,
+    pub expected_bytes: u64,
+    pub percent: f64,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl From<&Base> for BaseView {
+    fn from(base: &Base) -> Self {
+        let whole = base.expected_bytes.max(base.raw_bytes).max(1);
+        #[allow(clippy::cast_precision_loss)] // for display
+        let percent = if base.expected_bytes == 0 { 0.0 } else { (1_000.0 * base.raw_bytes as f64 / whole as f64).floor() / 10.0 };
+        Self {
+            id: base.id.clone(),
+            documents: base.documents,
+            bytes: base.raw_bytes,
+            expected_documents: base.expected_documents,
+            expected_bytes: base.expected_bytes,
+            percent,
+            reason: base.reason.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for BaseView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "base copy {} %, {} of about {} documents", self.percent, self.documents, self.expected_documents)?;
+        match &self.reason {
+            Some(reason) => write!(f, ", waiting: {reason}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -152,24 +216,11 @@ fn why_it_ends(loss: &SegmentRow, boundary: u64) -> String {
     let (first, last) = (loss.first_seq, loss.last_seq);
     let what = match loss.kind {
         SegmentKind::Gap => format!("the gap at seq:{first} to seq:{last}"),
-        SegmentKind::Changes => format!("{} changes from seq:{first} to seq:{last} that this version cannot apply", loss.holes),
+        SegmentKind::Changes | SegmentKind::Base => {
+            format!("{} changes from seq:{first} to seq:{last} that this version cannot apply", loss.holes)
+        }
     };
     format!("points after seq:{boundary} are behind {what}: restoring one needs --across-gap")
-}
-
-/// The last end of a transaction at or before `end` that rows prove, or `end` itself where it is `closed` (correctness.md 6). Without reading
-/// objects it may be a segment short of what a restore finds, never past it.
-async fn boundary(ledger: &dyn Ledger, branch: &str, mut end: u64, mut closed: bool) -> Result<u64> {
-    while end > 0 && !closed {
-        let Some(row) = ledger.segments(branch, end, 1).await?.into_iter().next() else { break };
-        if row.last_seq == end && row.ends == Ends::Closed {
-            break;
-        }
-        // What is before a segment that does not start inside a transaction is closed.
-        closed = !row.starts_inside;
-        end = row.first_seq.saturating_sub(1).min(end);
-    }
-    Ok(end)
 }
 
 #[cfg(test)]
@@ -180,10 +231,10 @@ mod tests {
     use super::*;
     use crate::branch::fold::FoldOptions;
     use crate::branch::point::Bound;
-    use crate::branch::restore::fold;
+    use crate::branch::replay::fold;
     use crate::branch::testing::{Bed, Change, ID, NAME, lease};
     use crate::change::Op;
-    use crate::ledger::{ClaimRequest, Failed, Head, JobKind};
+    use crate::ledger::{ClaimRequest, Ends, Failed, JobKind};
     use serde_json::json;
 
     #[tokio::test]
@@ -198,7 +249,8 @@ mod tests {
             bed.lose("..", Ends::Closed).await;
             let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
             assert_eq!(view.status, BranchStatus::Gap);
-            assert_eq!((view.restorable.from.as_str(), view.restorable.to), ("seq:1", format!("seq:{to}")), "{before} {lost}");
+            let stretch = view.restorable.unwrap();
+            assert_eq!((stretch.from.as_str(), stretch.to), ("seq:1", format!("seq:{to}")), "{before} {lost}");
             let reason = view.reason.unwrap();
             assert!(reason.contains(&format!("points after seq:{to} are behind the gap at seq:")), "{reason}");
         }
@@ -211,10 +263,10 @@ mod tests {
         let change = |op, id| Change { txn: '.', op, id };
         let job = bed.queue_changes(&[change(Op::Insert, 3), change(Op::Event, 4), change(Op::Insert, 5)], Ends::Closed).await;
         bed.commit(&job).await;
-        let loss = bed.ledger.first_loss(ID).await.unwrap().unwrap();
+        let loss = bed.ledger.losses(ID, 0, 1).await.unwrap().remove(0);
         assert_eq!((loss.first_seq, loss.holes), (3, 1));
         let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
-        assert_eq!(view.restorable.to, "seq:2");
+        assert_eq!(view.restorable.unwrap().to, "seq:2");
         let reason = view.reason.unwrap();
         assert!(reason.contains("1 changes from seq:3 to seq:5 that this version cannot apply"), "{reason}");
         let history = bed.history().await;
@@ -256,34 +308,24 @@ mod tests {
         assert!(view.status == BranchStatus::Stalled && !view.reason.as_ref().unwrap().contains("waiting"), "{view:?}");
     }
 
-    #[test]
-    fn the_json_is_the_documented_one() {
-        let branch = Branch {
-            id: "i".into(),
-            name: "shop/main".into(),
-            source_db: "shop".into(),
-            status: BranchStatus::Active,
-            reason: None,
-            fidelity: Fidelity::Exact,
-            uncovered: Vec::new(),
-            epoch: 1,
-            head: Head { seq: 81_234, time: ClusterTime { t: 1_795_467_772, i: 11 }, wall_ms: Some(1_795_467_772_123) },
-            totals: Totals { changes: 81_234, raw_bytes: 51_234_567, stored_bytes: 2_345_678, segments: 97 },
-            base: "b".into(),
-            base_time: ClusterTime::default(),
-            base_sha256: String::new(),
-            settled_bytes: 0,
-            created_ms: 0,
-        };
-        let view = BranchView::new(&branch, Some((ClusterTime { t: 1_795_467_790, i: 2 }, 81_235)), 81_234, None);
-        let expected = json!({"id": "i", "name": "shop/main", "status": "active", "parent": null, "fidelity": "exact",
-            "head": {"seq": 81_234, "cluster_time": {"t": 1_795_467_772_u32, "i": 11}, "time": "2026-11-23T21:02:52Z"},
-            "captured_until": {"t": 1_795_467_790_u32, "i": 1},
-            "restorable": {"from": "seq:1", "to": "seq:81234"},
-            "totals": {"changes": 81_234, "raw_bytes": 51_234_567, "stored_bytes": 2_345_678, "segments": 97}});
-        assert_eq!(serde_json::to_value(&view).unwrap(), expected);
-        let marked = BranchView { uncovered: vec!["x: why".into()], experimental: true, ..view };
-        let marked = serde_json::to_value(&marked).unwrap();
-        assert_eq!((&marked["uncovered"], &marked["experimental"]), (&json!(["x: why"]), &json!(true)));
+    #[tokio::test]
+    async fn the_json_is_the_documented_one() {
+        let mut bed = Bed::new().await;
+        bed.add("..", Ends::Closed).await;
+        let view = BranchView::load(&*bed.ledger, NAME).await.unwrap();
+        let json = serde_json::to_value(&view).unwrap();
+        assert_eq!(
+            (&json["id"], &json["name"], &json["status"], &json["parent"]),
+            (&json!("b1"), &json!("test/main"), &json!("active"), &json!(null))
+        );
+        assert_eq!(
+            (&json["fidelity"], &json["head"]["seq"], &json["head"]["cluster_time"]),
+            (&json!("exact"), &json!(2), &json!({"t": 102, "i": 1}))
+        );
+        assert_eq!((&json["head"]["time"], &json["captured_until"]), (&json!("1970-01-01T00:01:42Z"), &json!({"t": 102, "i": 0})));
+        assert_eq!(json["restorable"], json!({"from": "seq:1", "to": "seq:2"}));
+        assert_eq!((&json["totals"]["changes"], &json["totals"]["segments"]), (&json!(2), &json!(1)));
+        let absent = ["reason", "uncovered", "experimental", "earlier", "base", "proven", "expires", "deleted"];
+        assert!(absent.iter().all(|field| json.get(field).is_none()), "{json}");
     }
 }

@@ -76,6 +76,17 @@ impl SourceOpener for MongoSources {
         let client = connect(source.uri.as_deref(), &self.default).await?;
         Ok(std::sync::Arc::new(MongoFeed::new(client, &source.db)))
     }
+
+    async fn database(&self, source: &Source) -> Result<mongodb::Database> {
+        Ok(connect(source.uri.as_deref(), &self.default).await?.database(&source.db))
+    }
+}
+
+/// Without the URI, which may hold a password.
+impl std::fmt::Debug for MongoSources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MongoSources")
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
-//! Starting a capture: token, catalogue, emptiness check, bucket objects, metadata, in this order (correctness.md 10).
+//! Starting a capture: token, catalogue, look for documents, bucket objects, metadata, in this order (correctness.md 10).
 //!
-//! Owns: that order, and what is refused. Does not own: following the stream (`run`), the listing itself (`branch::catalogue`).
+//! Owns: that order, and what is refused. Does not own: following the stream (`run`), the listing itself (`branch::catalogue`), copying documents
+//! that are there (`jobs::snapshot`).
 //!
 //! SUBTLE: the token comes first. Whatever is written after it is in the stream, so nothing written while `start` runs is lost: a
-//! collection that is in the listing already, or a document that came and went, is folded tolerantly; documents that are found are refused.
+//! collection that is in the listing already, or a document that came and went, is folded tolerantly.
 
-use bson::RawDocumentBuf;
 use sha2::{Digest, Sha256};
 
-use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_empty_catalogue};
+use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_first_catalogue};
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
 use crate::change::token_time;
 use crate::fault::{Fault, Result};
+use crate::jobs::snapshot;
 use crate::ledger::{
-    Branch, BranchStatus, Capture, CaptureState, Coverage, Head, NewCapture, Position, ServerFacts, SharedLedger, Source, Totals,
-    same_source, server_facts,
+    Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, NewCapture, Position, ServerFacts, SharedLedger, Source, same_source,
+    server_facts,
 };
 use crate::runtime::random;
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
@@ -24,9 +25,6 @@ use super::feed::ChangeFeed;
 use super::mongo::MongoFeed;
 use super::notice::uncovered_timeseries;
 use super::source;
-
-/// The first numbering epoch of a branch.
-const FIRST_EPOCH: u64 = 1;
 
 /// What the operator asked for.
 #[derive(Debug, Clone)]
@@ -45,6 +43,8 @@ pub struct StartRequest {
 pub struct Started {
     pub capture: Capture,
     pub branch: Branch,
+    /// What history starts from, where this call made it.
+    pub base: Option<Base>,
     /// An existing, stopped capture goes on at its checkpoint.
     pub resumed: bool,
     /// What the operator should know.
@@ -73,20 +73,32 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
     let token = cursor.next().await?.token()?.to_owned();
     let mut coverage = cursor.coverage();
     drop(cursor);
-    let db = client.database(&request.db);
-    // Base copies come later: until then a database with documents would be restored without them.
-    let (catalogue, base_time) = read_empty_catalogue(&db, token_time(&token)?).await?;
+    let (catalogue, time, documents) = read_first_catalogue(&client.database(&request.db), token_time(&token)?).await?;
 
     let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
     coverage.uncovered.extend(uncovered(&catalogue));
-    let mut new = rows(name.as_str(), source, token.clone(), coverage, base_time, ledger.now_ms().await?);
-    let manifest =
-        BaseManifest { id: new.branch.base.clone(), seq: 0, time: base_time, db: request.db.clone(), token, catalogue: catalogue.clone() };
-    let manifest = manifest.to_json()?;
-    new.branch.base_sha256 = layout::hex(&Sha256::digest(&manifest));
-    write_bucket(store, &new, manifest).await?;
+    let now_ms = ledger.now_ms().await?;
+    let mut branch = Branch { created_ms: now_ms, ..Branch::new(&random::id(), name.as_str(), &request.db) };
+    (branch.fidelity, branch.uncovered) = (coverage.fidelity, coverage.uncovered);
+    let capture = Capture { checkpoint_ms: now_ms, ..Capture::new(&random::id(), &branch, source, token.clone(), 1) };
+    let origin = if documents { BaseOrigin::Copy } else { BaseOrigin::Empty };
+    let manifest = BaseManifest {
+        id: random::id(),
+        origin,
+        seq: 0,
+        time,
+        consistent_at: time,
+        db: request.db.clone(),
+        token,
+        catalogue,
+        parts: Vec::new(),
+    };
+    let new = write_bucket(store, branch, capture, &manifest).await?;
     create(ledger, &new).await?;
-    Ok(Started { capture: new.capture, branch: new.branch, resumed: false, notes: notes(&facts) })
+    if documents {
+        snapshot::enqueue_copy(ledger, &new.base).await?;
+    }
+    Ok(Started { capture: new.capture, branch: new.branch, base: Some(new.base), resumed: false, notes: notes(&facts) })
 }
 
 /// A lost answer of the creation is told apart from a taken name by our own id.
@@ -109,8 +121,7 @@ async fn resume(
     facts: &ServerFacts,
     feed: &dyn ChangeFeed,
 ) -> Result<Started> {
-    let all = ledger.captures().await?;
-    let capture = all.into_iter().find(|c| c.branch == branch.id);
+    let capture = ledger.capture_of(&branch.id).await?;
     let capture = capture.ok_or_else(|| Fault::rejected(format!("the branch {} exists and has no capture to resume", branch.name)))?;
     if capture.source.db != request.db || !same_source(&capture.source.identity, &facts.identity) {
         return Err(Fault::rejected(format!(
@@ -136,7 +147,7 @@ async fn resume(
         ledger.set_capture_state(&capture.id, CaptureState::Running, None).await?;
     }
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
-    Ok(Started { capture, branch, resumed: true, notes })
+    Ok(Started { capture, branch, base: None, resumed: true, notes })
 }
 
 /// A position that is gone is told now and not by an engine later: "every write is captured" must be true.
@@ -161,70 +172,36 @@ fn notes(facts: &ServerFacts) -> Vec<String> {
     )]
 }
 
-fn rows(
-    name: &str,
-    source: Source,
-    token: RawDocumentBuf,
-    coverage: Coverage,
-    base_time: crate::change::ClusterTime,
-    now_ms: i64,
-) -> NewCapture {
-    let (branch, capture, base) = (random::id(), random::id(), random::id());
-    NewCapture {
-        capture: Capture {
-            id: capture,
-            branch: branch.clone(),
-            branch_name: name.to_string(),
-            source: source.clone(),
-            state: CaptureState::Running,
-            reason: None,
-            position: Position { token: token.clone(), chain: token, next_seq: 1, last_txn: None },
-            fence: 0,
-            owner: None,
-            last_batch: None,
-            queued_bytes: 0,
-            checkpoint_ms: now_ms,
-        },
-        branch: Branch {
-            id: branch,
-            name: name.to_string(),
-            source_db: source.db,
-            status: BranchStatus::Active,
-            reason: None,
-            fidelity: coverage.fidelity,
-            uncovered: coverage.uncovered,
-            epoch: FIRST_EPOCH,
-            head: Head::default(),
-            totals: Totals::default(),
-            base,
-            base_time,
-            base_sha256: String::new(),
-            settled_bytes: 0,
-            created_ms: now_ms,
-        },
+/// The bucket is enough (correctness.md 19): what a rebuild needs is there before the capture exists. Of a base that has to be copied it is the plan.
+async fn write_bucket(store: &Store, branch: Branch, capture: Capture, manifest: &BaseManifest) -> Result<NewCapture> {
+    let project = layout::project_of(&branch.name).to_owned();
+    let body = manifest.to_json()?;
+    let mut base = Base::empty(&manifest.id, &branch.id, manifest.time, layout::hex(&Sha256::digest(&body)));
+    let mut key = layout::base_manifest(&project, &branch.id, 0, &manifest.id);
+    if manifest.origin == BaseOrigin::Copy {
+        (base.origin, base.state) = (BaseOrigin::Copy, BaseState::Copying);
+        key = layout::base_plan(&project, &branch.id, 0, &manifest.id);
     }
+    let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1 };
+    let shown = BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&base));
+    let objects = [
+        (key, body),
+        (layout::epoch(&project, &branch.id, branch.epoch), documents::to_json(&epoch)?),
+        (layout::branch_json(&project, &branch.id), documents::to_json(&shown)?),
+    ];
+    for (key, body) in objects {
+        put(store, &key, body).await?;
+    }
+    Ok(NewCapture { capture, branch, base })
 }
 
-/// The bucket is enough (correctness.md 19): what a rebuild needs is there before the capture exists.
-async fn write_bucket(store: &Store, new: &NewCapture, manifest: Vec<u8>) -> Result<()> {
-    let (branch, capture) = (&new.branch, &new.capture);
-    let project = layout::project_of(&branch.name);
-    let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1 };
-    let objects = [
-        (layout::base_manifest(project, &branch.id, 0, &branch.base), manifest),
-        (layout::epoch(project, &branch.id, branch.epoch), documents::to_json(&epoch)?),
-        (layout::branch_json(project, &branch.id), documents::to_json(&BranchDocument::new(branch, capture))?),
-    ];
+/// An object under a key that nobody else can have chosen.
+pub(crate) async fn put(store: &Store, key: &str, body: Vec<u8>) -> Result<()> {
+    let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: random::id() };
     let cancel = tokio_util::sync::CancellationToken::new();
-    for (key, body) in objects {
-        let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: random::id() };
-        let report = put_idempotent(&**store, &key, body.into(), &tag, &RetryPolicy::default(), &cancel).await?;
-        if report.outcome == PutOutcome::Conflict {
-            return Err(Fault::rejected(format!(
-                "{key} exists in {} already: two captures took the same id, start again",
-                store.describe()
-            )));
-        }
+    let report = put_idempotent(&**store, key, body.into(), &tag, &RetryPolicy::default(), &cancel).await?;
+    if report.outcome == PutOutcome::Conflict {
+        return Err(Fault::rejected(format!("{key} exists in {} already: the same id was taken twice, start again", store.describe())));
     }
     Ok(())
 }
@@ -268,7 +245,10 @@ mod tests {
             faulty.script(LedgerCall::CreateCapture, mishap);
             let source = Source { uri: None, db: "shop".into(), identity: "rs:set-1:1".into() };
             let token = MemoryFeed::new("shop", "rs:set-1:1").present();
-            let new = rows("shop/main", source, token, Coverage::full(), Default::default(), 0);
+            let branch = Branch::new("b1", "shop/main", "shop");
+            let capture = Capture::new("c1", &branch, source, token, 1);
+            let base = Base::empty("base0", "b1", Default::default(), String::new());
+            let new = NewCapture { capture, branch, base };
             if made_before {
                 inner.create_capture(&new).await.unwrap();
             }

@@ -76,7 +76,23 @@ fn show(v: &BranchView) -> String {
         None => "head           nothing committed yet".into(),
     });
     lines.push(format!("captured until {}", v.captured_until.map_or("-".into(), |t| t.to_string())));
-    lines.push(format!("restorable     {} to {}", v.restorable.from, v.restorable.to));
+    lines.push(match &v.restorable {
+        Some(stretch) => format!("restorable     {} to {}", stretch.from, stretch.to),
+        None => "restorable     nothing yet".into(),
+    });
+    lines.extend(v.earlier.iter().map(|stretch| format!("               {} to {}", stretch.from, stretch.to)));
+    if let Some(base) = &v.base {
+        lines.push(format!(
+            "base copy      {} % of about {} documents ({}); {} so far",
+            base.percent,
+            base.expected_documents,
+            readable(base.expected_bytes),
+            readable(base.bytes)
+        ));
+    }
+    if let Some(proven) = &v.proven {
+        lines.push(format!("proven         restorable up to seq:{} ({}), {} documents", proven.seq, proven.with, proven.documents));
+    }
     let percent = if v.totals.raw_bytes > 0 { 100.0 * v.totals.stored_bytes as f64 / v.totals.raw_bytes as f64 } else { 0.0 };
     lines.push(format!(
         "holds          {} changes, {} raw, {} stored ({percent:.1} %), {} segments",
@@ -102,5 +118,6 @@ fn status_name(status: BranchStatus) -> &'static str {
         BranchStatus::Gap => "gap",
         BranchStatus::Failed => "failed",
         BranchStatus::Archived => "archived",
+        BranchStatus::Deleted => "deleted",
     }
 }

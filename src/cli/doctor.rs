@@ -7,7 +7,7 @@ use mongodb::Client;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::branch::catalogue::read_empty_catalogue;
+use crate::branch::catalogue::read_first_catalogue;
 use crate::capture::MongoFeed;
 use crate::capture::feed::ChangeFeed;
 use crate::capture::source;
@@ -222,8 +222,11 @@ async fn check_source(args: &Args, context: &Context, metadata: Option<&Metadata
             found.add("source database", Verdict::Ok, format!("captured into {} ({})", capture.branch_name, state_name(capture.state)))
         }
         None => {
-            let empty = read_empty_catalogue(&client.database(db), now).await;
-            found.of("source database", empty, |_| format!("{db} has no documents yet, as a capture needs it"));
+            let first = read_first_catalogue(&client.database(db), now).await;
+            found.of("source database", first, |(catalogue, _, documents)| match documents {
+                true => format!("{db} has {} collections, whose documents are copied when its capture starts", catalogue.collections.len()),
+                false => format!("{db} has no documents yet: there is nothing to copy when its capture starts"),
+            });
         }
     }
 }

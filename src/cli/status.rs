@@ -193,7 +193,7 @@ fn problems(status: &mut Status, paused: &[Paused], now_ms: i64) {
             BranchStatus::Failed if capture.is_none_or(|c| c.state != CaptureState::Failed) => {
                 found.push(Problem::new(said, format!("argon branch show {}", b.name)));
             }
-            BranchStatus::Active | BranchStatus::Archived | BranchStatus::Failed => {
+            BranchStatus::Active | BranchStatus::Archived | BranchStatus::Deleted | BranchStatus::Failed => {
                 let behind = lag(b, capture, now_ms).filter(|lag| lives && *lag > LATE.as_secs());
                 let told = capture.is_some_and(|c| c.reason.is_some());
                 if let Some(lag) = behind.filter(|_| !told) {
@@ -313,6 +313,6 @@ fn branch_row(branch: &BranchView, status: &Status, now_ms: i64) -> Vec<String> 
         capture.map_or("-", |c| state_name(c.state)).to_owned(),
         lag(branch, capture, now_ms).map_or_else(|| "-".to_owned(), |lag| format!("{lag} s")),
         branch.head.seq.to_string(),
-        branch.restorable.to.clone(),
+        branch.restorable.as_ref().map_or_else(|| "-".to_owned(), |stretch| stretch.to.clone()),
     ]
 }

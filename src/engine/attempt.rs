@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::captures::{Captures, Ended};
 use crate::branch::{documents, layout};
-use crate::capture::feed::ChangeFeed;
-use crate::capture::{CaptureEnd, CaptureRun};
+use crate::capture::feed::{ChangeFeed, SharedFeed};
+use crate::capture::{CaptureEnd, CaptureRun, record_gap};
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Branch, Capture, has_id, same_source};
 use crate::runtime::backoff::Backoff;
@@ -90,6 +90,7 @@ impl Attempt {
             }
         };
         tracing::info!(branch = %self.branch, db = %run.capture.source.db, fence = run.capture.fence, next_seq = run.capture.position.next_seq, "capture started here");
+        let feed = run.feed.clone();
         let began = clock::now();
         let running = run.run();
         tokio::pin!(running);
@@ -104,9 +105,30 @@ impl Attempt {
                 }
             },
         };
+        let end = match end {
+            CaptureEnd::Failed(fault) if fault.kind == Kind::HistoryLost => self.lost(&branch, &feed, fault).await,
+            end => end,
+        };
         match self.ended(end).await {
             Ended::Again if began.elapsed() >= LONG_RUN => Ended::Settled,
             ended => ended,
+        }
+    }
+
+    /// What the source no longer serves becomes a recorded gap, and the capture goes on behind it.
+    async fn lost(&self, branch: &Branch, feed: &SharedFeed, fault: Fault) -> CaptureEnd {
+        let recorded = async {
+            let capture = self.of.ledger.capture(&self.id).await?;
+            let capture = capture.filter(|c| c.fence == self.fence()).ok_or_else(|| Fault::fenced("the capture is another's by now"))?;
+            record_gap(&self.of.ledger, &self.of.store, feed, branch, &capture, &fault).await
+        };
+        match recorded.await {
+            Ok(true) => {
+                tracing::error!(branch = %self.branch, error = %fault, "a part of history is lost: a gap is recorded, and a new base is made");
+                CaptureEnd::Failed(Fault::transient(format!("history has a gap: {}", fault.what)))
+            }
+            Ok(false) => CaptureEnd::SteppedDown,
+            Err(fault) => CaptureEnd::Failed(fault),
         }
     }
 

@@ -20,7 +20,7 @@ use super::spread::{Seen, Spread};
 use super::view::Life;
 use crate::capture::CaptureSettings;
 use crate::capture::feed::SharedFeed;
-use crate::fault::Result;
+use crate::fault::{Fault, Result};
 use crate::ledger::{Capture, CaptureState, EngineId, SharedLedger, Source};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
@@ -37,8 +37,12 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Opens the feed of a source; the real one connects to MongoDB.
 #[async_trait]
-pub trait SourceOpener: Send + Sync {
+pub trait SourceOpener: Send + Sync + std::fmt::Debug {
     async fn open(&self, source: &Source) -> Result<SharedFeed>;
+    /// The captured database itself, for those who copy it or compare with it.
+    async fn database(&self, source: &Source) -> Result<mongodb::Database> {
+        Err(Fault::transient(format!("the database {} cannot be read here", source.db)))
+    }
 }
 
 /// The manager.

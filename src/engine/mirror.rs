@@ -52,11 +52,11 @@ impl Mirror {
         }
     }
 
+    /// Branches that somebody captures: what happens to the others happens by commands, which write themselves.
     async fn write_changed(&mut self) -> Result<()> {
-        let captures = self.ledger.captures().await?;
-        for branch in self.ledger.branches().await? {
-            let Some(capture) = captures.iter().find(|c| c.branch == branch.id) else { continue };
-            let wanted = BranchDocument::new(&branch, capture);
+        for capture in self.ledger.captures().await? {
+            let Some(branch) = self.ledger.branch(&capture.branch).await? else { continue };
+            let wanted = BranchDocument::new(&branch, Some(&capture), &self.ledger.bases(&branch.id).await?);
             if self.written.get(&branch.id) == Some(&wanted) {
                 continue;
             }

@@ -7,6 +7,7 @@
 //! an engine that knows it, as in a rolling upgrade.
 
 pub mod noop;
+pub mod snapshot;
 mod sync;
 mod watch;
 
@@ -15,10 +16,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::config::BaseSettings;
+use crate::engine::SourceOpener;
 use crate::fault::Result;
 use crate::ledger::{Job, JobKind, JobLease, SharedLedger};
 use crate::pool::MarkHandle;
 use crate::runtime::cpu::CpuPool;
+use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
 use crate::sync::CommitHandle;
 
@@ -51,11 +55,13 @@ pub enum SlotClass {
     Compression,
     Notification,
     Cleanup,
+    /// Bases and drills: long, and never in the way of the stream.
+    Snapshot,
 }
 
 impl SlotClass {
     /// All classes, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [Self::Sync, Self::Compression, Self::Notification, Self::Cleanup];
+    pub const ALL: [Self; 5] = [Self::Sync, Self::Compression, Self::Notification, Self::Cleanup, Self::Snapshot];
 
     /// Its name in `WORKER_SLOTS` and the first part of its workers' names.
     pub fn name(self) -> &'static str {
@@ -64,6 +70,7 @@ impl SlotClass {
             Self::Compression => "compression",
             Self::Notification => "notification",
             Self::Cleanup => "cleanup",
+            Self::Snapshot => "snapshot",
         }
     }
 }
@@ -98,6 +105,13 @@ pub struct Parts {
     pub marks: MarkHandle,
     /// Longest time of one upload, its repeats included.
     pub upload_time: Duration,
+    /// For those who read a source.
+    pub sources: Arc<dyn SourceOpener>,
+    pub settings: BaseSettings,
+    /// Bytes that one fold may hold in memory.
+    pub fold_memory: u64,
+    /// Long jobs end soon after the engine begins to drain.
+    pub stop: Shutdown,
 }
 
 /// Makes the handler of a kind for one engine.
@@ -115,6 +129,9 @@ pub struct KindSpec {
     pub handler: Option<MakeHandler>,
 }
 
+/// Jobs that take as long as it takes say themselves that they live ([`snapshot`]); this is for one that says so for ever.
+const LONG: Duration = Duration::from_secs(30 * 86_400);
+
 /// The table.
 #[rustfmt::skip]
 pub const KINDS: &[KindSpec] = &[
@@ -123,6 +140,7 @@ pub const KINDS: &[KindSpec] = &[
     KindSpec { kind: JobKind::Compression, class: SlotClass::Compression, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
     KindSpec { kind: JobKind::Notification, class: SlotClass::Notification, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
     KindSpec { kind: JobKind::Cleanup, class: SlotClass::Cleanup, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
+    KindSpec { kind: JobKind::Snapshot, class: SlotClass::Snapshot, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(snapshot::handler) },
 ];
 
 /// A kind with its handler.

@@ -10,7 +10,7 @@ use crate::ledger::{Job, JobLease};
 use crate::sync::{SyncJob, Targets};
 
 pub(super) fn handler(parts: &Parts) -> Arc<dyn Handler> {
-    let Parts { ledger, store, cpu, commits, marks, upload_time } = parts.clone();
+    let Parts { ledger, store, cpu, commits, marks, upload_time, .. } = parts.clone();
     Arc::new(SyncJob { ledger, store, cpu, commits, marks, targets: Targets::default(), upload_time })
 }
 

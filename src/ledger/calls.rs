@@ -7,15 +7,47 @@ use bson::RawDocumentBuf;
 use bytes::Bytes;
 
 use super::{
-    Branch, BranchId, Capture, CaptureId, Counters, EngineId, JobId, JobKind, JobLease, JobState, Pauses, Position, Priority, SegmentRow,
-    SyncSpec,
+    Base, Branch, BranchId, Capture, CaptureId, Counters, EngineId, JobId, JobKind, JobLease, JobState, Pauses, Position, Priority,
+    SegmentRow, SyncSpec,
 };
 
-/// A capture, its branch and base 0, created in one transaction.
+/// A capture, its branch and its first base, created in one transaction.
 #[derive(Debug, Clone)]
 pub struct NewCapture {
     pub capture: Capture,
     pub branch: Branch,
+    pub base: Base,
+}
+
+/// A hole in a capture's history.
+#[derive(Debug, Clone)]
+pub struct CaptureGap {
+    pub capture: CaptureId,
+    pub fence: u64,
+    pub expected_next_seq: u64,
+    /// Behind the gap.
+    pub after: Position,
+    /// Of kind `gap`, with the one seq that is expected next.
+    pub row: SegmentRow,
+}
+
+/// A capture for a branch that has none.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    pub capture: Capture,
+    /// What history goes on with: it begins right behind the branch's head and ends where the capture begins.
+    pub row: SegmentRow,
+    pub source_db: String,
+    /// The database goes with the branch.
+    pub drop_db: bool,
+}
+
+/// A branch as a rebuild has found it in the bucket.
+#[derive(Debug, Clone)]
+pub struct Import {
+    pub branch: Branch,
+    pub capture: Option<Capture>,
+    pub bases: Vec<Base>,
 }
 
 /// A batch on its way into the queue.

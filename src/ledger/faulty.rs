@@ -78,6 +78,15 @@ pub enum LedgerCall {
     RefreshStats,
     /// Pauses and the size of pools.
     SetControl,
+    RecordGap,
+    Touch,
+    /// Creation, names and states of branches.
+    SetBranch,
+    AttachCapture,
+    /// Bases and their stretches.
+    SetBase,
+    AddChunk,
+    Import,
     Read,
 }
 
@@ -195,6 +204,9 @@ impl Ledger for FaultyLedger {
     }
     async fn capture(&self, id: &str) -> Result<Option<Capture>> {
         self.through(C::Read, self.inner.capture(id)).await
+    }
+    async fn capture_of(&self, branch: &str) -> Result<Option<Capture>> {
+        self.through(C::Read, self.inner.capture_of(branch)).await
     }
     async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
         self.through(C::OwnCapture, self.inner.own_capture(id, engine)).await
@@ -332,8 +344,77 @@ impl Ledger for FaultyLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         self.through(C::Read, self.inner.segments(branch, from_seq, max)).await
     }
-    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
-        self.through(C::Read, self.inner.first_loss(branch)).await
+    async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        self.through(C::Read, self.inner.losses(branch, from_seq, max)).await
+    }
+    async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
+        self.through(C::RecordGap, self.inner.record_gap(gap)).await
+    }
+    async fn touch(&self, lease: &JobLease) -> Result<bool> {
+        self.through(C::Touch, self.inner.touch(lease)).await
+    }
+    async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
+        self.through(C::SetBranch, self.inner.create_branch(branch, ttl)).await
+    }
+    async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
+        self.through(C::Read, self.inner.children(branch, max)).await
+    }
+    async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
+        self.through(C::SetBranch, self.inner.rename_branch(id, name)).await
+    }
+    async fn archive_branch(&self, id: &str, archived: bool) -> Result<()> {
+        self.through(C::SetBranch, self.inner.archive_branch(id, archived)).await
+    }
+    async fn delete_branch(&self, id: &str) -> Result<bool> {
+        self.through(C::SetBranch, self.inner.delete_branch(id)).await
+    }
+    async fn purge_branch(&self, id: &str) -> Result<bool> {
+        self.through(C::SetBranch, self.inner.purge_branch(id)).await
+    }
+    async fn attach_capture(&self, new: &Attach) -> Result<()> {
+        self.through(C::AttachCapture, self.inner.attach_capture(new)).await
+    }
+    async fn note_proven(&self, branch: &str, proven: &Proven) -> Result<()> {
+        self.through(C::SetBranch, self.inner.note_proven(branch, proven)).await
+    }
+    async fn bases(&self, branch: &str) -> Result<Vec<Base>> {
+        self.through(C::Read, self.inner.bases(branch)).await
+    }
+    async fn base(&self, id: &str) -> Result<Option<Base>> {
+        self.through(C::Read, self.inner.base(id)).await
+    }
+    async fn bases_in(&self, state: BaseState) -> Result<Vec<Base>> {
+        self.through(C::Read, self.inner.bases_in(state)).await
+    }
+    async fn create_base(&self, base: &Base) -> Result<()> {
+        self.through(C::SetBase, self.inner.create_base(base)).await
+    }
+    async fn finish_base(&self, base: &Base) -> Result<bool> {
+        self.through(C::SetBase, self.inner.finish_base(base)).await
+    }
+    async fn abandon_base(&self, id: &str, reason: &str) -> Result<bool> {
+        self.through(C::SetBase, self.inner.abandon_base(id, reason)).await
+    }
+    async fn note_base(&self, id: &str, expected: Option<(u64, u64)>, reason: Option<&str>) -> Result<()> {
+        self.through(C::SetBase, self.inner.note_base(id, expected, reason)).await
+    }
+    async fn add_chunks(&self, chunks: &[BaseChunk]) -> Result<bool> {
+        self.through(C::AddChunk, self.inner.add_chunks(chunks)).await
+    }
+    async fn chunks(&self, base: &str, after: Option<&str>, max: usize) -> Result<Vec<BaseChunk>> {
+        self.through(C::Read, self.inner.chunks(base, after, max)).await
+    }
+    async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
+        self.through(C::Read, self.inner.last_chunk(base, uuid)).await
+    }
+    async fn remove_chunks(&self, base: &str) -> Result<()> {
+        self.through(C::SetBase, self.inner.remove_chunks(base)).await
+    }
+    async fn import_segments(&self, rows: &[SegmentRow]) -> Result<()> {
+        self.through(C::Import, self.inner.import_segments(rows)).await
+    }
+    async fn import_branch(&self, import: &Import) -> Result<bool> {
+        self.through(C::Import, self.inner.import_branch(import)).await
     }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         self.through(C::Read, self.inner.position(capture)).await

@@ -22,13 +22,17 @@ pub enum JobKind {
     Notification,
     /// What nobody needs any more goes.
     Cleanup,
+    /// A base is made: read from the source, or folded from history.
+    Snapshot,
+    /// A restore is made and compared, and goes.
+    Drill,
     /// Does nothing, for a while, and fails as often as asked: tests and benchmarks.
     Noop,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Sync, Self::Compression, Self::Notification, Self::Cleanup, Self::Noop];
+    pub const ALL: [Self; 7] = [Self::Sync, Self::Compression, Self::Notification, Self::Cleanup, Self::Snapshot, Self::Drill, Self::Noop];
 
     /// The word of documents, interfaces and settings.
     pub fn name(self) -> &'static str {
@@ -37,6 +41,8 @@ impl JobKind {
             Self::Compression => "compression",
             Self::Notification => "notification",
             Self::Cleanup => "cleanup",
+            Self::Snapshot => "snapshot",
+            Self::Drill => "drill",
             Self::Noop => "noop",
         }
     }

@@ -6,6 +6,7 @@
 //! Every write that finishes something is conditional on its owner; every method may be repeated after an
 //! [`Unknown`](crate::fault::Kind::Unknown) outcome and then reports what already happened.
 
+mod base;
 mod calls;
 mod controls;
 mod faulty;
@@ -16,6 +17,7 @@ mod mongo;
 mod rules;
 mod status;
 
+pub use base::*;
 pub use calls::*;
 pub use controls::*;
 pub use faulty::{FaultyLedger, LedgerCall, LedgerFaults, Mishap};
@@ -54,11 +56,13 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// The server's clock in ms since the epoch.
     async fn now_ms(&self) -> Result<i64>;
 
-    /// Stores capture and branch. `Rejected` when the branch's name is taken. `created_ms`, `checkpoint_ms` are set by server time.
+    /// Stores capture, branch and first base. `Rejected` when the branch's name is taken. `created_ms`, `checkpoint_ms` are set by server time.
     async fn create_capture(&self, new: &NewCapture) -> Result<()>;
     /// All captures, by branch name.
     async fn captures(&self) -> Result<Vec<Capture>>;
     async fn capture(&self, id: &str) -> Result<Option<Capture>>;
+    /// The capture that feeds a branch.
+    async fn capture_of(&self, branch: &str) -> Result<Option<Capture>>;
     /// Takes a running capture that has no owner (or is already ours): sets the owner and the next fence. `None` when it is taken or not running.
     async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>>;
     /// Gives up ownership if the fence is still ours.
@@ -79,6 +83,9 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn note_coverage(&self, id: &str, fence: u64, coverage: &Coverage) -> Result<()>;
     /// One majority transaction: job + payload + position, conditional on running state, fence and next seq.
     async fn checkpoint(&self, write: &Checkpoint) -> Result<Checkpointed>;
+    /// A hole in what the source still serves: in one transaction the gap's row, the position behind it and the branch's status, under the same
+    /// conditions as a checkpoint.
+    async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed>;
 
     /// Stores jobs of kinds other than sync, each on its own, at most [`MAX_ENQUEUE`] a call. Outcomes in the order given; a repeat is harmless.
     /// `Rejected` for a sync job, and for params or keys that are too large: then nothing was stored.
@@ -98,6 +105,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn start(&self, lease: &JobLease) -> Result<bool> {
         Ok(self.start_many(std::slice::from_ref(lease)).await?.first().copied().unwrap_or_default())
     }
+    /// Says that the worker of a long job is alive: [`Self::stuck`] counts from here. False when the lease is no longer ours.
+    async fn touch(&self, lease: &JobLease) -> Result<bool>;
     /// The jobs running at this engine that an operator has asked to stop: one look at an index. Their workers end them by [`Failed::Cancelled`].
     async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>>;
     /// Jobs that have run for longer than this (server time) without an outcome, at most `max`. Whoever finds one ends the attempt with its
@@ -167,13 +176,61 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// The size of every engine's pool, for `hold` of server time or until it is released; `None` releases.
     async fn set_scale(&self, target: Option<u16>, hold: Option<Duration>, by: &str) -> Result<()>;
 
+    /// All branches, deleted ones included, by name.
     async fn branches(&self) -> Result<Vec<Branch>>;
     async fn branch(&self, id: &str) -> Result<Option<Branch>>;
     async fn branch_named(&self, name: &str) -> Result<Option<Branch>>;
     /// Segments of a branch that end at or after `from_seq`, by first seq, at most `max`.
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
-    /// The first segment of a branch of which something is lost: a recorded gap, or changes that cannot be applied.
-    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>>;
+    /// Segments of a branch of which something is lost, a recorded gap or changes that cannot be applied, that begin at or after `from_seq`, in order,
+    /// at most `max`.
+    async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
     /// The whole token of the stored position; what `captured_until` is computed from.
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>>;
+
+    /// Stores a branch that is forked from another one ([`Branch::parent`]), to delete itself after `ttl`. `Rejected` when the name is taken or the parent
+    /// is deleted. The parent's document is written too, so that it is not deleted at the same time (correctness.md 23).
+    async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()>;
+    /// Branches forked from this one that are not deleted, at most `max`.
+    async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>>;
+    /// `Rejected` when the name is taken, `Missing` when there is no such branch.
+    async fn rename_branch(&self, id: &str, name: &str) -> Result<()>;
+    /// Archives, which stops the capture, or takes it back.
+    async fn archive_branch(&self, id: &str, archived: bool) -> Result<()>;
+    /// Marks a branch as deleted, stops its capture and frees its name. `Rejected` while it has children. True when it was not deleted already.
+    async fn delete_branch(&self, id: &str) -> Result<bool>;
+    /// Removes the rows of a deleted branch, the branch's own last; at most some thousand a call. True when nothing is left.
+    async fn purge_branch(&self, id: &str) -> Result<bool>;
+    /// Gives a branch a capture, and the segment that its history begins with there. `Rejected` when it has one, or its head has moved.
+    async fn attach_capture(&self, new: &Attach) -> Result<()>;
+    /// Keeps what a drill has proven, if it is newer than what is there.
+    async fn note_proven(&self, branch: &str, proven: &Proven) -> Result<()>;
+
+    /// Bases of a branch by seq, those given up included.
+    async fn bases(&self, branch: &str) -> Result<Vec<Base>>;
+    async fn base(&self, id: &str) -> Result<Option<Base>>;
+    /// All bases in a state.
+    async fn bases_in(&self, state: BaseState) -> Result<Vec<Base>>;
+    /// Stores a new base; a repeat is harmless. `created_ms` is set by server time.
+    async fn create_base(&self, base: &Base) -> Result<()>;
+    /// `copying` -> `complete`, with the figures of `base`; the branch's status follows. False when it was given up meanwhile.
+    async fn finish_base(&self, base: &Base) -> Result<bool>;
+    /// `copying` -> `abandoned`. False when it is not being made.
+    async fn abandon_base(&self, id: &str, reason: &str) -> Result<bool>;
+    /// Notes what the copying of a base waits for, and what there is to copy.
+    async fn note_base(&self, id: &str, expected: Option<(u64, u64)>, reason: Option<&str>) -> Result<()>;
+    /// Stores stretches of one base, all or none, and adds them to it. False when one of them has been copied by somebody else, or the base is no longer
+    /// being made.
+    async fn add_chunks(&self, chunks: &[BaseChunk]) -> Result<bool>;
+    /// Stretches of a base in order of collection and number, after the id `after`, at most `max`.
+    async fn chunks(&self, base: &str, after: Option<&str>, max: usize) -> Result<Vec<BaseChunk>>;
+    /// The last stretch of a collection.
+    async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>>;
+    /// Forgets the stretches of a base.
+    async fn remove_chunks(&self, base: &str) -> Result<()>;
+
+    /// Stores rows of segments that a rebuild has found, leaving those that are there.
+    async fn import_segments(&self, rows: &[SegmentRow]) -> Result<()>;
+    /// Stores a branch that a rebuild has found, with its capture and bases, in one transaction. False when there is one of that id.
+    async fn import_branch(&self, import: &Import) -> Result<bool>;
 }

@@ -115,7 +115,32 @@ pub enum BranchStatus {
     Gap,
     /// The capture has failed.
     Failed,
+    /// Nothing is captured into it any more; everything can still be restored.
     Archived,
+    /// Its objects go after a grace.
+    Deleted,
+}
+
+/// Where a branch was forked: it goes on after change `seq` of its parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    pub id: BranchId,
+    pub seq: u64,
+    /// Cluster time of change `seq` at the parent's source.
+    pub time: ClusterTime,
+}
+
+/// A restore that was made and compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Proven {
+    /// The point that was restored: everything up to this change.
+    pub seq: u64,
+    pub time: ClusterTime,
+    /// When, server time in ms since the epoch.
+    pub at_ms: i64,
+    /// What it was compared with.
+    pub with: String,
+    pub documents: u64,
 }
 
 /// What a branch adds up to.
@@ -160,12 +185,21 @@ pub struct Branch {
     pub epoch: u64,
     pub head: Head,
     pub totals: Totals,
-    /// Id of base 0: the catalogue at the start of the capture.
-    pub base: String,
-    /// Cluster time of the catalogue listing.
-    pub base_time: ClusterTime,
-    /// SHA-256 of the base's manifest in lower-case hex: its own text cannot vouch for itself.
-    pub base_sha256: String,
+    /// Where it was forked; absent for a branch that began with a capture.
+    #[serde(default)]
+    pub parent: Option<Parent>,
+    /// When it deletes itself, server time in ms since the epoch.
+    #[serde(default)]
+    pub expires_ms: Option<i64>,
+    /// When it was deleted; its objects go after a grace.
+    #[serde(default)]
+    pub deleted_ms: Option<i64>,
+    /// The captured database was made by a checkout with a time to live: it goes with the branch.
+    #[serde(default)]
+    pub drop_db: bool,
+    /// The last drill that succeeded.
+    #[serde(default)]
+    pub proven: Option<Proven>,
     /// Payload bytes of this branch's sync jobs that were committed or discarded.
     pub settled_bytes: u64,
     pub created_ms: i64,
@@ -191,6 +225,8 @@ pub enum SegmentKind {
     Changes,
     /// A recorded hole in history with exact bounds (correctness.md 19, 25).
     Gap,
+    /// Documents of a base, as inserts numbered from 1 on; never a part of history itself.
+    Base,
 }
 
 /// A committed segment.
@@ -241,5 +277,55 @@ impl EngineBeat {
     pub fn is_heard(&self, now_ms: i64) -> bool {
         let lease_ms = self.status.as_ref().map(|status| status.lease_ms).filter(|ms| *ms > 0);
         now_ms.saturating_sub(self.beat_ms) < lease_ms.unwrap_or(15_000)
+    }
+}
+
+impl Capture {
+    /// A capture that begins at a token, with the first change to number `next_seq`.
+    pub fn new(id: &str, branch: &Branch, source: Source, token: RawDocumentBuf, next_seq: u64) -> Self {
+        Self {
+            id: id.to_owned(),
+            branch: branch.id.clone(),
+            branch_name: branch.name.clone(),
+            source,
+            state: CaptureState::Running,
+            reason: None,
+            position: Position { token: token.clone(), chain: token, next_seq, last_txn: None },
+            fence: 0,
+            owner: None,
+            last_batch: None,
+            queued_bytes: 0,
+            checkpoint_ms: 0,
+        }
+    }
+}
+
+impl Branch {
+    /// A branch with nothing in it.
+    pub fn new(id: &str, name: &str, source_db: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            source_db: source_db.to_owned(),
+            status: BranchStatus::Active,
+            reason: None,
+            fidelity: Fidelity::Exact,
+            uncovered: Vec::new(),
+            epoch: 1,
+            head: Head::default(),
+            totals: Totals::default(),
+            parent: None,
+            expires_ms: None,
+            deleted_ms: None,
+            drop_db: false,
+            proven: None,
+            settled_bytes: 0,
+            created_ms: 0,
+        }
+    }
+
+    /// First seq that is its own: what is before belongs to its parent.
+    pub fn first_own_seq(&self) -> u64 {
+        self.parent.as_ref().map_or(1, |parent| parent.seq + 1)
     }
 }

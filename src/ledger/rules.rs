@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    BranchStatus, Bulk, Capture, Checkpoint, Checkpointed, Committed, Failed, Finish, Finished, Head, Job, JobFilter, JobKind, JobLease,
-    JobState, MAX_ENQUEUE, MAX_FINISH, NewJob, Priority, SegmentCommit, SegmentKind, SegmentRow,
+    Attach, Branch, BranchStatus, Bulk, Capture, CaptureGap, Checkpoint, Checkpointed, Committed, Failed, Finish, Finished, Head, Job,
+    JobFilter, JobKind, JobLease, JobState, MAX_ENQUEUE, MAX_FINISH, NewJob, Priority, SegmentCommit, SegmentKind, SegmentRow,
 };
 use crate::fault::{Fault, Result};
 use crate::queue::{self, JobEvent};
@@ -56,6 +56,48 @@ pub(super) fn check_checkpoint(write: &Checkpoint) -> Result<()> {
         }
     };
     if fits { Ok(()) } else { Err(Fault::rejected("checkpoint: batch, position and payload do not fit together")) }
+}
+
+/// Why a capture did not match the condition of a gap: our own write, whose answer was lost, is looked for first. A gap's key names its content.
+pub(super) fn gap_refused(capture: &Capture, gap: &CaptureGap) -> Checkpointed {
+    if capture.last_batch.as_deref() == Some(gap.row.key.as_str()) && capture.position.next_seq == gap.after.next_seq {
+        Checkpointed::Already
+    } else if capture.state != super::CaptureState::Running {
+        Checkpointed::NotRunning
+    } else {
+        Checkpointed::Fenced
+    }
+}
+
+/// A gap has the one seq that is expected next, and the position goes on behind it.
+pub(super) fn check_capture_gap(gap: &CaptureGap) -> Result<()> {
+    let row = &gap.row;
+    let fits = row.kind == SegmentKind::Gap
+        && (row.first_seq, row.last_seq) == (gap.expected_next_seq, gap.expected_next_seq)
+        && gap.after.next_seq == row.last_seq.saturating_add(1);
+    if fits { Ok(()) } else { Err(Fault::rejected(format!("gap {}: range and position do not fit together", row.key))) }
+}
+
+/// What a checkout attaches begins right behind the head, and the capture right behind it.
+pub(super) fn check_attach(branch: &Branch, new: &Attach) -> Result<()> {
+    if branch.deleted_ms.is_some() || branch.status == BranchStatus::Archived {
+        return Err(Fault::rejected(format!("branch {} is archived or deleted: nothing can be captured into it", branch.name)));
+    }
+    if new.row.first_seq != branch.head.seq.saturating_add(1) || new.capture.position.next_seq != new.row.last_seq.saturating_add(1) {
+        return Err(Fault::rejected(format!("branch {} has moved on to seq:{}: start again", branch.name, branch.head.seq)));
+    }
+    Ok(())
+}
+
+/// The name of a deleted branch: its own is free again. No name that is given can look like it.
+pub(super) fn deleted_name(branch: &Branch) -> String {
+    format!("{}#{}", branch.name, branch.id)
+}
+
+/// Why a branch is not deleted.
+pub(super) fn has_children(branch: &Branch, children: &[String]) -> Fault {
+    let names = children.join(", ");
+    Fault::rejected(format!("branch {} is the parent of {names}: delete those first", branch.name))
 }
 
 /// What a commit finds of its job.
@@ -137,6 +179,7 @@ pub(super) fn advance(mut head: Head, steps: impl IntoIterator<Item = Step>) -> 
 /// What the status of a branch follows from.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Health {
+    pub(super) deleted: bool,
     pub(super) archived: bool,
     /// The capture has failed, with this reason.
     pub(super) failed: Option<String>,
@@ -148,6 +191,9 @@ pub(super) struct Health {
 
 /// Status and reason of a branch: the gravest first, and every reason is told.
 pub(super) fn status(health: &Health) -> (BranchStatus, Option<String>) {
+    if health.deleted {
+        return (BranchStatus::Deleted, None);
+    }
     if health.archived {
         return (BranchStatus::Archived, None);
     }

@@ -77,7 +77,18 @@ impl Bed {
         tokio::spawn(committer.run());
         tokio::spawn(marker.run());
         let cpu = CpuPool::new(1, 1).unwrap();
-        let parts = Parts { ledger: shared, store: Arc::new(MemoryStore::new()), cpu, commits, marks: marks.clone(), upload_time: LIMIT };
+        let parts = Parts {
+            ledger: shared,
+            store: Arc::new(MemoryStore::new()),
+            cpu,
+            commits,
+            marks: marks.clone(),
+            upload_time: LIMIT,
+            sources: Arc::new(crate::capture::source::MongoSources { default: String::new() }),
+            settings: crate::config::BaseSettings::default(),
+            fold_memory: 1 << 20,
+            stop: crate::runtime::shutdown::Shutdown::new(),
+        };
         let kind = KindSpec { kind: JobKind::Noop, class: SlotClass::Sync, timeout: Some(LIMIT), mark, overtime, handler: Some(bad) };
         let registry = Registry::new(&[kind], &parts);
         let runner = Runner::new(registry, Duration::from_secs(60), MemoryBudget::new(1 << 20), marks, Shutdown::new(), Sick::default());

@@ -44,6 +44,7 @@ impl MemoryBudget {
 /// What a job holds at its peak: the payload, whose frames live on in the segment, the segment, which is about as large, the decoded blocks,
 /// and room for what each step needs.
 pub(crate) fn cost_of(job: &Job) -> u64 {
+    // Jobs of other kinds are bounded by themselves: they would hold this budget for hours.
     job.sync.as_ref().map_or(UNIT, |s| 2 * s.payload_bytes + s.block_bytes + (4 << 20))
 }
 

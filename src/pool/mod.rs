@@ -80,6 +80,7 @@ impl Pool {
                 SlotClass::Compression => slots.compression,
                 SlotClass::Notification => slots.notification,
                 SlotClass::Cleanup => slots.cleanup,
+                SlotClass::Snapshot => slots.snapshot,
             };
             Arc::new(Class::new(class, registry.kinds_of(class), usize::from(target)))
         });
@@ -203,6 +204,7 @@ fn kind_of(class: SlotClass) -> JobKind {
         SlotClass::Compression => JobKind::Compression,
         SlotClass::Notification => JobKind::Notification,
         SlotClass::Cleanup => JobKind::Cleanup,
+        SlotClass::Snapshot => JobKind::Snapshot,
     }
 }
 

@@ -9,7 +9,7 @@ impl Priority {
             // Noop jobs measure what the queue does with the stream's.
             JobKind::Sync | JobKind::Noop => Self::Normal,
             JobKind::Notification => Self::High,
-            JobKind::Compression | JobKind::Cleanup => Self::Low,
+            JobKind::Compression | JobKind::Cleanup | JobKind::Snapshot | JobKind::Drill => Self::Low,
         }
     }
 }

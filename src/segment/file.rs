@@ -54,7 +54,7 @@ impl SegmentFile {
             return Err(Fault::corrupt(format!("byte {blocks_at}: something between the header and what follows at {first_at}")));
         }
         let range = footer.blocks.first().zip(footer.blocks.last()).map(|(a, b)| (a.first_seq, b.first_seq + u64::from(b.count) - 1));
-        let wanted = (header.kind == SegmentKind::Changes).then_some((header.first_seq, header.last_seq));
+        let wanted = (header.kind != SegmentKind::Gap).then_some((header.first_seq, header.last_seq));
         if range != wanted {
             return Err(Fault::corrupt(format!("blocks hold seq {range:?}, the header says {wanted:?}")));
         }

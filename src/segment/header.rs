@@ -23,7 +23,7 @@ const MAX_HEADER_BYTES: usize = 33 << 20;
 /// What a segment says about itself without its blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SegmentHeader {
-    /// Changes, or a recorded hole.
+    /// Changes, a recorded hole, or documents of a base.
     pub kind: SegmentKind,
     /// Id of the branch.
     pub branch: String,
@@ -160,6 +160,7 @@ fn kind_name(kind: SegmentKind) -> &'static str {
     match kind {
         SegmentKind::Changes => "changes",
         SegmentKind::Gap => "gap",
+        SegmentKind::Base => "base",
     }
 }
 
@@ -167,6 +168,7 @@ fn kind_of(name: &str) -> Result<SegmentKind, String> {
     match name {
         "changes" => Ok(SegmentKind::Changes),
         "gap" => Ok(SegmentKind::Gap),
+        "base" => Ok(SegmentKind::Base),
         _ => Err(format!("kind {name:?} is not known to this version")),
     }
 }

@@ -169,39 +169,11 @@ fn segment(job: &Job) -> SegmentRow {
 }
 
 fn new_capture(capture: &str, branch: &str) -> NewCapture {
-    NewCapture {
-        capture: Capture {
-            id: capture.to_owned(),
-            branch: branch.to_owned(),
-            branch_name: BRANCH.to_owned(),
-            source: Source { uri: None, db: "shop".to_owned(), identity: "rs:rs0:aa".to_owned() },
-            state: CaptureState::Running,
-            reason: None,
-            position: Position { token: token(0), chain: token(0), next_seq: 1, last_txn: None },
-            fence: 0,
-            owner: None,
-            last_batch: None,
-            queued_bytes: 0,
-            checkpoint_ms: 0,
-        },
-        branch: Branch {
-            source_db: "shop".into(),
-            id: branch.to_owned(),
-            name: BRANCH.to_owned(),
-            status: BranchStatus::Active,
-            reason: None,
-            fidelity: Fidelity::Exact,
-            uncovered: Vec::new(),
-            epoch: 1,
-            head: Head::default(),
-            totals: Totals::default(),
-            base: "base".to_owned(),
-            base_time: time(0),
-            base_sha256: "ab".to_owned(),
-            settled_bytes: 0,
-            created_ms: 0,
-        },
-    }
+    let branch = Branch::new(branch, BRANCH, "shop");
+    let source = Source { uri: None, db: "shop".to_owned(), identity: "rs:rs0:aa".to_owned() };
+    let capture = Capture::new(capture, &branch, source, token(0), 1);
+    let base = Base::empty(&format!("base-{}", branch.id), &branch.id, time(0), "ab".to_owned());
+    NewCapture { capture, branch, base }
 }
 
 fn time(seq: u64) -> argon::change::ClusterTime {

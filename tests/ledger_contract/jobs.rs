@@ -250,7 +250,7 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     b.ledger.commit(&jobs.iter().map(commit).collect::<Vec<_>>()).await.unwrap();
     assert_eq!(b.branch(&line.branch).await.head.seq, 0, "the dead job holds the head");
 
-    assert_eq!(b.ledger.first_loss(&line.branch).await.unwrap(), None);
+    assert_eq!(b.ledger.losses(&line.branch, 0, 1).await.unwrap(), []);
     let job = b.job(&dead).await;
     let gap = segment(&job, SegmentKind::Gap);
     for wrong in [
@@ -273,8 +273,8 @@ pub(crate) async fn rule_25_a_discarded_job_leaves_a_gap_with_its_bounds(b: Benc
     assert_eq!(b.ledger.payload(&dead).await.unwrap_err().kind, Kind::Missing);
     let first = &b.ledger.segments(&line.branch, 1, 9).await.unwrap()[0];
     assert_eq!((first.kind, first.first_seq, first.last_seq), (SegmentKind::Gap, 1, 3));
-    assert_eq!(b.ledger.first_loss(&line.branch).await.unwrap().as_ref(), Some(first));
-    assert_eq!(b.ledger.first_loss("other").await.unwrap(), None);
+    assert_eq!(b.ledger.losses(&line.branch, 0, 1).await.unwrap().first(), Some(first));
+    assert_eq!(b.ledger.losses("other", 0, 1).await.unwrap(), []);
     // The status of a branch with a gap survives a capture that fails and runs again.
     b.ledger.set_capture_state(&line.capture, CaptureState::Failed, Some("x")).await.unwrap();
     b.ledger.set_capture_state(&line.capture, CaptureState::Running, None).await.unwrap();

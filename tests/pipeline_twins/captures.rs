@@ -79,6 +79,7 @@ impl ObjectStore for Outage {
 }
 
 /// Opens sources of other databases in a way of its own.
+#[derive(Debug)]
 struct Others {
     feed: Arc<FaultyFeed>,
     db: &'static str,
@@ -130,7 +131,14 @@ fn a_source_that_never_answers_holds_up_neither_others_nor_the_drain() {
     let branch = Branch { id: "b0".into(), name: "test/a-first".into(), source_db: "slow".into(), ..slow_branch };
     let source = Source { db: "slow".into(), ..slow.source.clone() };
     let capture = Capture { id: "c0".into(), branch: "b0".into(), branch_name: branch.name.clone(), source, ..slow };
-    world.runtime.block_on(world.ledger.create_capture(&NewCapture { capture, branch })).unwrap();
+    world
+        .runtime
+        .block_on(world.ledger.create_capture(&NewCapture {
+            base: argon::ledger::Base::empty(&argon::runtime::random::id(), &branch.id, Default::default(), String::new()),
+            capture,
+            branch,
+        }))
+        .unwrap();
     let engine =
         world.spawn_over("one", Mix::default(), settings(), world.store.clone(), |feed| Arc::new(Others { feed, db: "slow", fault: None }));
     world.insert(50);
@@ -208,7 +216,7 @@ fn rule_19_the_bucket_says_what_became_of_a_capture() {
     let version = world.branch_json().version;
     world.feed.set_identity("rs:set-2:2");
     engine.feed.break_after(0);
-    world.wait("the bucket knows of the failure", || world.branch_json().capture_state == CaptureState::Failed);
+    world.wait("the bucket knows of the failure", || world.branch_json().capture.unwrap().state == CaptureState::Failed);
     assert_eq!(world.branch_json().status, BranchStatus::Failed);
     assert!(world.branch_json().version > version);
     engine.drain();
@@ -246,11 +254,11 @@ fn rule_19_each_change_is_one_version_and_none_is_written_twice() {
     world.runtime.block_on(ledger.set_capture_state(CAPTURE, CaptureState::Stopped, None)).unwrap();
     for _ in 0..2 {
         publish();
-        assert_eq!((world.branch_json().capture_state, world.branch_json().version), (CaptureState::Stopped, 2));
+        assert_eq!((world.branch_json().capture.unwrap().state, world.branch_json().version), (CaptureState::Stopped, 2));
     }
     world.runtime.block_on(ledger.set_capture_state(CAPTURE, CaptureState::Running, None)).unwrap();
     publish();
-    assert_eq!((world.branch_json().capture_state, world.branch_json().version), (CaptureState::Running, 3));
+    assert_eq!((world.branch_json().capture.unwrap().state, world.branch_json().version), (CaptureState::Running, 3));
 }
 
 #[test]

@@ -54,7 +54,14 @@ fn captures_spread_over_engines_and_a_stopped_one_hands_over() {
     for n in 2..=4 {
         let branch = Branch { id: format!("b{n}"), name: format!("test/more-{n}"), ..branch.clone() };
         let capture = Capture { id: format!("c{n}"), branch: branch.id.clone(), branch_name: branch.name.clone(), ..capture.clone() };
-        world.runtime.block_on(world.ledger.create_capture(&NewCapture { capture, branch })).unwrap();
+        world
+            .runtime
+            .block_on(world.ledger.create_capture(&NewCapture {
+                base: argon::ledger::Base::empty(&argon::runtime::random::id(), &branch.id, Default::default(), String::new()),
+                capture,
+                branch,
+            }))
+            .unwrap();
     }
     let of = |engine: &str| {
         let all = world.runtime.block_on(world.ledger.captures()).unwrap();

@@ -103,6 +103,7 @@ impl Process {
     }
 }
 
+#[derive(Debug)]
 struct Opener(Arc<FaultyFeed>);
 
 #[async_trait]
@@ -132,6 +133,7 @@ pub(crate) fn settings() -> EngineSettings {
         queue_max_bytes: 1 << 20,
         memory_budget: 64 << 20,
         shutdown_timeout: Duration::from_secs(20),
+        bases: argon::config::BaseSettings::default(),
     }
 }
 
@@ -148,40 +150,12 @@ impl World {
 
     /// What `capture start` leaves behind, as far as an engine looks at it.
     async fn create(&self) {
-        let position = Position { token: self.start.clone(), chain: self.start.clone(), next_seq: 1, last_txn: None };
-        let capture = Capture {
-            id: CAPTURE.into(),
-            branch: BRANCH.into(),
-            branch_name: NAME.into(),
-            source: Source { uri: None, db: DB.into(), identity: "rs:set-1:1".into() },
-            state: CaptureState::Running,
-            reason: None,
-            position,
-            fence: 0,
-            owner: None,
-            last_batch: None,
-            queued_bytes: 0,
-            checkpoint_ms: 0,
-        };
-        let branch = Branch {
-            id: BRANCH.into(),
-            name: NAME.into(),
-            source_db: DB.into(),
-            status: BranchStatus::Active,
-            reason: None,
-            fidelity: Fidelity::Exact,
-            uncovered: Vec::new(),
-            epoch: 1,
-            head: Head::default(),
-            totals: Totals::default(),
-            base: "base".into(),
-            base_time: Default::default(),
-            base_sha256: String::new(),
-            settled_bytes: 0,
-            created_ms: 0,
-        };
-        let object = documents::to_json(&documents::BranchDocument::new(&branch, &capture)).unwrap();
-        self.ledger.create_capture(&NewCapture { capture, branch }).await.unwrap();
+        let branch = Branch::new(BRANCH, NAME, DB);
+        let source = Source { uri: None, db: DB.into(), identity: "rs:set-1:1".into() };
+        let capture = Capture::new(CAPTURE, &branch, source, self.start.clone(), 1);
+        let base = Base::empty("base", BRANCH, Default::default(), String::new());
+        let object = documents::to_json(&documents::BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&base))).unwrap();
+        self.ledger.create_capture(&NewCapture { capture, branch, base }).await.unwrap();
         let tag = PutTag { sha256: Sha256::digest(&object).into(), put_id: "start".into() };
         self.store.put_new(&layout::branch_json(PROJECT, BRANCH), object.into(), &tag).await.unwrap();
         let epoch = documents::EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1 };

@@ -68,48 +68,34 @@ impl Recorder {
         let (catalogue, time) = read_catalogue(&db).await.unwrap();
         let ledger: SharedLedger = Arc::new(MemoryLedger::live());
         let store: Store = Arc::new(MemoryStore::new());
-        let manifest = BaseManifest { id: "base0".into(), seq: 0, time, db: db.name().into(), token: token.clone(), catalogue };
+        let manifest = BaseManifest {
+            id: "base0".into(),
+            origin: BaseOrigin::Empty,
+            seq: 0,
+            time,
+            consistent_at: time,
+            db: db.name().into(),
+            token: token.clone(),
+            catalogue,
+            parts: Vec::new(),
+        };
         let manifest = manifest.to_json().unwrap();
-        let branch = Branch {
-            source_db: db.name().to_string(),
-            id: ID.into(),
-            name: BRANCH.into(),
-            status: BranchStatus::Active,
-            reason: None,
-            fidelity: Fidelity::Exact,
-            uncovered: Vec::new(),
-            epoch: 1,
-            head: Head::default(),
-            totals: Totals::default(),
-            base: "base0".into(),
-            base_time: time,
-            base_sha256: layout::hex(&Sha256::digest(&manifest)),
-            settled_bytes: 0,
-            created_ms: 0,
-        };
-        let capture = Capture {
-            id: "c1".into(),
-            branch: ID.into(),
-            branch_name: BRANCH.into(),
-            source: Source { uri: None, db: db.name().into(), identity: server_facts(client).await.unwrap().identity },
-            state: CaptureState::Running,
-            reason: None,
-            position: Position { token: token.clone(), chain: token.clone(), next_seq: 1, last_txn: None },
-            fence: 0,
-            owner: None,
-            last_batch: None,
-            queued_bytes: 0,
-            checkpoint_ms: 0,
-        };
+        let branch = Branch::new(ID, BRANCH, db.name());
+        let source = Source { uri: None, db: db.name().into(), identity: server_facts(client).await.unwrap().identity };
+        let capture = Capture::new("c1", &branch, source, token.clone(), 1);
+        let base = Base::empty("base0", ID, time, layout::hex(&Sha256::digest(&manifest)));
         let epoch = EpochDocument { format: documents::FORMAT, owner: "c1".into(), starts_at: 1 };
         for (key, body) in [
             (layout::base_manifest("test", ID, 0, "base0"), manifest),
             (layout::epoch("test", ID, 1), documents::to_json(&epoch).unwrap()),
-            (layout::branch_json("test", ID), documents::to_json(&BranchDocument::new(&branch, &capture)).unwrap()),
+            (
+                layout::branch_json("test", ID),
+                documents::to_json(&BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&base))).unwrap(),
+            ),
         ] {
             put(&store, &key, Bytes::from(body)).await;
         }
-        ledger.create_capture(&NewCapture { capture, branch }).await.unwrap();
+        ledger.create_capture(&NewCapture { capture, branch, base }).await.unwrap();
         let fence = ledger.own_capture("c1", "e1").await.unwrap().unwrap().fence;
         Self { db, ledger, store, fence, cursor, rows: None, next_seq: 1, token, last_txn: None, fences: 0 }
     }

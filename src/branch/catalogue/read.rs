@@ -30,18 +30,19 @@ pub async fn read_catalogue(db: &Database) -> Result<(Catalogue, ClusterTime)> {
     lister.finish(catalogue).await
 }
 
-/// As [`read_catalogue`], of a database that has no documents: `Rejected` with the collection when it has some. `token_time` is that of the
+/// As [`read_catalogue`], at the start of a capture; also whether the database has documents, which then have to be copied. `token_time` is that of the
 /// resume token that history starts at.
 ///
-/// SUBTLE: a document is either in the stream after the token or seen here, else it is in neither and lost without a word. So the check reads
-/// on the primary, a majority of members, causally after everything that the token leaves out: a secondary may lag, and a stream opens
+/// SUBTLE: a document is either in the stream after the token or seen here, else it is in neither and lost without a word. So the look at documents is
+/// on the primary, at a majority of members, causally after everything that the token leaves out: a secondary may lag, and a stream opens
 /// behind writes that no majority has yet.
-pub async fn read_empty_catalogue(db: &Database, token_time: ClusterTime) -> Result<(Catalogue, ClusterTime)> {
+pub async fn read_first_catalogue(db: &Database, token_time: ClusterTime) -> Result<(Catalogue, ClusterTime, bool)> {
     let mut lister = Lister::new(db).await?;
     for _ in 0..MAX_LISTINGS {
         let catalogue = lister.catalogue().await?;
-        if lister.refuse_documents(&catalogue, token_time).await? {
-            return lister.finish(catalogue).await;
+        if let Some(documents) = lister.has_documents(&catalogue, token_time).await? {
+            let (catalogue, time) = lister.finish(catalogue).await?;
+            return Ok((catalogue, time, documents));
         }
     }
     Err(Fault::transient(format!("collections of {} are dropped or renamed all the time: start again when they rest", db.name())))
@@ -154,11 +155,11 @@ impl<'a> Lister<'a> {
         Ok((catalogue, self.time))
     }
 
-    /// False when a collection has been dropped or renamed since it was listed.
-    async fn refuse_documents(&mut self, catalogue: &Catalogue, token_time: ClusterTime) -> Result<bool> {
+    /// Whether a collection that is restored has a document; `None` when one has been dropped or renamed since it was listed.
+    async fn has_documents(&mut self, catalogue: &Catalogue, token_time: ClusterTime) -> Result<Option<bool>> {
         // Exclusive: the token leaves out what is before its time.
         let concern = doc! {"level": "majority", "afterClusterTime": bson::Timestamp::from(token_time.before())};
-        for collection in catalogue.collections.values() {
+        for collection in catalogue.collections.values().filter(|c| c.kind == Kind::Collection) {
             let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: collection.uuid.to_vec() };
             let find = doc! {
                 "find": &collection.name, "projection": {"_id": 1}, "limit": 1, "singleBatch": true, "collectionUUID": uuid, "readConcern": concern.clone(),
@@ -166,18 +167,14 @@ impl<'a> Lister<'a> {
             };
             let reply = match self.run(find).await {
                 Ok(reply) => reply,
-                Err(e) if server::code(&e) == Some(COLLECTION_UUID_MISMATCH) => return Ok(false),
+                Err(e) if server::code(&e) == Some(COLLECTION_UUID_MISMATCH) => return Ok(None),
                 Err(e) => return Err(server::fault(&format!("reading collection {:?}", collection.name), &e)),
             };
             if reply.get_document("cursor").and_then(|c| c.get_array("firstBatch")).is_ok_and(|batch| !batch.is_empty()) {
-                return Err(Fault::rejected(format!(
-                    "the database {} holds documents already (collection {}): this version captures a database from empty on; start the capture first, then load the data (mongorestore)",
-                    self.db.name(),
-                    collection.name
-                )));
+                return Ok(Some(true));
             }
         }
-        Ok(true)
+        Ok(Some(false))
     }
 
     /// On the primary, whatever the URI prefers: a secondary may lag behind the token.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use bson::RawDocumentBuf;
 
-use super::state::{Delta, Entry, Put};
+use super::state::{Delta, Entry, Form, Put};
 use crate::fault::{Fault, Result};
 
 /// Raw bytes at which a chunk is compressed and written. A record may make it larger.
@@ -171,7 +171,11 @@ fn encode_deltas(coll: u32, key: &[u8], deltas: &[Delta], out: &mut Vec<u8>) {
     out.extend((deltas.len() as u64).to_le_bytes());
     for delta in deltas {
         out.extend(delta.seq.to_le_bytes());
-        out.push(u8::from(delta.described));
+        out.push(match delta.form {
+            Form::Raw => 0,
+            Form::Described => 1,
+            Form::Again => 2,
+        });
         out.extend(delta.diff.as_bytes());
     }
 }
@@ -190,8 +194,14 @@ fn decode(from: &mut &[u8]) -> Option<Record> {
             let count = number(take(from, 8)?)?;
             let mut deltas = Vec::new();
             for _ in 0..count {
-                let (seq, described) = (number(take(from, 8)?)?, take(from, 1)?[0] == 1);
-                deltas.push(Delta { seq, described, diff: document(from)? });
+                let seq = number(take(from, 8)?)?;
+                let form = match take(from, 1)?[0] {
+                    0 => Form::Raw,
+                    1 => Form::Described,
+                    2 => Form::Again,
+                    _ => return None,
+                };
+                deltas.push(Delta { seq, form, diff: document(from)? });
             }
             Entry::Deltas(deltas.into_iter().collect())
         }
@@ -240,7 +250,15 @@ mod tests {
                 0 => Entry::Put(Put { doc: big.clone(), born: Some(u64::from(i)), seq: 9 }),
                 1 => Entry::Put(Put { doc: rawdoc! {}, born: None, seq: 3 }),
                 2 => Entry::Deleted { seq: 8, expects: i > 3 },
-                _ => Entry::Deltas((0..3).map(|_| Delta { seq: 1, described: i > 3, diff: rawdoc! {"d": {"x": false}} }).collect()),
+                _ => Entry::Deltas(
+                    (0..3)
+                        .map(|_| Delta {
+                            seq: 1,
+                            form: if i > 3 { Form::Described } else { Form::Again },
+                            diff: rawdoc! {"d": {"x": false}},
+                        })
+                        .collect(),
+                ),
             };
             records.push(Record { coll: i, key: vec![0; i as usize].into(), entry });
         }
@@ -263,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut file = SpillFile::create(dir.path()).unwrap();
         let diff = rawdoc! {"u": {"v": "x".repeat(10_000)}};
-        let all: Vec<_> = (0..1_000).map(|seq| Delta { seq, described: false, diff: diff.clone() }).collect();
+        let all: Vec<_> = (0..1_000).map(|seq| Delta { seq, form: Form::Raw, diff: diff.clone() }).collect();
         file.push(3, b"k", &Entry::Deltas(all.iter().cloned().collect())).unwrap();
         let mut reader = file.read().unwrap();
         let (mut back, mut records) = (Vec::new(), 0);

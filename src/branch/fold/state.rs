@@ -3,7 +3,7 @@
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use crate::change::{ChangeRef, Op, apply_delta, apply_update_description};
+use crate::change::{ChangeRef, Op, apply_delta, apply_delta_tolerant, apply_update_description};
 use crate::fault::Result as FaultResult;
 
 /// What is known of a document at some point of the fold.
@@ -24,16 +24,45 @@ pub(super) enum Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Put {
     pub(super) doc: RawDocumentBuf,
-    /// Seq of the insert: the order of a capped collection. `None`: that of the state in the spill file.
+    /// The order of a capped collection: that of a base, then that of inserts. `None`: that of the state in the spill file.
     pub(super) born: Option<u64>,
     /// Seq of the last change in it.
     pub(super) seq: u64,
 }
 
+/// How a diff is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The server's own diff.
+    Raw,
+    /// The same on a document that may hold it already: a capped collection while it was copied.
+    Again,
+    /// `updateDescription`.
+    Described,
+}
+
+impl Form {
+    fn of(change: &ChangeRef<'_>, again: bool) -> Self {
+        match change.op {
+            Op::Described => Self::Described,
+            _ if again => Self::Again,
+            _ => Self::Raw,
+        }
+    }
+}
+
+/// Where the first change of history stands among documents in the order of their insertion: those of a base are before it.
+const FIRST_CHANGE: u64 = 1 << 63;
+
+/// A document of a base: `n` counts them.
+pub(super) fn of_base(doc: &RawDocument, n: u64) -> Entry {
+    Entry::Put(Put { doc: doc.to_owned(), born: Some(n & !FIRST_CHANGE), seq: 0 })
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Delta {
     pub(super) seq: u64,
-    pub(super) described: bool,
+    pub(super) form: Form,
     pub(super) diff: RawDocumentBuf,
 }
 
@@ -102,10 +131,10 @@ impl Entry {
 
 /// Applies a change to the state in memory; with `spilled` an absent one may be in a spill file. `None` afterwards means that
 /// nothing needs to be remembered. A misfit leaves the state as it was.
-pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, spilled: bool) -> Result<(), Misfit> {
+pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, spilled: bool, again: bool) -> Result<(), Misfit> {
     let body = || change.body.map_or_else(|| misfit(seq, "has no body"), Ok);
     let after = match (change.op, &mut *state) {
-        (Op::Insert, _) => Some(Entry::Put(Put { doc: body()?.to_owned(), born: Some(seq), seq })),
+        (Op::Insert, _) => Some(Entry::Put(Put { doc: body()?.to_owned(), born: Some(FIRST_CHANGE | seq), seq })),
         (Op::Replace, Some(Entry::Put(put))) => {
             put.doc = body()?.to_owned();
             put.seq = seq;
@@ -115,9 +144,9 @@ pub(super) fn step(state: &mut Option<Entry>, seq: u64, change: &ChangeRef<'_>, 
             Some(Entry::Put(Put { doc: body()?.to_owned(), born: None, seq }))
         }
         (Op::Replace, _) => return misfit(seq, "replaces a document that does not exist"),
-        (Op::Update | Op::Described, Some(Entry::Put(put))) => return apply_diff(put, seq, change.op == Op::Described, body()?),
+        (Op::Update | Op::Described, Some(Entry::Put(put))) => return apply_diff(put, seq, Form::of(change, again), body()?),
         (Op::Update | Op::Described, before) if spilled && !matches!(before, Some(Entry::Deleted { .. })) => {
-            let delta = Delta { seq, described: change.op == Op::Described, diff: body()?.to_owned() };
+            let delta = Delta { seq, form: Form::of(change, again), diff: body()?.to_owned() };
             match before {
                 Some(Entry::Deltas(deltas)) => {
                     deltas.push(delta);
@@ -165,7 +194,7 @@ pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn F
                     absent(&mut report, delta.seq, "updates")?;
                     continue;
                 };
-                if let Err(misfit) = apply_diff(put, delta.seq, delta.described, &delta.diff) {
+                if let Err(misfit) = apply_diff(put, delta.seq, delta.form, &delta.diff) {
                     report(misfit)?;
                 }
             }
@@ -174,8 +203,12 @@ pub(super) fn merge(state: &mut Option<Put>, later: Entry, on_misfit: &mut dyn F
     Ok(())
 }
 
-fn apply_diff(put: &mut Put, seq: u64, described: bool, diff: &RawDocument) -> Result<(), Misfit> {
-    let applied = if described { apply_update_description(&put.doc, diff) } else { apply_delta(&put.doc, diff) };
+fn apply_diff(put: &mut Put, seq: u64, form: Form, diff: &RawDocument) -> Result<(), Misfit> {
+    let applied = match form {
+        Form::Raw => apply_delta(&put.doc, diff),
+        Form::Again => apply_delta_tolerant(&put.doc, diff),
+        Form::Described => apply_update_description(&put.doc, diff),
+    };
     match applied {
         Ok(doc) => {
             put.doc = doc;

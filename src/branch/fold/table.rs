@@ -59,8 +59,17 @@ impl Table {
         Self { partitions, dir, budget, bytes: 0, spills: 0 }
     }
 
-    /// Applies a change of a document; the inner error is one of history.
-    pub(super) fn apply(&mut self, coll: u32, key: &[u8], seq: u64, change: &ChangeRef<'_>) -> Result<Result<(), Misfit>> {
+    /// Applies a change of a document; the inner error is one of history. `again`: the document may hold it already.
+    pub(super) fn apply(&mut self, coll: u32, key: &[u8], seq: u64, change: &ChangeRef<'_>, again: bool) -> Result<Result<(), Misfit>> {
+        self.with(coll, key, seq, |state, spilled| step(state, seq, change, spilled, again))
+    }
+
+    /// A document as it was read, whatever is known of it.
+    pub(super) fn put(&mut self, coll: u32, key: &[u8], entry: Entry) -> Result<()> {
+        self.with(coll, key, 0, |state, _| *state = Some(entry))
+    }
+
+    fn with<T>(&mut self, coll: u32, key: &[u8], seq: u64, change: impl FnOnce(&mut Option<Entry>, bool) -> T) -> Result<T> {
         let mask = self.partitions.len() - 1;
         #[allow(clippy::cast_possible_truncation)] // only the low bits are wanted
         let partition = &mut self.partitions[hash(coll, key) as usize & mask];
@@ -71,7 +80,7 @@ impl Table {
             Some(slot) => {
                 let before = slot.cost() + charge;
                 let mut state = Some(std::mem::replace(slot, Entry::Deleted { seq, expects: false }));
-                let outcome = step(&mut state, seq, change, spilled);
+                let outcome = change(&mut state, spilled);
                 match state {
                     Some(state) => {
                         *slot = state;
@@ -85,7 +94,7 @@ impl Table {
             }
             None => {
                 let mut state = None;
-                let outcome = step(&mut state, seq, change, spilled);
+                let outcome = change(&mut state, spilled);
                 let after = state.map_or(0, |state| {
                     let cost = state.cost() + charge;
                     part.states.insert(key.into(), state);

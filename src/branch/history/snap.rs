@@ -5,49 +5,47 @@ use std::sync::Arc;
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use super::{Consumer, Gaps, History, Loaded, Progress, Range};
+use super::{Consumer, Gaps, History, Loaded, Located, Progress, Range};
 use crate::branch::fold::Flow;
 use crate::branch::point::Bound;
 use crate::change::ClusterTime;
 use crate::fault::Result;
 use crate::ledger::{Ends, SegmentKind, SegmentRow};
 
-/// A boundary at or before what was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Snapped {
-    pub(super) seq: u64,
-    /// Time of the change after what was asked for, if there is one.
-    pub(super) next_time: Option<ClusterTime>,
-}
-
 /// Reads from the segment that holds the start of the change's transaction to the change after it.
-pub(super) async fn snap(history: &History, want: u64) -> Result<Snapped> {
-    if want == 0 {
-        let first = history.ledger.segments(&history.branch.id, 1, 1).await?.into_iter().next();
-        return Ok(Snapped { seq: 0, next_time: first.filter(|row| row.first_seq == 1).map(|row| row.first_time) });
+pub(super) async fn snap(history: &History, want: u64) -> Result<Located> {
+    let part = history.line.part_of(want);
+    let of = &history.line.parts()[part];
+    if want < of.first {
+        let first = history.ledger.segments(&of.branch.id, of.first, 1).await?.into_iter().next();
+        let next_time = first.filter(|row| row.first_seq == of.first && of.first <= of.last).map(|row| row.first_time);
+        return Ok(Located { seq: want, time: of.branch.parent.as_ref().map(|fork| fork.time), next_time });
     }
     let mut from = want;
     // Back to a segment that does not start inside a transaction.
-    while let Some(row) = history.ledger.segments(&history.branch.id, from, 1).await?.into_iter().next() {
+    while let Some(row) = history.ledger.segments(&of.branch.id, from, 1).await?.into_iter().next() {
         from = row.first_seq;
-        if !row.starts_inside || row.first_seq <= 1 {
+        if !row.starts_inside || row.first_seq <= of.first {
             break;
         }
         from -= 1;
     }
     let closed_by_time = history.captured_until.is_some_and(|until| history.branch.head.time <= until);
-    let range = Range { from_seq: from.max(1), until: Bound::Seq(want.saturating_add(1)), gaps: Gaps::Cross };
+    let range = Range { from_seq: from.max(of.first), until: Bound::Seq(want.saturating_add(1).min(of.last)), gaps: Gaps::Cross };
     let scan = history.read(range, Scan::new(want), Arc::new(Progress::default())).await?;
     Ok(scan.finish(closed_by_time))
 }
+
+/// An end of a transaction, with the times of the changes on both sides of it where they are known.
+type Boundary = (u64, Option<ClusterTime>, Option<ClusterTime>);
 
 /// Follows transactions row by row.
 #[derive(Debug)]
 struct Scan {
     want: u64,
     /// Highest boundary at or before `want` that is known.
-    boundary: Option<u64>,
-    last: Option<(u64, Option<RawDocumentBuf>)>,
+    boundary: Option<Boundary>,
+    last: Option<(u64, Option<RawDocumentBuf>, ClusterTime)>,
     /// The segment that is read starts in the transaction that a gap before it has cut.
     inside: bool,
     ends: Ends,
@@ -62,44 +60,44 @@ impl Scan {
     /// One change: between two changes of different transactions, or beside one that is in none, there is a boundary.
     fn row(&mut self, seq: u64, txn: Option<&RawDocument>, time: ClusterTime) -> Flow {
         let goes_on = match (&self.last, txn) {
-            (Some((_, Some(last))), Some(txn)) => last.as_bytes() == txn.as_bytes(),
+            (Some((_, Some(last), _)), Some(txn)) => last.as_bytes() == txn.as_bytes(),
             _ => false,
         };
         let inside = std::mem::take(&mut self.inside);
         if !goes_on && !inside {
-            self.boundary = Some(seq - 1);
+            self.boundary = Some((seq - 1, self.last.as_ref().map(|last| last.2), Some(time)));
         }
         if seq > self.want {
             self.next_time = Some(time);
             return Flow::Done;
         }
-        self.last = Some((seq, txn.map(RawDocument::to_owned)));
+        self.last = Some((seq, txn.map(RawDocument::to_owned), time));
         Flow::Continue
     }
 
     /// `closed_by_time`: a token later than the head has been seen, so the head's transaction is over.
-    fn finish(self, closed_by_time: bool) -> Snapped {
-        let (last, in_txn) = self.last.map_or((0, false), |(seq, txn)| (seq, txn.is_some()));
+    fn finish(self, closed_by_time: bool) -> Located {
+        let (last, in_txn, time) = self.last.map_or((0, false, None), |(seq, txn, time)| (seq, txn.is_some(), Some(time)));
         let at_end = self.next_time.is_none();
         let closed = at_end && (!in_txn || self.ends == Ends::Closed || (self.ends != Ends::Open && closed_by_time));
-        let seq = if closed { last } else { self.boundary.unwrap_or(0) };
-        Snapped { seq: seq.min(self.want), next_time: self.next_time }
+        let (seq, time, next_time) = if closed { (last, time, None) } else { self.boundary.unwrap_or_default() };
+        Located { seq: seq.min(self.want), time, next_time }
     }
 
     /// A gap has no rows to compare: its flags say where boundaries are.
     fn gap(&mut self, row: &SegmentRow) -> Flow {
         if !row.starts_inside {
-            self.boundary = Some(row.first_seq - 1);
+            self.boundary = Some((row.first_seq - 1, self.last.as_ref().map(|last| last.2), Some(row.first_time)));
         }
         if row.last_seq > self.want {
             self.next_time = Some(row.first_time);
             return Flow::Done;
         }
         if row.ends == Ends::Closed {
-            self.boundary = Some(row.last_seq);
+            self.boundary = Some((row.last_seq, Some(row.last_time), None));
         }
         // A lost transaction that may be open, as far as the end of history is concerned.
-        self.last = Some((row.last_seq, (row.ends != Ends::Closed).then(RawDocumentBuf::new)));
+        self.last = Some((row.last_seq, (row.ends != Ends::Closed).then(RawDocumentBuf::new), row.last_time));
         Flow::Continue
     }
 }

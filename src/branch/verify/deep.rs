@@ -1,4 +1,5 @@
-//! Owns: reading all of history once: checksums, the chain of tokens, every change decoded, and all of them folded without writing anything.
+//! Owns: reading all of a line's history once: checksums, the chain of tokens, every change decoded, and all of them folded onto the oldest base without
+//! writing anything; and every object of the later bases.
 //! Does not own: rows and object sizes (`verify`), what folding is (`fold`).
 
 use std::sync::Arc;
@@ -6,40 +7,51 @@ use std::sync::Arc;
 use bson::RawDocumentBuf;
 
 use super::{DeepOptions, VerifyReport};
-use crate::branch::documents::BaseManifest;
-use crate::branch::fold::{Flow, FoldOptions, Folder};
+use crate::branch::fold::{Flow, FoldOptions};
 use crate::branch::history::{Consumer, Gaps, History, Loaded, Progress, Range};
 use crate::branch::point::Bound;
+use crate::branch::replay::{Replay, check_parts};
 use crate::change::ChangeRef;
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::SegmentKind;
 
 /// Reads everything. It stops at the first object that is damaged: what is behind it is then unknown anyway.
-pub(super) async fn check(
-    history: &History,
-    base: Option<BaseManifest>,
-    options: &DeepOptions,
-    report: &mut VerifyReport,
-    progress: Arc<Progress>,
-) -> Result<()> {
-    let until = Bound::Seq(history.branch.head.seq);
-    let fold = FoldOptions {
-        budget: options.budget,
-        dir: options.temp_dir.clone(),
-        expected: history.branch.totals.raw_bytes,
-        until,
-        tolerant: false,
-    };
-    let token = base.as_ref().map(|base| base.token.clone());
-    let folding = base.map_or(Folding::Given, |base| Folding::On(Box::new(Folder::new(base.catalogue, &fold))));
-    let deep = Deep { token, folding, changes: 0, wrong: Vec::new() };
-    let deep = match history.read(Range { from_seq: 1, until, gaps: Gaps::Check }, deep, progress).await {
-        Ok(deep) => deep,
-        Err(fault) if fault.kind == Kind::Corrupt => {
-            report.differs("history", fault.what);
-            return Ok(());
+pub(super) async fn check(history: &History, options: &DeepOptions, report: &mut VerifyReport, progress: Arc<Progress>) -> Result<()> {
+    for based in history.line().bases().iter().skip(1) {
+        match check_parts(history, based).await {
+            Ok(_) => {}
+            Err(fault) if fault.kind == Kind::Corrupt => report.differs("base", fault.what),
+            Err(fault) => return Err(fault),
         }
-        Err(fault) => return Err(fault),
+    }
+    let until = Bound::Seq(history.branch.head.seq);
+    let fold =
+        FoldOptions { budget: options.budget, dir: options.temp_dir.clone(), expected: history.line().raw_bytes(), until, tolerant: false };
+    let (mut folding, mut token, mut from) = (Folding::Given, None, 1);
+    if let Some(first) = history.line().bases().first() {
+        // One that cannot be read is in the report already.
+        match Replay::begin(history, first, &fold, progress.clone()).await {
+            Ok(replay) => {
+                token = Some((first.base.seq, history.manifest(first).await?.token));
+                from = first.base.seq + 1;
+                folding = Folding::On(Box::new(replay));
+            }
+            Err(fault) if fault.kind == Kind::Corrupt => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    let deep = Deep { token, folds_from: from, own: history.line().parts().len() - 1, folding, changes: 0, wrong: Vec::new() };
+    let deep = if history.branch.head.seq == 0 {
+        deep
+    } else {
+        match history.read(Range { from_seq: 1, until, gaps: Gaps::Check }, deep, progress).await {
+            Ok(deep) => deep,
+            Err(fault) if fault.kind == Kind::Corrupt => {
+                report.differs("history", fault.what);
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        }
     };
     for (place, what) in deep.wrong {
         report.differs(place, what);
@@ -48,19 +60,19 @@ pub(super) async fn check(
         report.differs("changes", format!("{} were decoded, rows say {}", deep.changes, report.changes));
     }
     match deep.folding {
-        Folding::On(folder) => finish(*folder, report).await,
-        Folding::Upto(folder, what) => {
+        Folding::On(replay) => finish(*replay, report).await,
+        Folding::Upto(replay, what) => {
             report.notes.push(format!("folded up to {what}: what is behind it cannot be checked this way"));
-            finish(*folder, report).await
+            finish(*replay, report).await
         }
         Folding::Given => Ok(()),
     }
 }
 
 /// What was spilled meets its document only here.
-async fn finish(folder: Folder, report: &mut VerifyReport) -> Result<()> {
+async fn finish(replay: Replay, report: &mut VerifyReport) -> Result<()> {
     let folded = tokio::task::spawn_blocking(move || {
-        let mut folded = folder.finish()?;
+        let mut folded = replay.finish()?;
         while folded.documents.next_batch()?.is_some() {}
         Ok::<(), Fault>(())
     });
@@ -75,16 +87,20 @@ async fn finish(folder: Folder, report: &mut VerifyReport) -> Result<()> {
 
 /// Where the fold is.
 enum Folding {
-    On(Box<Folder>),
+    On(Box<Replay>),
     /// At a gap or hole, of which the text tells.
-    Upto(Box<Folder>, String),
+    Upto(Box<Replay>, String),
     /// Never begun, or up: the reason is in the report.
     Given,
 }
 
 struct Deep {
-    /// Of the base: where the first segment starts.
-    token: Option<RawDocumentBuf>,
+    /// Seq and token of the base: where the segment behind it starts.
+    token: Option<(u64, RawDocumentBuf)>,
+    /// Changes before are in the base.
+    folds_from: u64,
+    /// The part of the line whose changes are counted: the branch's own.
+    own: usize,
     folding: Folding,
     changes: u64,
     wrong: Vec<(String, String)>,
@@ -107,19 +123,23 @@ impl Consumer for Deep {
             next += 1;
             count += 1;
             raw += change.raw_bytes();
-            self.fold(&row.key, seq, change)?;
+            self.fold(loaded, seq, change)?;
             Ok(Flow::Continue)
         })?;
-        self.changes += count;
+        if loaded.part == self.own {
+            self.changes += count;
+        }
         let Some(file) = &loaded.file else { return Ok(Flow::Continue) };
-        if row.first_seq == 1 && self.token.as_ref().is_some_and(|token| *token != file.start_token) {
+        if self.token.as_ref().is_some_and(|(seq, token)| row.first_seq == seq + 1 && *token != file.start_token) {
             self.wrong.push((row.key.clone(), "its start token is not the token of the base".into()));
         }
         // All of a gap is one hole; its object has no rows to count.
         let holes = if row.kind == SegmentKind::Gap { 0 } else { row.holes };
         let said = (count, raw, row.raw_bytes, holes, row.has_ddl);
         let summary = file.summary;
-        if said != (summary.changes, summary.raw_bytes, summary.raw_bytes, summary.holes, summary.has_ddl) {
+        // Of a segment that goes on behind a fork, or begins before the line, only a part was read.
+        let whole = (loaded.first, loaded.last) == (row.first_seq, row.last_seq);
+        if whole && said != (summary.changes, summary.raw_bytes, summary.raw_bytes, summary.holes, summary.has_ddl) {
             let what = format!(
                 "{count} changes and {raw} bytes, its footer says {summary:?}, its row {} bytes, {holes} holes, DDL {}",
                 row.raw_bytes, row.has_ddl
@@ -134,18 +154,21 @@ impl Deep {
     fn stop_folding(&mut self, at: &Loaded) {
         let what = if at.row.kind == SegmentKind::Gap { "the gap" } else { "the holes" };
         self.folding = match std::mem::replace(&mut self.folding, Folding::Given) {
-            Folding::On(folder) => Folding::Upto(folder, format!("{what} at seq:{}..{}", at.row.first_seq, at.row.last_seq)),
+            Folding::On(replay) => Folding::Upto(replay, format!("{what} at seq:{}..{}", at.row.first_seq, at.row.last_seq)),
             other => other,
         };
     }
 
     /// A change that does not fit ends the fold, not the reading.
-    fn fold(&mut self, key: &str, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
-        let Folding::On(folder) = &mut self.folding else { return Ok(()) };
-        match folder.apply(seq, change) {
+    fn fold(&mut self, loaded: &Loaded, seq: u64, change: &ChangeRef<'_>) -> Result<()> {
+        let Folding::On(replay) = &mut self.folding else { return Ok(()) };
+        if seq < self.folds_from {
+            return Ok(());
+        }
+        match replay.apply(loaded.part, seq, change) {
             Ok(_) => Ok(()),
             Err(fault) if fault.kind == Kind::Corrupt => {
-                self.wrong.push((key.to_owned(), fault.what));
+                self.wrong.push((loaded.row.key.clone(), fault.what));
                 self.folding = Folding::Given;
                 Ok(())
             }

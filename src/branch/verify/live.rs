@@ -82,7 +82,7 @@ pub async fn against(
         report.notes.push(format!("{} is not the database that was captured: collections are matched by name", options.db.name()));
     }
     let compared = async {
-        let until = if is_source { Bound::Time(live.time) } else { history.resolve(Point::Head).await? };
+        let until = history.resolve(if is_source { Point::Time(live.time) } else { Point::Head }).await?;
         let folded = fold_at(&history, until, options, progress.clone()).await?;
         if !is_source {
             live.take_uuids_by_name(&folded.catalogue);
@@ -93,7 +93,8 @@ pub async fn against(
         let written = live.written_meanwhile(&ours);
         if is_source && !written.is_empty() {
             let history = wait_for(ledger, store, name, live.until, options.patience).await?;
-            let folded = fold_at(&history, Bound::Time(live.until), options, Arc::default()).await?;
+            let until = history.resolve(Point::Time(live.until)).await?;
+            let folded = fold_at(&history, until, options, Arc::default()).await?;
             live.judge_later(written, &ours, &hash_fold(folded, sorted, Arc::default()).await?, &mut report);
         }
         let suspects = compare_hashes(&live, &ours, &mut report);
@@ -112,8 +113,7 @@ pub async fn against(
 
 /// Whether this is the very database that the branch captures.
 async fn is_source(ledger: &dyn Ledger, history: &History, db: &Database) -> Result<bool> {
-    let captures = ledger.captures().await?;
-    let Some(capture) = captures.into_iter().find(|c| c.branch == history.branch.id) else { return Ok(true) };
+    let Some(capture) = ledger.capture_of(&history.branch.id).await? else { return Ok(false) };
     Ok(capture.source.db == db.name() && same_source(&capture.source.identity, &server_facts(db.client()).await?.identity))
 }
 
@@ -158,13 +158,8 @@ impl Live {
 }
 
 async fn fold_at(history: &History, until: Bound, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
-    let fold = FoldOptions {
-        budget: options.budget,
-        dir: options.temp_dir.clone(),
-        expected: history.branch.totals.raw_bytes,
-        until,
-        tolerant: false,
-    };
+    let fold =
+        FoldOptions { budget: options.budget, dir: options.temp_dir.clone(), expected: history.line().raw_bytes(), until, tolerant: false };
     restore::fold(history, &fold, progress).await
 }
 

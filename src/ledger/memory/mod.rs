@@ -1,6 +1,7 @@
 //! Owns: the memory twin of the ledger: one lock is one transaction, and the server's clock can be moved by a test.
 //! Does not own: what a write does to the rows (`state`, `queue`), faults (`faulty`).
 
+mod branches;
 mod queue;
 mod state;
 
@@ -93,6 +94,9 @@ impl Ledger for MemoryLedger {
     }
     async fn capture(&self, id: &str) -> Result<Option<Capture>> {
         Ok(self.run(|s, _| s.captures.get(id).cloned()))
+    }
+    async fn capture_of(&self, branch: &str) -> Result<Option<Capture>> {
+        Ok(self.run(|s, _| s.captures.values().find(|c| c.branch == branch).cloned()))
     }
     async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
         Ok(self.run(|s, _| s.own_capture(id, engine)))
@@ -240,9 +244,82 @@ impl Ledger for MemoryLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         Ok(self.run(|s, _| s.segments_from(branch, from_seq, max)))
     }
-    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
-        let lost = |s: &&SegmentRow| s.branch == branch && s.holes > 0;
-        Ok(self.run(|s, _| s.segments.values().filter(lost).min_by_key(|s| s.first_seq).cloned()))
+    async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        Ok(self.run(|s, _| s.losses(branch, from_seq, max)))
+    }
+    async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
+        self.run(|s, now| s.record_gap(gap, now))
+    }
+    async fn touch(&self, lease: &JobLease) -> Result<bool> {
+        Ok(self.run(|s, now| s.touch(lease, now)))
+    }
+    async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
+        self.run(|s, now| s.create_branch(branch, ttl.map(millis), now))
+    }
+    async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
+        Ok(self.run(|s, _| s.children(branch, max)))
+    }
+    async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
+        self.run(|s, _| s.rename_branch(id, name))
+    }
+    async fn archive_branch(&self, id: &str, archived: bool) -> Result<()> {
+        self.run(|s, _| s.archive_branch(id, archived))
+    }
+    async fn delete_branch(&self, id: &str) -> Result<bool> {
+        self.run(|s, now| s.delete_branch(id, now))
+    }
+    async fn purge_branch(&self, id: &str) -> Result<bool> {
+        self.run(|s, _| s.purge_branch(id))
+    }
+    async fn attach_capture(&self, new: &Attach) -> Result<()> {
+        self.run(|s, now| s.attach_capture(new, now))
+    }
+    async fn note_proven(&self, branch: &str, proven: &Proven) -> Result<()> {
+        self.run(|s, _| s.note_proven(branch, proven));
+        Ok(())
+    }
+    async fn bases(&self, branch: &str) -> Result<Vec<Base>> {
+        Ok(self.run(|s, _| s.bases_where(|base| base.branch == branch)))
+    }
+    async fn base(&self, id: &str) -> Result<Option<Base>> {
+        Ok(self.run(|s, _| s.bases.get(id).cloned()))
+    }
+    async fn bases_in(&self, state: BaseState) -> Result<Vec<Base>> {
+        Ok(self.run(|s, _| s.bases_where(|base| base.state == state)))
+    }
+    async fn create_base(&self, base: &Base) -> Result<()> {
+        self.run(|s, now| s.create_base(base, now));
+        Ok(())
+    }
+    async fn finish_base(&self, base: &Base) -> Result<bool> {
+        Ok(self.run(|s, now| s.finish_base(base, now)))
+    }
+    async fn abandon_base(&self, id: &str, reason: &str) -> Result<bool> {
+        Ok(self.run(|s, now| s.abandon_base(id, reason, now)))
+    }
+    async fn note_base(&self, id: &str, expected: Option<(u64, u64)>, reason: Option<&str>) -> Result<()> {
+        self.run(|s, _| s.note_base(id, expected, reason));
+        Ok(())
+    }
+    async fn add_chunks(&self, chunks: &[BaseChunk]) -> Result<bool> {
+        Ok(self.run(|s, _| s.add_chunks(chunks)))
+    }
+    async fn chunks(&self, base: &str, after: Option<&str>, max: usize) -> Result<Vec<BaseChunk>> {
+        Ok(self.run(|s, _| s.chunks_of(base, after, max)))
+    }
+    async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
+        Ok(self.run(|s, _| s.last_chunk(base, uuid)))
+    }
+    async fn remove_chunks(&self, base: &str) -> Result<()> {
+        self.run(|s, _| s.chunks.retain(|_, chunk| chunk.base != base));
+        Ok(())
+    }
+    async fn import_segments(&self, rows: &[SegmentRow]) -> Result<()> {
+        self.run(|s, _| s.import_segments(rows));
+        Ok(())
+    }
+    async fn import_branch(&self, import: &Import) -> Result<bool> {
+        Ok(self.run(|s, _| s.import_branch(import)))
     }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         Ok(self.run(|s, _| s.captures.get(capture).map(|c| (c.position.token.clone(), c.position.next_seq))))

@@ -19,6 +19,10 @@ pub(super) struct State {
     pub(super) captures: BTreeMap<CaptureId, Capture>,
     pub(super) branches: BTreeMap<BranchId, Branch>,
     pub(super) segments: BTreeMap<String, SegmentRow>,
+    /// Keys of segments by branch, last seq and level, so that a page of them costs a page.
+    pub(super) by_seq: BTreeMap<(BranchId, u64, u32, u64), String>,
+    pub(super) bases: BTreeMap<BaseId, Base>,
+    pub(super) chunks: BTreeMap<String, BaseChunk>,
     pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) payloads: HashMap<JobId, Vec<Bytes>>,
     pub(super) engines: BTreeMap<EngineId, EngineBeat>,
@@ -46,6 +50,7 @@ impl State {
         }
         self.captures.insert(capture.id.clone(), Capture { checkpoint_ms: now, ..capture.clone() });
         self.branches.insert(branch.id.clone(), Branch { created_ms: now, ..branch.clone() });
+        self.create_base(&new.base, now);
         Ok(())
     }
 
@@ -184,12 +189,9 @@ impl State {
         Ok(outcomes)
     }
 
-    fn range_claimed(&self, row: &SegmentRow) -> bool {
-        self.segments.contains_key(&row.key)
-            || self
-                .segments
-                .values()
-                .any(|s| s.branch == row.branch && s.last_seq == row.last_seq && s.level == row.level && s.epoch == row.epoch)
+    pub(super) fn range_claimed(&self, row: &SegmentRow) -> bool {
+        let place = (row.branch.clone(), row.last_seq, row.level, row.epoch);
+        self.segments.contains_key(&row.key) || self.by_seq.contains_key(&place)
     }
 
     /// Ends a job for good: payload gone, lease gone, token noted.
@@ -207,9 +209,9 @@ impl State {
         }
     }
 
-    fn add_segment(&mut self, row: &SegmentRow, payload_bytes: u64, now: i64) {
-        self.segments.insert(row.key.clone(), SegmentRow { committed_ms: now, ..row.clone() });
-        let steps = self.steps(&row.branch);
+    pub(super) fn add_segment(&mut self, row: &SegmentRow, payload_bytes: u64, now: i64) {
+        self.store_segment(SegmentRow { committed_ms: now, ..row.clone() });
+        let steps = self.steps(&row.branch, self.branches.get(&row.branch).map_or(0, |branch| branch.head.seq));
         let Some(branch) = self.branches.get_mut(&row.branch) else { return };
         if row.kind == SegmentKind::Changes {
             branch.totals.changes += row.last_seq - row.first_seq + 1;
@@ -221,17 +223,33 @@ impl State {
         branch.head = rules::advance(branch.head, steps).0;
     }
 
-    fn steps(&self, branch: &str) -> Vec<Step> {
-        let mut rows: Vec<&SegmentRow> = self.segments.values().filter(|s| s.branch == branch).collect();
-        rows.sort_by_key(|s| s.last_seq);
-        rows.into_iter().map(Step::from).collect()
+    pub(super) fn store_segment(&mut self, row: SegmentRow) {
+        self.by_seq.insert((row.branch.clone(), row.last_seq, row.level, row.epoch), row.key.clone());
+        self.segments.insert(row.key.clone(), row);
+    }
+
+    /// Segments of a branch that end at or after `from_seq`, by last seq.
+    fn segments_after<'a>(&'a self, branch: &str, from_seq: u64) -> impl Iterator<Item = &'a SegmentRow> {
+        let range = (branch.to_owned(), from_seq, 0, 0)..=(branch.to_owned(), u64::MAX, u32::MAX, u64::MAX);
+        self.by_seq.range(range).filter_map(|(_, key)| self.segments.get(key))
+    }
+
+    fn steps(&self, branch: &str, from_seq: u64) -> Vec<Step> {
+        self.segments_after(branch, from_seq).map(Step::from).collect()
+    }
+
+    pub(super) fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
+        let mut lost: Vec<_> = self.segments_after(branch, 0).filter(|s| s.holes > 0 && s.first_seq >= from_seq).cloned().collect();
+        lost.sort_by_key(|s| s.first_seq);
+        lost.truncate(max);
+        lost
     }
 
     pub(super) fn advance_heads(&mut self) -> u64 {
         let ids: Vec<BranchId> = self.branches.keys().cloned().collect();
         let mut moved = 0;
         for id in ids {
-            let steps = self.steps(&id);
+            let steps = self.steps(&id, 0);
             let Some(branch) = self.branches.get_mut(&id) else { continue };
             let head = rules::advance(branch.head, steps).0;
             moved += u64::from(head != branch.head);
@@ -356,9 +374,7 @@ impl State {
     }
 
     pub(super) fn segments_from(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
-        let mut rows: Vec<SegmentRow> = self.segments.values().filter(|s| s.branch == branch && s.last_seq >= from_seq).cloned().collect();
-        rows.sort_by_key(|s| (s.last_seq, s.level));
-        rows.truncate(max);
+        let mut rows: Vec<SegmentRow> = self.segments_after(branch, from_seq).take(max).cloned().collect();
         rows.sort_by_key(|s| (s.first_seq, s.last_seq));
         rows
     }
@@ -366,25 +382,27 @@ impl State {
     /// Status and reason of a branch from what is stored.
     pub(super) fn settle_status(&mut self, id: &str) {
         let dead = self.jobs.values().find(|j| j.branch == id && j.state == JobState::Dead && j.kind == JobKind::Sync);
-        let mut gaps: Vec<_> = self.segments.values().filter(|s| s.branch == id && s.kind == SegmentKind::Gap).collect();
-        gaps.sort_by_key(|s| s.first_seq);
+        // What a later base has is not missed any more.
+        let since = self.bases.values().filter(|b| b.branch == id && b.state == BaseState::Complete).map(|b| b.seq).max().unwrap_or(0);
+        let gap = self.segments_after(id, since + 1).filter(|s| s.kind == SegmentKind::Gap).min_by_key(|s| s.first_seq);
         let failed = self.captures.values().find(|c| c.branch == id && c.state == CaptureState::Failed);
         let mut health = Health {
-            archived: false,
             failed: failed.map(|c| c.reason.clone().unwrap_or_default()),
             dead: dead.map(|j| (j.id.clone(), j.errors.last().map(|e| e.error.clone()).unwrap_or_default())),
-            gap: gaps.first().map(|s| (s.first_seq, s.last_seq)),
+            gap: gap.map(|s| (s.first_seq, s.last_seq)),
+            ..Health::default()
         };
         let Some(branch) = self.branches.get_mut(id) else { return };
         health.archived = branch.status == BranchStatus::Archived;
+        health.deleted = branch.deleted_ms.is_some();
         (branch.status, branch.reason) = rules::status(&health);
     }
 }
 
-fn no_capture(id: &str) -> Fault {
+pub(super) fn no_capture(id: &str) -> Fault {
     Fault::missing(format!("capture {id} does not exist"))
 }
 
-fn name_taken(name: &str) -> Fault {
+pub(super) fn name_taken(name: &str) -> Fault {
     Fault::rejected(format!("branch {name} exists already"))
 }

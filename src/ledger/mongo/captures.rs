@@ -34,6 +34,10 @@ impl Inner {
         self.captures_coll().find_one(doc! { "_id": id }).await.map_err(fault_of)
     }
 
+    pub(super) async fn capture_of(&self, branch: &str) -> Result<Option<Capture>> {
+        self.captures_coll().find_one(doc! { "branch": branch }).await.map_err(fault_of)
+    }
+
     pub(super) async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
         let free = doc! { "_id": id, "state": word(CaptureState::Running), "owner": { "$in": [Bson::Null, engine] } };
         let take = doc! { "$set": { "owner": engine }, "$inc": { "fence": 1i64 } };
@@ -127,9 +131,11 @@ impl Inner {
         Ok(rows)
     }
 
-    pub(super) async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
-        let lost = doc! { "branch": branch, "holes": { "$gt": 0 } };
-        self.segments_coll().find_one(lost).sort(doc! { "first_seq": 1 }).await.map_err(fault_of)
+    pub(super) async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        let lost = doc! { "branch": branch, "holes": { "$gt": 0 }, "first_seq": { "$gte": int(from_seq) } };
+        let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
+        let cursor = self.segments_coll().find(lost).sort(doc! { "first_seq": 1 }).limit(limit).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
     }
 }
 
@@ -145,7 +151,7 @@ impl Body for CreateTxn<'_> {
     type Out = bool;
 
     async fn run(&mut self, session: &mut ClientSession) -> Result<Then<bool>, Halt> {
-        let (inner, NewCapture { capture, branch }) = (self.inner, self.new);
+        let (inner, NewCapture { capture, branch, base }) = (self.inner, self.new);
         let either = doc! { "$or": [{ "_id": &branch.id }, { "name": &branch.name }] };
         if let Some(found) = inner.branches_coll().find_one(either).session(&mut *session).await? {
             let ours = doc! { "_id": &capture.id, "branch": &found.id };
@@ -161,7 +167,9 @@ impl Body for CreateTxn<'_> {
         self.taken = written.as_ref().is_err_and(is_duplicate);
         written?;
         let rows = with_time(literal(capture)?, "checkpoint_ms")?;
-        inner.captures_coll().update_one(doc! { "_id": &capture.id }, rows).upsert(true).session(session).await?;
+        inner.captures_coll().update_one(doc! { "_id": &capture.id }, rows).upsert(true).session(&mut *session).await?;
+        let rows = with_time(literal(base)?, "created_ms")?;
+        inner.bases_coll().update_one(doc! { "_id": &base.id }, rows).upsert(true).session(session).await?;
         Ok(Then::Commit(true))
     }
 }

@@ -60,7 +60,7 @@ impl Inner {
     ///
     /// SUBTLE (correctness.md 23): two commits that run side by side do not see each other's rows, so neither may decide alone where the head is.
     /// Both write the branch document; the server lets one of them win, and the other starts again and sees its rows.
-    async fn add_segments(&self, session: &mut ClientSession, rows: &[&SegmentRow], payload_bytes: u64) -> Result<(), Halt> {
+    pub(super) async fn add_segments(&self, session: &mut ClientSession, rows: &[&SegmentRow], payload_bytes: u64) -> Result<(), Halt> {
         let Some(first) = rows.first() else { return Ok(()) };
         #[derive(Deserialize)]
         struct Now {

@@ -26,8 +26,20 @@ const RETIRED: [(&str, &str); 5] =
     [("jobs", "ready"), ("jobs", "scheduled"), ("jobs", "running_by_token"), ("jobs", "running_by_engine"), ("jobs", "dead")];
 
 /// All collections of the metadata database.
-const COLLECTIONS: [&str; 10] =
-    ["captures", "branches", "segments", "jobs", "job_payloads", "engines", "counters", "controls", "leases", "stats"];
+const COLLECTIONS: [&str; 12] = [
+    "captures",
+    "branches",
+    "bases",
+    "base_chunks",
+    "segments",
+    "jobs",
+    "job_payloads",
+    "engines",
+    "counters",
+    "controls",
+    "leases",
+    "stats",
+];
 
 struct Index {
     coll: &'static str,
@@ -71,6 +83,9 @@ fn indexes() -> Vec<Index> {
         ),
         unique("branches", "name", doc! { "name": 1 }),
         index("branches", BRANCHES_BEHIND, doc! { "head_behind": 1 }, Some(doc! { "head_behind": true })),
+        index("branches", "parent", doc! { "parent.id": 1, "deleted_ms": 1 }, Some(doc! { "parent.id": { "$exists": true } })),
+        index("bases", "branch", doc! { "branch": 1, "seq": 1 }, None),
+        index("bases", "copying", doc! { "state": 1 }, Some(doc! { "state": "copying" })),
         index("captures", "branch", doc! { "branch": 1 }, None),
         index("captures", "owner", doc! { "owner": 1 }, None),
         index("counters", "engine", doc! { "engine": 1 }, None),

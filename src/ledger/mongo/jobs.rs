@@ -10,10 +10,12 @@ use mongodb::error::Error;
 use mongodb::options::Hint;
 
 use super::super::rules::{self, Health};
-use super::super::{Branch, BranchStatus, Capture, CaptureState, Job, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
+use super::super::{
+    Base, BaseState, Branch, BranchStatus, Capture, CaptureState, Job, JobFilter, JobKind, JobState, SegmentKind, SegmentRow,
+};
 use super::classify::{code, fault_of};
 use super::indexes::{JOBS_DEAD, JOBS_DEAD_OF_BRANCH, JOBS_READY, JOBS_RUNNING, JOBS_SCHEDULED};
-use super::rows::{text, word, words};
+use super::rows::{int, text, word, words};
 use super::txn::Halt;
 use super::{Inner, millis};
 use crate::fault::{Fault, Result};
@@ -108,11 +110,16 @@ impl Inner {
         let Some(branch) = branch else { return Ok(()) };
         let dead = doc! { "state": word(JobState::Dead), "branch": id, "kind": word(JobKind::Sync) };
         let dead: Option<Job> = self.jobs_coll().find_one(dead).session(&mut *session).await?;
-        let gap = doc! { "kind": word(SegmentKind::Gap), "branch": id };
+        // What a later base has is not missed any more.
+        let complete = doc! { "branch": id, "state": word(BaseState::Complete) };
+        let base: Option<Base> = self.bases_coll().find_one(complete).sort(doc! { "seq": -1 }).session(&mut *session).await?;
+        let since = int(base.map_or(0, |base| base.seq));
+        let gap = doc! { "kind": word(SegmentKind::Gap), "branch": id, "first_seq": { "$gt": since } };
         let gap: Option<SegmentRow> = self.segments_coll().find_one(gap).sort(doc! { "first_seq": 1 }).session(&mut *session).await?;
         let failed = doc! { "branch": id, "state": word(CaptureState::Failed) };
         let failed: Option<Capture> = self.captures_coll().find_one(failed).session(&mut *session).await?;
         let (status, reason) = rules::status(&Health {
+            deleted: branch.deleted_ms.is_some(),
             archived: branch.status == BranchStatus::Archived,
             failed: failed.map(|c| c.reason.unwrap_or_default()),
             dead: dead.map(|j| (j.id, j.errors.last().map(|e| e.error.clone()).unwrap_or_default())),

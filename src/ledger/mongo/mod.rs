@@ -4,7 +4,9 @@
 //! Reading order: `connect`, `indexes`, `txn`, `batch`, `checkpoint`, `enqueue`, `claim`, `commit`, `finish`, `jobs`, `operate`, `counters`, `stats`, `controls`, `engines`, `sessions`,
 //! `captures`, `classify`, `facts`.
 
+mod bases;
 mod batch;
+mod branches;
 mod captures;
 mod checkpoint;
 mod claim;
@@ -80,6 +82,12 @@ impl Inner {
     fn payloads_coll(&self) -> Collection<RawDocumentBuf> {
         self.db.collection("job_payloads")
     }
+    fn bases_coll(&self) -> Collection<Base> {
+        self.db.collection("bases")
+    }
+    fn chunks_coll(&self) -> Collection<BaseChunk> {
+        self.db.collection("base_chunks")
+    }
     fn engines_coll(&self) -> Collection<EngineBeat> {
         self.db.collection("engines")
     }
@@ -150,6 +158,9 @@ impl Ledger for MongoLedger {
     }
     async fn capture(&self, id: &str) -> Result<Option<Capture>> {
         call!(self, "read the capture", |i| i.capture(&id); id = id.to_owned())
+    }
+    async fn capture_of(&self, branch: &str) -> Result<Option<Capture>> {
+        call!(self, "read the capture", |i| i.capture_of(&branch); branch = branch.to_owned())
     }
     async fn own_capture(&self, id: &str, engine: &str) -> Result<Option<Capture>> {
         call!(self, "own the capture", |i| i.own_capture(&id, &engine); id = id.to_owned(); engine = engine.to_owned())
@@ -289,8 +300,77 @@ impl Ledger for MongoLedger {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         call!(self, "list segments", |i| i.segments(&branch, from_seq, max); branch = branch.to_owned())
     }
-    async fn first_loss(&self, branch: &str) -> Result<Option<SegmentRow>> {
-        call!(self, "read the first gap", |i| i.first_loss(&branch); branch = branch.to_owned())
+    async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        call!(self, "read the gaps", |i| i.losses(&branch, from_seq, max); branch = branch.to_owned())
+    }
+    async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
+        call!(self, "record a gap", |i| i.record_gap(&gap); gap = gap.clone())
+    }
+    async fn touch(&self, lease: &JobLease) -> Result<bool> {
+        call!(self, "touch the job", |i| i.touch(&lease); lease = lease.clone())
+    }
+    async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
+        call!(self, "create the branch", |i| i.create_branch(&branch, ttl.map(millis)); branch = branch.clone())
+    }
+    async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
+        call!(self, "list children of the branch", |i| i.children(&branch, max); branch = branch.to_owned())
+    }
+    async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
+        call!(self, "rename the branch", |i| i.rename_branch(&id, &name); id = id.to_owned(); name = name.to_owned())
+    }
+    async fn archive_branch(&self, id: &str, archived: bool) -> Result<()> {
+        call!(self, "archive the branch", |i| i.archive_branch(&id, archived); id = id.to_owned())
+    }
+    async fn delete_branch(&self, id: &str) -> Result<bool> {
+        call!(self, "delete the branch", |i| i.delete_branch(&id); id = id.to_owned())
+    }
+    async fn purge_branch(&self, id: &str) -> Result<bool> {
+        call!(self, "remove the branch", |i| i.purge_branch(&id); id = id.to_owned())
+    }
+    async fn attach_capture(&self, new: &Attach) -> Result<()> {
+        call!(self, "attach the capture", |i| i.attach_capture(&new); new = new.clone())
+    }
+    async fn note_proven(&self, branch: &str, proven: &Proven) -> Result<()> {
+        call!(self, "note what is proven", |i| i.note_proven(&branch, &proven); branch = branch.to_owned(); proven = proven.clone())
+    }
+    async fn bases(&self, branch: &str) -> Result<Vec<Base>> {
+        call!(self, "list bases", |i| i.bases_of(doc! { "branch": branch }); branch = branch.to_owned())
+    }
+    async fn base(&self, id: &str) -> Result<Option<Base>> {
+        call!(self, "read the base", |i| i.base(&id); id = id.to_owned())
+    }
+    async fn bases_in(&self, state: BaseState) -> Result<Vec<Base>> {
+        call!(self, "list bases", |i| i.bases_of(doc! { "state": rows::word(state) }))
+    }
+    async fn create_base(&self, base: &Base) -> Result<()> {
+        call!(self, "create the base", |i| i.create_base(&base); base = base.clone())
+    }
+    async fn finish_base(&self, base: &Base) -> Result<bool> {
+        call!(self, "finish the base", |i| i.finish_base(&base); base = base.clone())
+    }
+    async fn abandon_base(&self, id: &str, reason: &str) -> Result<bool> {
+        call!(self, "give up the base", |i| i.abandon_base(&id, &reason); id = id.to_owned(); reason = reason.to_owned())
+    }
+    async fn note_base(&self, id: &str, expected: Option<(u64, u64)>, reason: Option<&str>) -> Result<()> {
+        call!(self, "note on the base", |i| i.note_base(&id, expected, reason.as_deref()); id = id.to_owned(); reason = reason.map(str::to_owned))
+    }
+    async fn add_chunks(&self, chunks: &[BaseChunk]) -> Result<bool> {
+        call!(self, "add to the base", |i| i.add_chunks(&chunks); chunks = chunks.to_vec())
+    }
+    async fn chunks(&self, base: &str, after: Option<&str>, max: usize) -> Result<Vec<BaseChunk>> {
+        call!(self, "list the base's parts", |i| i.chunks(&base, after.as_deref(), max); base = base.to_owned(); after = after.map(str::to_owned))
+    }
+    async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
+        call!(self, "read the base's last part", |i| i.last_chunk(&base, &uuid); base = base.to_owned(); uuid = uuid.to_owned())
+    }
+    async fn remove_chunks(&self, base: &str) -> Result<()> {
+        call!(self, "forget the base's parts", |i| i.remove_chunks(&base); base = base.to_owned())
+    }
+    async fn import_segments(&self, rows: &[SegmentRow]) -> Result<()> {
+        call!(self, "import segments", |i| i.import_segments(&rows); rows = rows.to_vec())
+    }
+    async fn import_branch(&self, import: &Import) -> Result<bool> {
+        call!(self, "import the branch", |i| i.import_branch(&import); import = import.clone())
     }
     async fn position(&self, capture: &str) -> Result<Option<(RawDocumentBuf, u64)>> {
         let found = call!(self, "read the position", |i| i.capture(&id); id = capture.to_owned())?;
