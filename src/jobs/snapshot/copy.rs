@@ -154,7 +154,7 @@ impl<'a> Copy<'a> {
         let mut sum = (self.base.expected_documents, self.base.expected_bytes);
         if sum == (0, 0) {
             for collection in self.plan.catalogue.collections.values().filter(|c| is_copied(c)) {
-                let scan = self.scan(collection).await?;
+                let mut scan = self.scan(collection).await?;
                 let (documents, bytes) = scan.estimate().await.unwrap_or_default();
                 sum = (sum.0 + documents, sum.1 + bytes);
             }
@@ -197,6 +197,13 @@ impl<'a> Copy<'a> {
             let read = scan.chunk(self.base.time, after.as_deref(), &limits, &self.watch.cancel, |doc| builder.push(doc)).await;
             let end = match read.map_err(|f| f.at(format!("copying {:?}", collection.name)))? {
                 ScanOutcome::Chunk(end) => end,
+                // A capped collection begins anew, with everything that was read of it.
+                ScanOutcome::Again => {
+                    if collection.is_capped() {
+                        chunks.clear();
+                    }
+                    continue;
+                }
                 // What was read of it before goes with its drop, which is in the stream.
                 ScanOutcome::Gone => ChunkEnd { done: true, ..ChunkEnd::nothing(self.base.time) },
             };
