@@ -18,6 +18,7 @@ mod arrivals;
 mod attempt;
 mod captures;
 mod controls;
+mod keeper;
 mod lead;
 mod mirror;
 mod peers;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use read::{read_catalogue, read_first_catalogue};
 
-use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, is_on_buckets, parse_ddl};
+use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, Observed, is_on_buckets, parse_ddl};
 use crate::fault::{Fault, Result};
 
 /// A collection's UUID as the server gives it.
@@ -76,6 +76,8 @@ pub enum Effect {
     None,
     /// The documents of these collections are gone.
     Dropped(Vec<Uuid>),
+    /// These collections go on under other UUIDs (old, new); the documents of others are gone.
+    Moved { moved: Vec<(Uuid, Uuid)>, dropped: Vec<Uuid> },
     /// An event that this version does not understand, and why; it is in history whole.
     Unrecognised(String),
 }
@@ -106,7 +108,42 @@ impl Catalogue {
                 self.views.clear();
                 Ok(Effect::Dropped(std::mem::take(&mut self.collections).into_keys().collect()))
             }
+            Ddl::Observed(observed) => Ok(self.observe(observed)),
         }
+    }
+
+    /// What was seen counts, whatever history says.
+    fn observe(&mut self, seen: Observed) -> Effect {
+        let mut before = std::mem::take(&mut self.collections);
+        if seen.whole {
+            self.views.clear();
+        } else {
+            self.collections = std::mem::take(&mut before);
+        }
+        let mut moved = Vec::new();
+        for c in seen.collections {
+            if let Some(from) = c.from {
+                before.remove(&from);
+                self.collections.remove(&from);
+                moved.push((from, c.uuid));
+            }
+            before.remove(&c.uuid);
+            let kind = kind_of_name(&c.name);
+            self.collections.insert(c.uuid, Collection { name: c.name, uuid: c.uuid, kind, options: c.options, indexes: c.indexes });
+        }
+        for (name, options) in seen.views {
+            let kind = if is_on_buckets(&options) { Kind::Timeseries } else { Kind::View };
+            self.views.insert(name.clone(), View { name, kind, options });
+        }
+        let mut dropped: Vec<Uuid> = before.into_keys().collect();
+        dropped.extend(seen.dropped.into_iter().filter(|uuid| self.collections.remove(uuid).is_some()));
+        for name in seen.dropped_views {
+            self.views.remove(&name);
+        }
+        if seen.whole {
+            self.listed_at = seen.listed_at; // perhaps of another source, whose clock may be behind
+        }
+        Effect::Moved { moved, dropped }
     }
 
     fn create(&mut self, event: &DdlEvent<'_>, mut options: Document, tolerant: bool) -> Result<Effect> {

@@ -210,10 +210,28 @@ impl Folder {
                     self.table.drop_collection(coll);
                 }
             }
+            Ok(Effect::Moved { moved, dropped }) => self.moved(&moved, &dropped),
             Ok(Effect::Unrecognised(what)) => self.refuse(seq, &format!("is {what}"))?,
             Err(fault) => self.refuse(seq, &fault.what)?,
         }
         Ok(())
+    }
+
+    /// Documents stay what they are under another UUID.
+    fn moved(&mut self, moved: &[(Uuid, Uuid)], dropped: &[Uuid]) {
+        for coll in dropped.iter().filter_map(|uuid| self.index.remove(uuid)) {
+            self.table.drop_collection(coll);
+        }
+        let old: Vec<(Option<u32>, Uuid)> = moved.iter().map(|(from, to)| (self.index.remove(from), *to)).collect();
+        for (coll, to) in old.into_iter().filter_map(|(coll, to)| Some((coll?, to))) {
+            self.index.insert(to, coll);
+            if let Some(uuid) = self.uuids.get_mut(coll as usize) {
+                *uuid = to;
+            }
+        }
+        if !moved.is_empty() {
+            self.base_until = self.catalogue.listed_at;
+        }
     }
 
     fn data(&mut self, seq: u64, change: &ChangeRef<'_>) -> Result<()> {

@@ -79,6 +79,8 @@ pub enum Gaps {
     Cross,
     /// Go on, and read the gap's object too.
     Check,
+    /// Go on, and read only segments that change the catalogue.
+    Ddl,
 }
 
 /// A branch as it was when it was opened.

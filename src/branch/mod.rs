@@ -6,8 +6,10 @@
 
 pub mod base;
 pub mod catalogue;
+pub mod checkout;
 pub mod documents;
 pub mod fold;
+pub mod fork;
 pub mod history;
 pub mod layout;
 pub mod line;

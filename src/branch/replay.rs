@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
-use super::catalogue::Uuid;
+use super::catalogue::{Catalogue, Effect, Uuid};
 use super::documents::BaseManifest;
 use super::fold::{Flow, FoldOptions, Folded, Folder};
 use super::history::{Consumer, Gaps, History, Loaded, Progress, Range, get, open_object};
@@ -48,6 +48,48 @@ pub async fn fold(history: &History, options: &FoldOptions, progress: Arc<Progre
     let gaps = if options.tolerant { Gaps::Cross } else { Gaps::Refuse };
     let range = Range { from_seq, until: options.until, gaps };
     finish(history.read(range, replay, progress).await?).await
+}
+
+/// The catalogue at a point, from the base and the segments that change it: documents are not read.
+pub async fn catalogue(history: &History, until: Bound, tolerant: bool) -> Result<Catalogue> {
+    let at = match until {
+        Bound::Seq(seq) => history.locate(Point::Seq(seq)).await?,
+        Bound::Time(time) => history.seq_at(time).await?,
+    };
+    let based =
+        history.base_for(&at).ok_or_else(|| Fault::rejected(format!("seq:{} is before every base of {}", at.seq, history.branch.name)))?;
+    if !tolerant {
+        history.refuse_loss(based, at.seq).await?;
+    }
+    let catalogue = history.manifest(based).await?.catalogue;
+    let follow = Follow { catalogue, tolerant };
+    if based.base.seq >= at.seq {
+        return Ok(follow.catalogue);
+    }
+    let range = Range { from_seq: based.base.seq + 1, until: Bound::Seq(at.seq), gaps: Gaps::Ddl };
+    Ok(history.read(range, follow, Arc::default()).await?.catalogue)
+}
+
+/// Follows a catalogue alone.
+struct Follow {
+    catalogue: Catalogue,
+    tolerant: bool,
+}
+
+impl Consumer for Follow {
+    fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
+        loaded.each(|seq, change| {
+            let Some(body) = change.body.filter(|_| change.op == Op::Event) else { return Ok(Flow::Continue) };
+            if crate::change::operation_type(body).is_some_and(crate::change::is_data) {
+                return Ok(Flow::Continue);
+            }
+            match self.catalogue.apply(body) {
+                Ok(Effect::Unrecognised(what)) if !self.tolerant => Err(Fault::corrupt(format!("change seq:{seq} is {what}"))),
+                Err(fault) if !self.tolerant => Err(fault.at(format!("change seq:{seq}"))),
+                _ => Ok(Flow::Continue),
+            }
+        })
+    }
 }
 
 /// The rest of the base may be large: it is not for an async thread.

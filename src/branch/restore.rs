@@ -11,8 +11,10 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bson::{Document as Doc, doc};
+use futures_util::stream::{self, TryStreamExt};
 use mongodb::Database;
 use serde::Serialize;
 
@@ -23,6 +25,7 @@ use super::point::Point;
 pub(crate) use super::replay::fold;
 use super::server;
 use crate::fault::{Fault, Result};
+use crate::runtime::clock;
 pub use target::MARKER;
 
 /// What to restore and how.
@@ -45,7 +48,37 @@ pub struct RestoreOptions {
     pub temp_dir: PathBuf,
     /// Parallel writers.
     pub writers: usize,
+    /// Other names in the target: what it is called in history, what it is to be called.
+    pub rename: Vec<(String, String)>,
+    /// Leave the mark of an incomplete restore: the caller has more to do, and takes it away ([`complete`]).
+    pub keep_mark: bool,
 }
+
+impl RestoreOptions {
+    /// The whole database at a point, into an empty one.
+    pub fn new(at: Point) -> Self {
+        Self {
+            at,
+            collections: Vec::new(),
+            drop: false,
+            across_gap: false,
+            no_ttl: false,
+            dry_run: false,
+            budget: 256 << 20,
+            temp_dir: std::env::temp_dir(),
+            writers: WRITERS,
+            rename: Vec::new(),
+            keep_mark: false,
+        }
+    }
+}
+
+/// Writers of a restore: two keep a server busy with whom they share two cores, four one that has more.
+pub const WRITERS: usize = 4;
+/// Indexes of so many collections are built at a time.
+const INDEX_BUILDS: usize = 4;
+/// What a server takes while a restore writes, for an estimate; measured on two cores with everything on them.
+const WRITE_RATE: u64 = 20 << 20;
 
 /// What was restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,6 +97,11 @@ pub struct RestoreReport {
     pub ttl: Vec<String>,
     /// Changes left out because a gap or hole was crossed.
     pub left_out: u64,
+    /// Bytes of objects read from the store.
+    pub read_bytes: u64,
+    /// Of a dry run: about how long a restore takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimated_seconds: Option<u64>,
     pub notes: Vec<String>,
 }
 
@@ -87,9 +125,10 @@ struct Wanted {
 
 /// Restores. The report comes only when everything is in the target and counted.
 pub async fn restore(history: &History, target: &Database, options: &RestoreOptions, progress: Arc<Progress>) -> Result<RestoreReport> {
+    let began = clock::now();
     let bound = history.resolve(options.at).await?;
     let fold_options = FoldOptions {
-        budget: options.budget,
+        budget: fold_share(options.budget),
         dir: options.temp_dir.clone(),
         expected: history.line().raw_bytes(),
         until: bound,
@@ -97,6 +136,7 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
     };
     let folded = fold(history, &fold_options, progress.clone()).await?;
     let mut wanted = Wanted::choose(&folded.catalogue, &options.collections)?;
+    wanted.rename(&options.rename)?;
     wanted.notes.extend(folded.notes.iter().cloned());
     let seq = folded.seq;
     let mut report = RestoreReport {
@@ -111,6 +151,8 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
         bytes: 0,
         ttl: indexes::ttl_names(&wanted.collections),
         left_out: 0,
+        read_bytes: progress.stored_bytes.load(Ordering::Relaxed),
+        estimated_seconds: None,
         notes: wanted.notes.clone(),
     };
     let plan = target::check(target, &wanted, options.drop).await?;
@@ -118,6 +160,7 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
         let counted = write::count(folded, &wanted.collections).await?;
         report.fill(&wanted.collections, &counted);
         report.notes.extend(plan.describe());
+        report.estimated_seconds = Some(began.elapsed().as_secs() + report.bytes / WRITE_RATE + 1);
         return Ok(report);
     }
     plan.begin(target, &wanted, &report).await?;
@@ -129,18 +172,60 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
         let expected = counted.by_name.get(&collection.name).map_or(0, |c| c.0);
         report.notes.extend(compare_count(target, collection, expected).await?);
     }
-    for collection in &wanted.collections {
-        indexes::build(target, collection, options.no_ttl).await?;
-    }
+    let builds = wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, options.no_ttl)));
+    stream::iter(builds).try_buffer_unordered(INDEX_BUILDS).try_collect::<()>().await?;
     for view in views_in_order(&wanted.views) {
         create(target, &view.name, view.options.clone()).await?;
     }
-    plan.end(target).await?;
+    if !options.keep_mark {
+        complete(target).await?;
+    }
     report.fill(&wanted.collections, &counted);
     Ok(report)
 }
 
+/// Takes away the mark of an incomplete restore.
+pub async fn complete(target: &Database) -> Result<()> {
+    target::end(target).await
+}
+
+/// Whether a restore into this database is incomplete.
+pub async fn is_incomplete(target: &Database) -> Result<bool> {
+    target::is_marked(target).await
+}
+
+/// Beside the fold there are two decoded segments or parts, objects in flight and batches on their way to the writers.
+fn fold_share(budget: u64) -> u64 {
+    budget / 3
+}
+
 impl Wanted {
+    /// Gives other names to what is written; views that stand on a renamed collection go with it.
+    fn rename(&mut self, rename: &[(String, String)]) -> Result<()> {
+        let to = |name: &str| rename.iter().find(|(from, _)| from == name).map(|(_, to)| to.clone());
+        if let Some((unknown, _)) = rename.iter().find(|(from, _)| !self.names().any(|name| name == from)) {
+            return Err(Fault::rejected(format!("--rename: there is no collection or view {unknown:?} in what is restored")));
+        }
+        for collection in &mut self.collections {
+            collection.name = to(&collection.name).unwrap_or_else(|| collection.name.clone());
+        }
+        for view in &mut self.views {
+            view.name = to(&view.name).unwrap_or_else(|| view.name.clone());
+            if let Some(on) = view.options.get_str("viewOn").ok().and_then(to) {
+                view.options.insert("viewOn", on);
+            }
+            if view.options.to_string().contains("$lookup") && !rename.is_empty() {
+                self.notes.push(format!("view {}: names inside its pipeline are as they were", view.name));
+            }
+        }
+        let mut names: Vec<&str> = self.names().collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Fault::rejected(format!("--rename: two would be called {:?}", pair[0]))),
+            None => Ok(()),
+        }
+    }
+
     /// What of the catalogue is restored; what is not is told.
     fn choose(catalogue: &Catalogue, only: &[String]) -> Result<Self> {
         let mut wanted = Self { collections: Vec::new(), views: Vec::new(), notes: Vec::new() };

@@ -30,4 +30,5 @@ pub use mongo::MongoFeed;
 pub use notice::Notice;
 pub use pause::set_paused;
 pub use run::{CaptureEnd, CaptureRun, CaptureSettings};
+pub(crate) use start::put;
 pub use start::{StartRequest, Started, start};

@@ -180,7 +180,8 @@ impl Scan {
     async fn now(&mut self) -> Result<ClusterTime, Halt> {
         let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         let reply = self.db.run_command(doc! {"ping": 1}).selection_criteria(primary).session(&mut self.session).await?;
-        let time = reply.get_timestamp("operationTime").map_err(|_| Fault::rejected("the server tells no operationTime: is it a replica set?"))?;
+        let time =
+            reply.get_timestamp("operationTime").map_err(|_| Fault::rejected("the server tells no operationTime: is it a replica set?"))?;
         Ok(time.into())
     }
 
@@ -324,7 +325,8 @@ fn stopped(cancel: &CancellationToken) -> Result<()> {
 }
 
 fn documents(reply: &RawBatch) -> Result<impl Iterator<Item = Result<&RawDocument>>> {
-    let cursor = reply.as_raw_document().get_document("cursor").map_err(|e| Fault::corrupt(format!("find: a reply without cursor: {e}")))?;
+    let cursor =
+        reply.as_raw_document().get_document("cursor").map_err(|e| Fault::corrupt(format!("find: a reply without cursor: {e}")))?;
     let batch = cursor.get_array("nextBatch").or_else(|_| cursor.get_array("firstBatch"));
     let batch = batch.map_err(|e| Fault::corrupt(format!("find: a reply without batch: {e}")))?;
     Ok(batch.into_iter().map(|item| match item {

@@ -12,11 +12,15 @@ use super::ClusterTime;
 pub const BUCKETS: &str = "system.buckets.";
 /// Where the server keeps the definitions of views.
 const VIEWS: &str = "system.views";
+/// Collection in a target database that exists while a restore into it is incomplete. Never a part of history.
+pub const MARKER: &str = "argon_restore";
+/// Type of the events that no server sends: what a comparison of catalogues has found, or a checkout has made ([`Ddl::Observed`]).
+pub const OBSERVED: &str = "argonObserved";
 
-/// Whether changes of documents in a collection are kept and never applied, whatever is in them: buckets, which are not restored, and
+/// Whether changes of documents in a collection are kept and never applied, whatever is in them: buckets, which are not restored, the mark of a restore, and
 /// definitions of views. Newer servers show the latter beside the `create`, `modify` and `drop` of the view itself.
 pub fn is_passed_over(coll: &str) -> bool {
-    coll == VIEWS || coll.starts_with(BUCKETS)
+    coll == VIEWS || coll == MARKER || coll.starts_with(BUCKETS)
 }
 
 /// Whether a view of these options is that of a time-series collection.
@@ -59,6 +63,95 @@ pub enum Ddl {
     },
     Drop,
     DropDatabase,
+    Observed(Observed),
+}
+
+/// How a catalogue was found to be.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Observed {
+    pub collections: Vec<ObservedCollection>,
+    /// Name, `viewOn`, `pipeline`, `collation`.
+    pub views: Vec<(String, Document)>,
+    pub dropped: Vec<[u8; 16]>,
+    pub dropped_views: Vec<String>,
+    /// There is nothing else.
+    pub whole: bool,
+    /// When: events up to this time may be in it already.
+    pub listed_at: ClusterTime,
+}
+
+/// A collection as it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObservedCollection {
+    pub uuid: [u8; 16],
+    /// Its UUID in history so far: a checkout made it again.
+    pub from: Option<[u8; 16]>,
+    pub name: String,
+    pub options: Document,
+    pub indexes: Vec<Document>,
+}
+
+impl Observed {
+    /// The body of the row that keeps it.
+    pub fn to_event(&self, db: &str, time: ClusterTime) -> Document {
+        let uuid = |bytes: &[u8; 16]| Bson::Binary(bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: bytes.to_vec() });
+        let collections = self.collections.iter().map(|c| {
+            let mut doc = bson::doc! {"name": &c.name, "uuid": uuid(&c.uuid)};
+            if let Some(from) = &c.from {
+                doc.insert("from", uuid(from));
+            }
+            doc.insert("options", c.options.clone());
+            doc.insert("indexes", c.indexes.clone());
+            doc
+        });
+        let views = self.views.iter().map(|(name, options)| bson::doc! {"name": name, "options": options.clone()});
+        bson::doc! {
+            "operationType": OBSERVED,
+            "clusterTime": bson::Timestamp::from(time),
+            "ns": {"db": db},
+            "operationDescription": {
+                "listedAt": bson::Timestamp::from(self.listed_at),
+                "whole": self.whole,
+                "collections": collections.collect::<Vec<_>>(),
+                "views": views.collect::<Vec<_>>(),
+                "dropped": self.dropped.iter().map(uuid).collect::<Vec<_>>(),
+                "droppedViews": self.dropped_views.clone(),
+            },
+        }
+    }
+
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.collections.is_empty() && self.views.is_empty() && self.dropped.is_empty() && self.dropped_views.is_empty() && !self.whole
+    }
+
+    fn read(description: &Document) -> Option<Self> {
+        let documents = |field| -> Option<Vec<&Document>> { description.get_array(field).ok()?.iter().map(Bson::as_document).collect() };
+        let collection = |c: &Document| {
+            let indexes: Option<Vec<Document>> = c.get_array("indexes").ok()?.iter().map(|i| i.as_document().cloned()).collect();
+            Some(ObservedCollection {
+                uuid: uuid_of_bson(c.get("uuid")?)?,
+                from: c.get("from").and_then(uuid_of_bson),
+                name: c.get_str("name").ok()?.to_owned(),
+                options: c.get_document("options").ok()?.clone(),
+                indexes: indexes?,
+            })
+        };
+        let view = |v: &Document| Some((v.get_str("name").ok()?.to_owned(), v.get_document("options").ok()?.clone()));
+        Some(Self {
+            collections: documents("collections")?.into_iter().map(collection).collect::<Option<_>>()?,
+            views: documents("views")?.into_iter().map(view).collect::<Option<_>>()?,
+            dropped: description.get_array("dropped").ok()?.iter().map(uuid_of_bson).collect::<Option<_>>()?,
+            dropped_views: description
+                .get_array("droppedViews")
+                .ok()?
+                .iter()
+                .map(|n| n.as_str().map(str::to_owned))
+                .collect::<Option<_>>()?,
+            whole: description.get_bool("whole").ok()?,
+            listed_at: description.get_timestamp("listedAt").ok()?.into(),
+        })
+    }
 }
 
 /// One thing that `collMod` changes.
@@ -98,6 +191,8 @@ pub fn parse_ddl(event: &RawDocument) -> Result<(DdlEvent<'_>, Ddl), String> {
     let action = match event.op_type {
         "startIndexBuild" | "abortIndexBuild" | "endOfTransaction" | "invalidate" => Ddl::Nothing,
         "dropDatabase" => Ddl::DropDatabase,
+        _ if event.coll == MARKER => Ddl::Nothing,
+        OBSERVED => Ddl::Observed(Observed::read(&ddl.document()?).ok_or_else(|| ddl.bad("of a form that is not known"))?),
         "create" | "createIndexes" | "dropIndexes" | "modify" | "rename" | "drop" if event.coll == VIEWS => Ddl::Nothing,
         "create" => Ddl::Create(ddl.document()?),
         "createIndexes" => Ddl::CreateIndexes(ddl.indexes()?),

@@ -14,7 +14,10 @@ mod raw;
 mod token;
 
 pub use canonical::{CanonicalKey, canonical_id, canonical_key, write_canonical_id};
-pub use ddl::{BUCKETS, Ddl, DdlEvent, IndexOption, Modification, is_on_buckets, is_passed_over, parse_ddl, uuid_of_bson};
+pub use ddl::{
+    BUCKETS, Ddl, DdlEvent, IndexOption, MARKER, Modification, OBSERVED, Observed, ObservedCollection, is_on_buckets, is_passed_over,
+    parse_ddl, uuid_of_bson,
+};
 pub use delta::{DeltaError, apply_delta, apply_delta_tolerant, check_delta};
 pub use description::{apply_update_description, check_update_description};
 pub use event::{EventView, Scratch, is_data, operation_type, parse_event, parse_stored_event, rebuild_event};

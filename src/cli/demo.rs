@@ -153,17 +153,7 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
     let totals = history.branch.totals;
     let began = clock::now();
     let target = client.database(&names.target);
-    let options = RestoreOptions {
-        at: Point::Head,
-        collections: Vec::new(),
-        drop: false,
-        across_gap: false,
-        no_ttl: false,
-        dry_run: false,
-        budget: 256 << 20,
-        temp_dir: scratch.to_path_buf(),
-        writers: 2,
-    };
+    let options = RestoreOptions { temp_dir: scratch.to_path_buf(), ..RestoreOptions::new(Point::Head) };
     let restored = restore(&history, &target, &options, Arc::new(Progress::default())).await?;
     let restore_seconds = began.elapsed().as_secs_f64();
     output.say("  comparing every document, option and index of both databases ...");

@@ -90,7 +90,7 @@ enum Command {
     /// Start, stop, pause, resume and list captures.
     #[command(subcommand)]
     Capture(capture::Command),
-    /// List and show branches.
+    /// Make, list, show, rename, archive, delete and check out branches.
     #[command(subcommand)]
     Branch(branch::Command),
     /// Proves that a branch's history is whole, or names what is not.

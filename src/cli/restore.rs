@@ -21,7 +21,8 @@ use super::{Context, Exit, Output};
   argon restore shop/main --to-db shop_copy
   argon restore shop/main --to-db shop_copy --at seq:81234
   argon restore shop/main@ts:1795467772.11 --to-db shop --to-uri env:OTHER_URI
-  argon restore shop/main --to-db shop --drop --yes
+  argon restore shop/main --to-db shop --drop shop
+  argon restore shop/main --to-db shop --at 2026-11-23T21:02:52Z --collection orders --rename orders=orders_then
   argon restore shop/main --to-db shop_copy --collection orders --collection customers
 
 The target's collections of the same names must be empty or absent, unless --drop is given; other collections are left alone.")]
@@ -40,9 +41,12 @@ pub(crate) struct Args {
     /// Only this collection or view, by its name at the point; may be given several times. All, if not given.
     #[arg(long = "collection", value_name = "C")]
     collections: Vec<String>,
-    /// Drop what is in the way in the target.
-    #[arg(long)]
-    drop: bool,
+    /// Another name in the target, by what it is called at the point; may be given several times.
+    #[arg(long, value_name = "A=B", value_parser = rename)]
+    rename: Vec<(String, String)>,
+    /// Drop what is in the way in the target: the name of the database once more, unless --yes is given.
+    #[arg(long, value_name = "DB", num_args = 0..=1, default_missing_value = "")]
+    drop: Option<String>,
     /// No question asked.
     #[arg(long)]
     yes: bool,
@@ -80,22 +84,22 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     if args.to_db == context.connection.metadata_db && same_source(&target.identity, &facts.identity) {
         return Err(Fault::config(format!("{} is Argon's own metadata database; choose another --to-db", args.to_db)));
     }
-    if args.drop && !args.dry_run {
-        confirm(args.yes, &format!("--drop deletes the collections of {} that this branch also has", args.to_db))?;
+    if let Some(named) = args.drop.as_deref().filter(|_| !args.dry_run) {
+        check_drop(named, &args.to_db, args.yes)?;
     }
     super::context::branch_named(&ledger, &name).await?;
     let store = context.store().await?;
     let history = History::open(ledger, store, &name).await?;
     let options = RestoreOptions {
-        at,
         collections: args.collections,
-        drop: args.drop,
+        drop: args.drop.is_some(),
         across_gap: args.across_gap,
         no_ttl: args.no_ttl,
         dry_run: args.dry_run,
         budget: args.memory_budget,
         temp_dir: args.temp_dir.unwrap_or_else(std::env::temp_dir),
-        writers: 2,
+        rename: args.rename,
+        ..RestoreOptions::new(at)
     };
     let progress = Arc::new(Progress::default());
     let shown = tokio::spawn(show_progress(output, progress.clone(), history.branch.totals.changes));
@@ -104,6 +108,25 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     let report = outcome?;
     output.print(&report, || text(&report))?;
     Ok(Exit::Done)
+}
+
+/// The name of the database repeated is consent, and so is `--yes`; on a terminal it is asked for.
+pub(super) fn check_drop(named: &str, db: &str, yes: bool) -> Result<()> {
+    match named {
+        named if named == db => Ok(()),
+        "" => confirm(yes, &format!("--drop deletes the collections of {db} that this branch also has")),
+        other => Err(Fault::config(format!("--drop {other} is not the database that is written, which is {db}"))),
+    }
+}
+
+/// `a=b`; a name may hold anything but the first `=`.
+pub(super) fn rename(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains('\0') && !to.starts_with("system.") => {
+            Ok((from.to_owned(), to.to_owned()))
+        }
+        _ => Err("write OLD=NEW, two names of collections".into()),
+    }
 }
 
 /// Reading first, then writing: one bar each, on a terminal only.
@@ -145,6 +168,13 @@ fn text(r: &RestoreReport) -> String {
     lines.extend(r.views.iter().map(|v| format!("  {v}: view")));
     if r.left_out > 0 {
         lines.push(format!("  left out: {} changes in or behind a gap", r.left_out));
+    }
+    if let Some(seconds) = r.estimated_seconds {
+        lines.push(format!(
+            "  reads {} from the store, takes about {}",
+            readable(r.read_bytes),
+            humantime::format_duration(Duration::from_secs(seconds))
+        ));
     }
     if !r.ttl.is_empty() {
         lines.push(format!("  these expire documents from now on (--no-ttl restores without): {}", r.ttl.join(", ")));

@@ -45,7 +45,7 @@ impl Leading {
 }
 
 impl Part {
-    fn leads(&self) -> bool {
+    pub(super) fn leads(&self) -> bool {
         self.leading.leads(clock::now())
     }
 

@@ -69,6 +69,7 @@ impl Upkeep {
         tasks.spawn(part.clone().heads_loop());
         tasks.spawn(part.clone().figures_loop());
         tasks.spawn(part.clone().sweep_loop(of.settings.job_cleanup));
+        tasks.spawn(part.clone().keeper_loop(of.settings.bases.clone()));
         tasks.spawn(part.report_loop());
         Ok(Self { tasks, lost, done })
     }

@@ -6,6 +6,8 @@
 //! A new kind is a file with a [`Handler`] and a line in [`KINDS`]. A kind without a handler is not claimed by this version: its jobs wait for
 //! an engine that knows it, as in a rolling upgrade.
 
+pub mod cleanup;
+pub mod drill;
 pub mod noop;
 pub mod snapshot;
 mod sync;
@@ -139,7 +141,7 @@ pub const KINDS: &[KindSpec] = &[
     KindSpec { kind: JobKind::Noop, class: SlotClass::Sync, timeout: None, mark: Mark::IfLong, overtime: Overtime::Counts, handler: Some(noop::handler) },
     KindSpec { kind: JobKind::Compression, class: SlotClass::Compression, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
     KindSpec { kind: JobKind::Notification, class: SlotClass::Notification, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
-    KindSpec { kind: JobKind::Cleanup, class: SlotClass::Cleanup, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
+    KindSpec { kind: JobKind::Cleanup, class: SlotClass::Cleanup, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(cleanup::handler) },
     KindSpec { kind: JobKind::Snapshot, class: SlotClass::Snapshot, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(snapshot::handler) },
 ];
 

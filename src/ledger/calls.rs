@@ -40,6 +40,8 @@ pub struct Attach {
     pub source_db: String,
     /// The database goes with the branch.
     pub drop_db: bool,
+    /// The branch deletes itself after this.
+    pub ttl: Option<Duration>,
 }
 
 /// A branch as a rebuild has found it in the bucket.

@@ -359,6 +359,9 @@ impl Ledger for FaultyLedger {
     async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
         self.through(C::Read, self.inner.children(branch, max)).await
     }
+    async fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Result<Vec<Branch>> {
+        self.through(C::Read, self.inner.branches_due(now_ms, deleted_before_ms)).await
+    }
     async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
         self.through(C::SetBranch, self.inner.rename_branch(id, name)).await
     }

@@ -193,6 +193,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()>;
     /// Branches forked from this one that are not deleted, at most `max`.
     async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>>;
+    /// Branches that are not deleted and expire at or before `now_ms`, and those that were deleted at or before `deleted_before_ms`.
+    async fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Result<Vec<Branch>>;
     /// `Rejected` when the name is taken, `Missing` when there is no such branch.
     async fn rename_branch(&self, id: &str, name: &str) -> Result<()>;
     /// Archives, which stops the capture, or takes it back.

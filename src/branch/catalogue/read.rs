@@ -9,7 +9,7 @@ use mongodb::{ClientSession, Database};
 
 use super::{Catalogue, Collection, Kind, Uuid, View, index_name, kind_of_name};
 use crate::branch::server::{self, COLLECTION_UUID_MISMATCH, NAMESPACE_NOT_FOUND};
-use crate::change::{ClusterTime, uuid_of_bson};
+use crate::change::{ClusterTime, MARKER, uuid_of_bson};
 use crate::fault::{Fault, Result};
 
 /// Entries per reply; also what a reply is checked against.
@@ -50,7 +50,7 @@ pub async fn read_first_catalogue(db: &Database, token_time: ClusterTime) -> Res
 
 /// Whether a collection belongs to the database and not to the server: of `system.*` only what is replicated and holds documents of users.
 fn is_listed(name: &str) -> bool {
-    !name.starts_with("system.") || name == "system.js" || name.starts_with("system.buckets.")
+    name != MARKER && !name.starts_with("system.") || name == "system.js" || name.starts_with("system.buckets.")
 }
 
 /// One entry of `listCollections`.

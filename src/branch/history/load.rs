@@ -30,7 +30,7 @@ pub struct Loaded {
     pub last: u64,
     /// The part of the line it is of.
     pub part: usize,
-    /// Absent for a gap that is crossed; of one that is checked it has no blocks.
+    /// Absent for what is passed over, such as a gap that is crossed; of one that is checked it has no blocks.
     pub file: Option<Decoded>,
 }
 
@@ -75,7 +75,12 @@ impl Loaded {
 /// Fetches, checks and decodes one segment.
 pub(super) async fn load(store: Store, wanted: Wanted, gaps: Gaps) -> Result<Loaded> {
     let Wanted { row, first, last, part } = wanted;
-    if row.kind == SegmentKind::Gap && gaps != Gaps::Check {
+    let is_passed = match gaps {
+        Gaps::Check => false,
+        Gaps::Ddl => !row.has_ddl,
+        Gaps::Refuse | Gaps::Cross => row.kind == SegmentKind::Gap,
+    };
+    if is_passed {
         return Ok(Loaded { row, first, last, part, file: None });
     }
     let bytes = get(&store, &row.key).await?;

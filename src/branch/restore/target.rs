@@ -13,7 +13,7 @@ use crate::branch::server;
 use crate::fault::{Fault, Result};
 
 /// Collection in the target that exists while a restore is incomplete; its document lists what the restore writes.
-pub const MARKER: &str = "argon_restore";
+pub use crate::change::MARKER;
 
 /// Bytes of `database.collection` that the server takes.
 const MAX_NAMESPACE: usize = 255;
@@ -76,7 +76,7 @@ fn begun_names(marker: &Document) -> BTreeSet<String> {
 }
 
 impl Wanted {
-    fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.collections.iter().map(|c| c.name.as_str()).chain(self.views.iter().map(|v| v.name.as_str()))
     }
 }
@@ -110,10 +110,15 @@ impl Plan {
         }
         Ok(())
     }
+}
 
-    /// Removes the marker: the restore is complete and majority committed.
-    pub(super) async fn end(&self, target: &Database) -> Result<()> {
-        let markers = target.collection::<Document>(MARKER);
-        markers.drop().write_concern(WriteConcern::majority()).await.map_err(|e| server::fault("remove the marker of the restore", &e))
-    }
+/// Removes the marker: the restore is complete and majority committed.
+pub(super) async fn end(target: &Database) -> Result<()> {
+    let markers = target.collection::<Document>(MARKER);
+    markers.drop().write_concern(WriteConcern::majority()).await.map_err(|e| server::fault("remove the marker of the restore", &e))
+}
+
+pub(super) async fn is_marked(target: &Database) -> Result<bool> {
+    let found = target.collection::<Document>(MARKER).find_one(doc! {"_id": "restore"}).await;
+    Ok(found.map_err(|e| server::fault(&format!("look at target {:?}", target.name()), &e))?.is_some())
 }

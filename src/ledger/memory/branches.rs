@@ -55,6 +55,14 @@ impl State {
         all
     }
 
+    pub(super) fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Vec<Branch> {
+        let is_due = |b: &&Branch| match b.deleted_ms {
+            Some(at) => at <= deleted_before_ms,
+            None => b.expires_ms.is_some_and(|at| at <= now_ms),
+        };
+        self.branches.values().filter(is_due).cloned().collect()
+    }
+
     pub(super) fn rename_branch(&mut self, id: &str, name: &str) -> Result<()> {
         if self.branches.values().any(|b| b.name == name && b.id != id) {
             return Err(name_taken(name));
@@ -134,6 +142,9 @@ impl State {
         }
         branch.source_db.clone_from(&new.source_db);
         branch.drop_db = new.drop_db;
+        if let Some(ttl) = new.ttl {
+            branch.expires_ms = Some(now.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX)));
+        }
         self.captures.insert(capture.id.clone(), Capture { checkpoint_ms: now, ..capture.clone() });
         self.add_segment(&new.row, 0, now);
         Ok(())

@@ -259,6 +259,9 @@ impl Ledger for MemoryLedger {
     async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
         Ok(self.run(|s, _| s.children(branch, max)))
     }
+    async fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Result<Vec<Branch>> {
+        Ok(self.run(|s, _| s.branches_due(now_ms, deleted_before_ms)))
+    }
     async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
         self.run(|s, _| s.rename_branch(id, name))
     }

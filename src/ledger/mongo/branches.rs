@@ -48,6 +48,18 @@ impl Inner {
         cursor.try_collect().await.map_err(fault_of)
     }
 
+    pub(super) async fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Result<Vec<Branch>> {
+        let mut due = Vec::new();
+        for which in [
+            doc! { "deleted_ms": { "$gt": 0, "$lte": deleted_before_ms } },
+            doc! { "deleted_ms": Bson::Null, "expires_ms": { "$gt": 0, "$lte": now_ms } },
+        ] {
+            let cursor = self.branches_coll().find(which).limit(PURGE_ROWS).await.map_err(fault_of)?;
+            due.extend(cursor.try_collect::<Vec<Branch>>().await.map_err(fault_of)?);
+        }
+        Ok(due)
+    }
+
     pub(super) async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
         let mut body = RenameTxn { inner: self, id, name, taken: false };
         match self.transact(&mut body).await {
@@ -316,7 +328,11 @@ impl Body for AttachTxn<'_> {
         if inner.captures_coll().find_one(doc! { "_id": &capture.id }).session(&mut *session).await?.is_some() {
             return Ok(Then::Abort(())); // our own earlier call
         }
-        let set = doc! { "$set": { "source_db": &new.source_db, "drop_db": new.drop_db } };
+        let mut set = doc! { "source_db": super::rows::text(&new.source_db), "drop_db": new.drop_db };
+        if let Some(ttl) = new.ttl {
+            set.insert("expires_ms", super::rows::later(super::millis(ttl)));
+        }
+        let set = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
         let found: Option<Branch> =
             inner.branches_coll().find_one_and_update(doc! { "_id": &capture.branch }, set).session(&mut *session).await?;
         let branch = found.ok_or_else(|| no_branch(&capture.branch))?;

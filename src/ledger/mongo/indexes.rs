@@ -84,6 +84,8 @@ fn indexes() -> Vec<Index> {
         unique("branches", "name", doc! { "name": 1 }),
         index("branches", BRANCHES_BEHIND, doc! { "head_behind": 1 }, Some(doc! { "head_behind": true })),
         index("branches", "parent", doc! { "parent.id": 1, "deleted_ms": 1 }, Some(doc! { "parent.id": { "$exists": true } })),
+        index("branches", "deleted", doc! { "deleted_ms": 1 }, Some(doc! { "deleted_ms": { "$gt": 0 } })),
+        index("branches", "expires", doc! { "expires_ms": 1 }, Some(doc! { "expires_ms": { "$gt": 0 } })),
         index("bases", "branch", doc! { "branch": 1, "seq": 1 }, None),
         index("bases", "copying", doc! { "state": 1 }, Some(doc! { "state": "copying" })),
         index("captures", "branch", doc! { "branch": 1 }, None),

@@ -315,6 +315,9 @@ impl Ledger for MongoLedger {
     async fn children(&self, branch: &str, max: usize) -> Result<Vec<Branch>> {
         call!(self, "list children of the branch", |i| i.children(&branch, max); branch = branch.to_owned())
     }
+    async fn branches_due(&self, now_ms: i64, deleted_before_ms: i64) -> Result<Vec<Branch>> {
+        call!(self, "look for branches whose time is over", |i| i.branches_due(now_ms, deleted_before_ms))
+    }
     async fn rename_branch(&self, id: &str, name: &str) -> Result<()> {
         call!(self, "rename the branch", |i| i.rename_branch(&id, &name); id = id.to_owned(); name = name.to_owned())
     }
