@@ -13,6 +13,7 @@ pub mod fork;
 pub mod history;
 pub mod layout;
 pub mod line;
+pub mod look;
 pub mod mirror;
 pub mod point;
 pub mod replay;

@@ -39,6 +39,11 @@ impl Context {
         Ok((Arc::new(ledger), facts))
     }
 
+    /// What is needed to read the history of a branch.
+    pub(crate) async fn history_ledger(&self, _branch: &str) -> Result<SharedLedger> {
+        Ok(self.ledger().await?.0)
+    }
+
     /// The ledger as it is.
     pub(crate) async fn mongo_ledger(&self) -> Result<MongoLedger> {
         MongoLedger::connect(self.connection.uri()?, &self.connection.metadata_db, ConnectOptions::default()).await
