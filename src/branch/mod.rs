@@ -15,6 +15,7 @@ pub mod layout;
 pub mod line;
 pub mod look;
 pub mod mirror;
+mod object;
 pub mod point;
 pub mod replay;
 pub mod restore;

@@ -46,11 +46,13 @@ fn due(seen: &Seen, settings: &BaseSettings, now_ms: i64) -> Vec<Due> {
         return all;
     }
     let copying = seen.bases.iter().any(|base| base.state == BaseState::Copying && base.origin == BaseOrigin::Copy);
-    if seen.loss.is_some() || copying {
+    let newest = seen.bases.iter().rfind(|base| base.state == BaseState::Complete);
+    // The only one was given up: nothing can be restored until there is another. A child has those of its parent.
+    let none = newest.is_none() && seen.branch.parent.is_none();
+    if seen.loss.is_some() || copying || none {
         all.push(Due::Copy);
         return all; // what is folded or tried before that is over soon
     }
-    let newest = seen.bases.iter().rfind(|base| base.state == BaseState::Complete);
     let Some(newest) = newest else { return all };
     let since = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or_default());
     let moved = seen.branch.head.seq > newest.seq;
@@ -170,7 +172,9 @@ mod tests {
         (seen.bases[0].state, seen.bases[0].origin) = (BaseState::Copying, BaseOrigin::Copy);
         assert_eq!(due(&seen, &settings(), 100 * 24 * HOUR_MS), [Due::Copy]);
         seen.bases[0].state = BaseState::Abandoned;
-        assert_eq!(due(&seen, &settings(), 100 * 24 * HOUR_MS), [], "there is nothing to fold onto");
+        assert_eq!(due(&seen, &settings(), 100 * 24 * HOUR_MS), [Due::Copy], "there is nothing to fold onto");
+        seen.branch.parent = Some(crate::ledger::Parent { id: "a".into(), seq: 4, time: ClusterTime::default() });
+        assert_eq!(due(&seen, &settings(), 100 * 24 * HOUR_MS), [], "its parent has one");
     }
 
     #[test]

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 
 use bson::RawDocumentBuf;
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
 use crate::branch::catalogue::Uuid;
@@ -14,10 +13,11 @@ use crate::branch::documents::BasePart;
 use crate::branch::history::History;
 use crate::branch::layout;
 use crate::branch::line::Based;
+use crate::branch::object::Object;
 use crate::change::{CanonicalKey, ClusterTime, Ddl, Op, canonical_id, parse_ddl, parse_stored_event};
-use crate::fault::{Fault, Kind, Result};
+use crate::fault::{Fault, Result};
 use crate::ledger::{SegmentKind, SegmentRow};
-use crate::segment::{Footer, RawBlock, TAIL_BYTES, TailResult};
+use crate::segment::RawBlock;
 use crate::store::Store;
 
 /// Objects that are looked at together.
@@ -241,54 +241,5 @@ impl Backwards<'_> {
             batch.push((row, last));
         }
         Ok(batch)
-    }
-}
-
-/// An object of which the end has been read.
-struct Object {
-    key: String,
-    size: u64,
-    /// The last bytes, all of them where it is small.
-    tail: Bytes,
-    footer: Footer,
-}
-
-impl Object {
-    async fn open(store: &Store, key: &str, size: u64) -> Result<Self> {
-        let mut from = size.saturating_sub(TAIL_BYTES);
-        loop {
-            let tail = range(store, key, from, size).await?;
-            match Footer::from_tail(key, size, &tail)? {
-                TailResult::Footer(footer) => return Ok(Self { key: key.to_owned(), size, tail, footer }),
-                TailResult::NeedMore(at) => from = at,
-            }
-        }
-    }
-
-    async fn block(&self, store: &Store, i: usize) -> Result<RawBlock> {
-        let entry = self.footer.blocks.get(i).ok_or_else(|| Fault::corrupt(format!("{}: no block {i}", self.key)))?;
-        let (start, end) = (entry.offset, entry.offset + u64::from(entry.stored_len));
-        let before = self.size - self.tail.len() as u64;
-        let stored = match start.checked_sub(before).and_then(|at| usize::try_from(at).ok()) {
-            Some(at) => self.tail.slice(at..at + entry.stored_len as usize),
-            None => range(store, &self.key, start, end).await?,
-        };
-        entry.decode(&self.key, &stored)
-    }
-}
-
-async fn range(store: &Store, key: &str, from: u64, to: u64) -> Result<Bytes> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match store.get(key, Some(from..to)).await {
-            Err(fault) if fault.may_heal() && tries < 5 => {
-                tokio::time::sleep(crate::runtime::random::jitter(std::time::Duration::from_millis(100 << tries))).await;
-            }
-            Err(fault) if fault.kind == Kind::Missing => {
-                return Err(Fault::corrupt(format!("object {key} is not in {}", store.describe())));
-            }
-            outcome => return outcome,
-        }
     }
 }

@@ -40,19 +40,21 @@ pub async fn get(history: &History, collection: &str, id: &Bson, at: Point) -> R
     let found = finder.changes(based.base.seq, until, base_until, false).await?;
     let base = if found.complete { None } else { finder.in_base(based, found.uuid).await? };
     let fuzzy = catalogue.collection_named(collection).is_some_and(|c| c.is_capped());
-    Ok(fold(base, found.newest_first, base_until, fuzzy)?.map(|(doc, seq)| Found { doc, seq, at: until }))
+    Ok(fold(base, found.newest_first, found.complete, base_until, fuzzy)?.map(|(doc, seq)| Found { doc, seq, at: until }))
 }
 
-/// The same rules as those of a fold (see `fold::Folder::base_document`).
+/// The same rules as those of a fold (see `fold::Folder::base_document`). `complete`: the first change needs nothing before it.
 fn fold(
     base: Option<(RawDocumentBuf, ClusterTime)>,
     newest_first: Vec<Change>,
+    complete: bool,
     base_until: ClusterTime,
     fuzzy: bool,
 ) -> Result<Option<(RawDocumentBuf, u64)>> {
     let read_at = base.as_ref().map(|(_, at)| *at);
     let mut state = base.map(|(doc, _)| (doc, 0));
-    for change in newest_first.into_iter().rev() {
+    for (n, change) in newest_first.into_iter().rev().enumerate() {
+        let is_start = complete && n == 0;
         if read_at.is_some_and(|read_at| change.time <= read_at) {
             continue; // it is in the base
         }
@@ -63,6 +65,8 @@ fn fold(
         let body = || change.body.clone().ok_or_else(|| Fault::corrupt(format!("change seq:{} has no body", change.seq)));
         match (change.op, state.take()) {
             (Op::Insert, _) | (Op::Replace, Some(_)) => state = Some((body()?, change.seq)),
+            (Op::Replace, None) if is_start => state = Some((body()?, change.seq)),
+            (Op::Delete, None) if is_start => {}
             (Op::Replace, None) => misfit("replaces a document that does not exist")?,
             (Op::Delete, Some(_)) => {}
             (Op::Delete, None) => misfit("deletes a document that does not exist")?,
