@@ -12,6 +12,7 @@ mod jobs;
 mod jobs_many;
 mod output;
 mod queue;
+mod rebuild;
 mod restore;
 mod run;
 mod status;
@@ -97,6 +98,8 @@ enum Command {
     Verify(verify::Args),
     /// Writes a branch's database as it was at a point.
     Restore(restore::Args),
+    /// Makes the metadata anew from the bucket alone.
+    Rebuild(rebuild::Args),
     /// One screen: captures, queue, workers, branches, and what is wrong.
     Status(status::Args),
     /// List, show, retry, cancel, discard and submit jobs.
@@ -155,6 +158,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Branch(command) => Box::pin(branch::run(command, context, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
+        Command::Rebuild(args) => Box::pin(rebuild::run(args, context, output)).await,
         Command::Status(args) => Box::pin(status::run(args, context, output)).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, context, output)).await,
