@@ -133,12 +133,18 @@ async fn a_rebuild_that_is_killed_at_random_moments_ends_right() {
     let time = begun.elapsed();
     let want = world.segment_keys("killed_whole").await;
     assert_eq!((want.len(), &whole["branches"].as_array().unwrap().len()), (1_000, &2));
-    let mut kills = 0;
-    for _ in 0..8 {
+    let (mut kills, mut runs) = (0, 0);
+    while kills < 6 {
         let mut process = ArgonProcess::start(binary(), ["rebuild"], &world.env(&[])).unwrap();
-        tokio::time::sleep(time.mul_f64(rng.random_range(0.2..1.1))).await;
-        kills += u32::from(process.exited().is_none());
+        tokio::time::sleep(time.mul_f64(rng.random_range(0.1..1.0))).await;
+        if process.exited().is_none() {
+            kills += 1;
+        } else {
+            world.drop_metadata().await; // it was faster: what is whole already can no longer be cut off
+        }
         process.kill9();
+        runs += 1;
+        assert!(runs < 60, "it always ends before it is killed");
     }
     let report = world.json(&["rebuild"]).await;
     assert_eq!(world.segment_keys(&world.metadata).await, want, "after {kills} kills");
@@ -154,5 +160,5 @@ async fn a_rebuild_that_is_killed_at_random_moments_ends_right() {
     assert_eq!(world.store.head(&next).await.unwrap(), None, "epoch {epoch} is the last");
     let verified = world.argon_with(&["verify", &first, "--deep"], &[]).await;
     assert_eq!(verified.code, 0, "{verified:?}");
-    println!("{kills} of 8 runs were killed; a whole one takes {time:?}");
+    println!("{kills} of {runs} runs were killed; a whole one takes {time:?}");
 }

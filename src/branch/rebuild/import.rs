@@ -168,7 +168,7 @@ pub async fn rebuild(bucket: &Bucket, ledger: Option<&SharedLedger>, options: Op
             (Some(row), _) => {
                 check_epoch(row, of)?;
                 if let Some(ledger) = writing {
-                    publish(ledger, &bucket.store, &row.id).await?;
+                    again(|| publish(ledger, &bucket.store, &row.id)).await?;
                 }
                 row.clone()
             }
@@ -243,7 +243,7 @@ async fn make(bucket: &Bucket, ledger: &SharedLedger, of: &Restored, owner: &str
     if begun {
         check_rows(&**ledger, of).await?;
     }
-    publish(ledger, &bucket.store, &branch.id).await?;
+    again(|| publish(ledger, &bucket.store, &branch.id)).await?;
     Ok(stored)
 }
 
@@ -281,7 +281,7 @@ async fn import(ledger: &dyn Ledger, of: &Restored, branch: &Branch) -> Result<b
     again(|| ledger.import_branch(&import)).await
 }
 
-/// Both are harmless to repeat.
+/// For what is harmless to repeat.
 async fn again<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
     match call().await {
         Err(fault) if fault.may_heal() => call().await,

@@ -191,19 +191,28 @@ pub(super) fn token_hash(token: &RawDocument) -> TokenHash {
 
 /// Where history goes on: the end token of its last segment, and the transaction that it may end inside of.
 pub(super) async fn end_of(store: &Store, key: &str) -> Result<Goes> {
-    let bytes = patient(|| store.get(key, None)).await.map_err(|f| f.at(format!("object {key}")))?;
-    let object = key.to_owned();
-    let parse = move || {
-        let file = SegmentFile::parse(&object, bytes)?;
-        let header = file.header();
-        let mut txn = None;
-        // Of what a gap has lost nobody knows the transaction.
-        if header.ends != Ends::Closed && file.block_count() > 0 {
-            for row in file.block(file.block_count() - 1)?.rows()? {
-                txn = row?.1.txn.map(RawDocument::to_owned);
-            }
-        }
-        Ok(Goes { token: header.end_token.clone(), last_txn: txn })
-    };
-    tokio::task::spawn_blocking(parse).await.map_err(|e| Fault::corrupt(format!("decoding a segment panicked: {e}")))?
+    let read = patient(|| async {
+        let bytes = store.get(key, None).await?;
+        let object = key.to_owned();
+        let reading = tokio::task::spawn_blocking(move || goes(&object, bytes));
+        reading.await.map_err(|e| Fault::corrupt(format!("decoding a segment panicked: {e}")))?
+    });
+    read.await.map_err(|f| f.at(format!("object {key}")))
 }
+
+fn goes(object: &str, bytes: Bytes) -> Result<Goes> {
+    let file = SegmentFile::parse(object, bytes)?;
+    let header = file.header();
+    let mut last_txn = None;
+    // Of what a gap has lost nobody knows the transaction.
+    if header.ends != Ends::Closed && file.block_count() > 0 {
+        for row in file.block(file.block_count() - 1)?.rows()? {
+            last_txn = row?.1.txn.map(RawDocument::to_owned);
+        }
+    }
+    Ok(Goes { token: header.end_token.clone(), last_txn })
+}
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;
