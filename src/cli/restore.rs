@@ -23,7 +23,7 @@ use super::{Context, Exit, Output};
   argon restore shop/main --to-db shop_copy --at seq:81234
   argon restore shop/main@ts:1795467772.11 --to-db shop --to-uri env:OTHER_URI
   argon restore shop/main --to-db shop --drop shop
-  argon restore shop/main --to-db shop --at 2026-11-23T21:02:52Z --collection orders --rename orders=orders_then
+  argon restore shop/main --to-db shop --at seq:81234 --collection orders --rename orders=then
   argon restore shop/main --to-db shop_copy --collection orders --collection customers
   argon restore shop/main --to-db shop_copy --no-metadata
 

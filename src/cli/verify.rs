@@ -17,11 +17,11 @@ use super::{Context, Exit, Output};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  argon verify shop/main                      dense sequence, every object there
-  argon verify shop/main --deep               every byte read, every checksum, every change decoded and folded
-  argon verify shop/main --against-db shop    the folded history against the live database at one moment
-  argon verify shop/main --deep --no-metadata what the store alone holds
-  argon verify shop/main --against-db copy    its head against another database, such as a restored copy
+  argon verify shop/main                       dense sequence, every object there
+  argon verify shop/main --deep                every byte read, every checksum, every change decoded and folded
+  argon verify shop/main --deep --no-metadata  the same of what the store alone holds
+  argon verify shop/main --against-db shop     the folded history against the live database at one moment
+  argon verify shop/main --against-db copy     its head against another database, such as a restored copy
 
 Exit code 0 when nothing differs, 4 when something does.")]
 pub(crate) struct Args {

@@ -9,7 +9,7 @@ mod world;
 use std::time::Duration;
 
 use argon::devkit::{ArgonProcess, audit, oracle};
-use argon::runtime::clock;
+use argon::runtime::{clock, random};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -121,7 +121,8 @@ async fn the_old_metadata_is_fenced(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_that_is_killed_at_random_moments_ends_right() {
-    let seed = std::env::var("ARGON_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random::<u64>());
+    let seed = std::env::var("ARGON_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from_str_radix(&random::id()[..8], 16).unwrap());
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
     let world = World::new("killed").await;
