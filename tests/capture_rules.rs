@@ -124,6 +124,7 @@ impl World {
             budget: 64 << 20,
             temp_dir: self.dir.path().to_path_buf(),
             writers: 2,
+            ..RestoreOptions::new(Point::Head)
         };
         restore(&history, &target, &options, Arc::new(Progress::default())).await.unwrap();
         oracle::snapshot(&self.source()).await.unwrap().differences(&oracle::snapshot(&target).await.unwrap())

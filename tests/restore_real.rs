@@ -32,6 +32,7 @@ fn options(at: Point) -> RestoreOptions {
         budget: 64 << 20,
         temp_dir: std::env::temp_dir(),
         writers: 3,
+        ..RestoreOptions::new(Point::Head)
     }
 }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use bson::{RawDocument, RawDocumentBuf};
 
 pub use output::Output;
+pub use sorted::{Ordered, OrderedItem, OrderedSorter};
 
 use self::output::Fate;
 use self::state::of_base;
@@ -130,8 +131,9 @@ impl Folder {
         }
     }
 
-    /// Documents of the base were read up to this time (correctness.md 12).
-    pub fn base_until(&mut self, time: ClusterTime) {
+    /// The base has everything up to `seq`; its documents were read up to this time (correctness.md 12).
+    pub fn base_until(&mut self, seq: u64, time: ClusterTime) {
+        self.last = seq;
         self.base_until = self.base_until.max(time);
     }
 

@@ -14,6 +14,7 @@ pub mod fork;
 pub mod history;
 pub mod layout;
 pub mod line;
+pub mod look;
 pub mod mirror;
 pub mod point;
 pub mod rebuild;

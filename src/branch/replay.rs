@@ -127,7 +127,7 @@ impl Replay {
         let manifest = history.manifest(based).await?;
         let times = manifest.parts.iter().map(|part| part.read_at).collect();
         let mut folder = Folder::new(manifest.catalogue.clone(), options);
-        folder.base_until(manifest.consistent_at);
+        folder.base_until(manifest.seq, manifest.consistent_at);
         let (to, from) = mpsc::channel(AHEAD);
         tokio::spawn(feed(history.clone(), based.clone(), manifest, to));
         Ok(Self { folder, base: Parts { of: based.part, times, from, progress } })

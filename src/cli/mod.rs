@@ -10,6 +10,7 @@ mod doctor;
 mod engine;
 mod jobs;
 mod jobs_many;
+mod look;
 mod output;
 mod queue;
 mod rebuild;
@@ -100,6 +101,14 @@ enum Command {
     Restore(restore::Args),
     /// Makes the metadata anew from the bucket alone.
     Rebuild(rebuild::Args),
+    /// Shows the changes of a document, a collection or a stretch of time.
+    Log(look::LogArgs),
+    /// Shows one document as it was, without a restore.
+    Get(look::GetArgs),
+    /// Shows what differs between two points, of one branch or of two.
+    Diff(look::DiffArgs),
+    /// Writes the database as it was into files.
+    Export(look::ExportArgs),
     /// One screen: captures, queue, workers, branches, and what is wrong.
     Status(status::Args),
     /// List, show, retry, cancel, discard and submit jobs.
@@ -159,6 +168,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
         Command::Rebuild(args) => Box::pin(rebuild::run(args, context, output)).await,
+        Command::Log(args) => Box::pin(look::log(args, context, output)).await,
+        Command::Get(args) => Box::pin(look::get(args, context, output)).await,
+        Command::Diff(args) => Box::pin(look::diff(args, context, output)).await,
+        Command::Export(args) => Box::pin(look::export(args, context, output)).await,
         Command::Status(args) => Box::pin(status::run(args, context, output)).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, context, output)).await,

@@ -29,6 +29,18 @@ impl Output {
         Ok(())
     }
 
+    /// Whether a program reads it.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// A remark beside the output, which others may read.
+    pub(crate) fn remark(self, text: &str) {
+        if !self.json {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
     /// A remark for a person; nothing with `--json`.
     pub(crate) fn say(self, text: &str) {
         if !self.json {

@@ -273,3 +273,34 @@ fn rule_7_an_id_that_is_seen_later_is_kept_and_checked_from_then_on() {
     world.wait("the capture has failed", || world.capture().state == CaptureState::Failed);
     engine.drain();
 }
+
+#[test]
+fn what_the_source_no_longer_serves_becomes_a_gap_and_two_without_a_base_between_stop_the_capture() {
+    let world = World::new();
+    let mut end = 0;
+    for gaps in 1..=3 {
+        world.insert(5);
+        let engine = world.spawn("one", Mix::default());
+        world.wait("what is there to be captured", || {
+            world.capture().position.next_seq > end + 5 || world.capture().state == CaptureState::Failed
+        });
+        world.settle();
+        engine.drain();
+        end = world.capture().position.next_seq;
+        // Nobody looks while this happens and is forgotten.
+        world.insert(7);
+        world.feed.trim(7);
+        let engine = world.spawn("two", Mix::default());
+        let losses = || world.runtime.block_on(world.ledger.losses(BRANCH, 0, 10)).unwrap();
+        if gaps < 3 {
+            world.wait("a gap", || losses().len() == gaps);
+            let gap = losses().remove(gaps - 1);
+            assert_eq!((gap.kind, gap.first_seq, gap.last_seq), (SegmentKind::Gap, end, end));
+            assert_eq!((world.branch().status, world.capture().state), (BranchStatus::Gap, CaptureState::Running));
+        } else {
+            world.wait("the breaker", || world.capture().state == CaptureState::Failed);
+            assert!(world.capture().reason.unwrap().contains("oplog") && losses().len() == 2);
+        }
+        engine.drain();
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::sorted::{Sorted, Sorter};
+use super::sorted::{Ordered, OrderedSorter};
 use super::spill::{Record, SpillFile};
 use super::state::{Entry, Misfit, Put, merge};
 use super::table::{CollectionPart, MAX_PARTITIONS, OVERHEAD, Partition, Table, hash};
@@ -38,8 +38,8 @@ pub struct Output {
     dir: std::path::PathBuf,
     budget: u64,
     tolerance: Tolerance,
-    sorter: Option<Sorter>,
-    sorted: Option<Sorted>,
+    sorter: Option<OrderedSorter>,
+    sorted: Option<Ordered>,
 }
 
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Output {
     pub(super) fn new(table: Table, fates: Vec<Fate>, tolerance: Tolerance) -> Result<Self> {
         let Table { partitions, dir, budget, .. } = table;
         let todo = partitions.into_iter().map(Todo::Partition).collect();
-        let sorter = Sorter::new(&dir, budget / 4);
+        let sorter = OrderedSorter::new(&dir, budget / 4);
         Ok(Self { todo, fates, dir, budget, tolerance, sorter: Some(sorter), sorted: None })
     }
 
@@ -79,7 +79,11 @@ impl Output {
             self.sorted = Some(sorter.finish()?);
         }
         match &mut self.sorted {
-            Some(sorted) => sorted.next_batch(SORTED_BATCH, self.budget),
+            Some(sorted) => {
+                let batch = sorted.next_batch(SORTED_BATCH, self.budget)?;
+                let born = |key: &[u8]| key.try_into().map_or(0, u64::from_be_bytes);
+                Ok(batch.map(|items| items.into_iter().map(|i| Document { coll: i.coll, born: born(&i.key), doc: i.doc }).collect()))
+            }
             None => Ok(None),
         }
     }
@@ -162,7 +166,7 @@ impl Output {
         match (self.fates.get(coll as usize).copied().unwrap_or(Fate::Gone), &mut self.sorter) {
             (Fate::Gone, _) => {}
             (Fate::Plain, _) => documents.push(document),
-            (Fate::Capped, Some(sorter)) => sorter.push(document)?,
+            (Fate::Capped, Some(sorter)) => sorter.push(coll, &document.born.to_be_bytes(), document.doc)?,
             (Fate::Capped, None) => return Err(Fault::corrupt("a capped document came after the sorted ones")),
         }
         Ok(())

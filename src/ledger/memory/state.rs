@@ -238,6 +238,13 @@ impl State {
         self.segments_after(branch, from_seq).map(Step::from).collect()
     }
 
+    pub(super) fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
+        let mut rows: Vec<SegmentRow> = self.segments_after(branch, 0).filter(|s| s.first_seq <= from_seq).cloned().collect();
+        rows.sort_by_key(|s| std::cmp::Reverse((s.last_seq, s.level)));
+        rows.truncate(max);
+        rows
+    }
+
     pub(super) fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
         let mut lost: Vec<_> = self.segments_after(branch, 0).filter(|s| s.holes > 0 && s.first_seq >= from_seq).cloned().collect();
         lost.sort_by_key(|s| s.first_seq);

@@ -131,6 +131,19 @@ impl Inner {
         Ok(rows)
     }
 
+    /// The one that holds `from_seq` is found by its end, which is at or behind it; then those before it follow each other.
+    pub(super) async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        let mut rows = self.segments(branch, from_seq, 1).await?;
+        rows.retain(|row| row.first_seq <= from_seq);
+        let before = rows.first().map_or(from_seq.saturating_add(1), |row| row.first_seq);
+        let which = doc! { "branch": branch, "last_seq": { "$lt": int(before) } };
+        let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
+        let cursor = self.segments_coll().find(which).sort(doc! { "last_seq": -1, "level": -1 }).limit(limit).await.map_err(fault_of)?;
+        rows.extend(cursor.try_collect::<Vec<SegmentRow>>().await.map_err(fault_of)?);
+        rows.truncate(max);
+        Ok(rows)
+    }
+
     pub(super) async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         let lost = doc! { "branch": branch, "holes": { "$gt": 0 }, "first_seq": { "$gte": int(from_seq) } };
         let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);

@@ -1,0 +1,294 @@
+//! Finding the changes of one document without reading the rest: rows from the newest on, the end of each object by a ranged read, the blocks whose key
+//! filter says "maybe" by another (the format's footer is made for it).
+//!
+//! Owns: which bytes are read. Does not own: what the changes come to (`get`), reading history whole (`history`).
+
+use std::collections::VecDeque;
+
+use bson::RawDocumentBuf;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+
+use crate::branch::catalogue::Uuid;
+use crate::branch::documents::BasePart;
+use crate::branch::history::History;
+use crate::branch::layout;
+use crate::branch::line::Based;
+use crate::change::{CanonicalKey, ClusterTime, Ddl, Op, canonical_id, parse_ddl, parse_stored_event};
+use crate::fault::{Fault, Kind, Result};
+use crate::ledger::{SegmentKind, SegmentRow};
+use crate::segment::{Footer, RawBlock, TAIL_BYTES, TailResult};
+use crate::store::Store;
+
+/// Objects that are looked at together.
+const TOGETHER: usize = 32;
+/// Rows per page.
+const PAGE: usize = 500;
+/// Changes of one document that are kept; a document that changes more often between two whole states is restored, not looked up.
+const MAX_CHANGES: usize = 1_000_000;
+
+/// A change of the document.
+#[derive(Debug, Clone)]
+pub(super) struct Change {
+    pub(super) seq: u64,
+    pub(super) time: ClusterTime,
+    pub(super) op: Op,
+    pub(super) body: Option<RawDocumentBuf>,
+}
+
+/// What was found of a document.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// From the newest on.
+    pub(super) newest_first: Vec<Change>,
+    /// The last of them needs nothing before it: it is a whole state, or the end of one, or the collection begins there.
+    pub(super) complete: bool,
+    /// The UUID under which the base knows the collection.
+    pub(super) uuid: Uuid,
+}
+
+/// The document that is looked for.
+pub(super) struct Finder<'a> {
+    pub(super) history: &'a History,
+    pub(super) key: CanonicalKey,
+    pub(super) uuid: Uuid,
+    pub(super) name: &'a str,
+}
+
+impl Finder<'_> {
+    /// Changes up to `until` and behind `after`, as far back as they are needed: up to a whole state that is later than `base_until`.
+    pub(super) async fn changes(&self, after: u64, until: u64, base_until: ClusterTime, all: bool) -> Result<Changes> {
+        let mut found = Changes { uuid: self.uuid, ..Changes::default() };
+        let mut rows = Backwards { history: self.history, page: VecDeque::new(), next: until, after };
+        loop {
+            let batch = rows.next(TOGETHER).await?;
+            if batch.is_empty() {
+                return Ok(found);
+            }
+            let store = self.history.store();
+            let looks = stream::iter(batch.into_iter().map(|(row, last)| self.look(store, row, last, found.uuid))).buffered(TOGETHER);
+            let looked: Vec<Result<Vec<Event>>> = looks.collect().await;
+            for events in looked {
+                // A remapped UUID is noticed while the batch is gone through: what was looked at under the new one is looked at again.
+                for event in events?.into_iter().filter(|event| event.seq() > after).rev() {
+                    match event {
+                        Event::Begins(_) => {
+                            found.complete = true;
+                            return Ok(found);
+                        }
+                        Event::Moved(seq, from) => {
+                            let before = Finder { uuid: from, key: self.key.clone(), ..*self };
+                            let more = Box::pin(before.changes(after, seq - 1, base_until, all)).await?;
+                            found.newest_first.extend(more.newest_first);
+                            return Ok(Changes { newest_first: found.newest_first, ..more });
+                        }
+                        Event::Change(change) => {
+                            let whole = matches!(change.op, Op::Insert | Op::Replace | Op::Delete) && change.time > base_until;
+                            found.newest_first.push(change);
+                            if found.newest_first.len() > MAX_CHANGES {
+                                return Err(Fault::rejected(format!(
+                                    "this document changed more than {MAX_CHANGES} times: restore its collection instead"
+                                )));
+                            }
+                            if whole && !all {
+                                found.complete = true;
+                                return Ok(found);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What one segment has of the document, in order.
+    async fn look(&self, store: &Store, row: SegmentRow, last: u64, uuid: Uuid) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        let object = Object::open(store, &row.key, row.stored_bytes).await?;
+        for (i, entry) in object.footer.blocks.iter().enumerate() {
+            let may = entry.may_contain(&object.footer, self.name, Some(&uuid), &self.key);
+            if (may || entry.has_ddl) && entry.first_seq <= last {
+                let block = object.block(store, i).await?;
+                self.rows_of(&block, &row.key, last, uuid, &mut events)?;
+            }
+        }
+        Ok(events)
+    }
+
+    fn rows_of(&self, block: &RawBlock, object: &str, last: u64, uuid: Uuid, events: &mut Vec<Event>) -> Result<()> {
+        let mut key = Vec::new();
+        for row in block.rows().map_err(|f| f.at(object))? {
+            let (seq, change) = row.map_err(|f| f.at(object))?;
+            if seq > last {
+                break;
+            }
+            let mut change = change;
+            if change.op == Op::Event {
+                let Some(body) = change.body else { continue };
+                match parse_stored_event(body) {
+                    Ok(Some(data)) => change = crate::change::ChangeRef { time: change.time, txn: change.txn, ..data },
+                    Ok(None) => {
+                        events.extend(ddl(seq, body, uuid));
+                        continue;
+                    }
+                    Err(fault) => return Err(fault.at(format!("{object}, seq:{seq}"))),
+                }
+            }
+            let ours = change.uuid.map_or(change.coll == self.name, |found| found == uuid);
+            if ours && change.write_document_key(&mut key) && key == self.key.as_bytes() {
+                let body = change.body.map(bson::RawDocument::to_owned);
+                events.push(Event::Change(Change { seq, time: change.time, op: change.op, body }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The document as the base has it, and when it was read.
+    pub(super) async fn in_base(&self, based: &Based, uuid: Uuid) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
+        let manifest = self.history.manifest(based).await?;
+        let branch = &self.history.line().parts()[based.part].branch;
+        let of = layout::hex(&uuid);
+        let parts: Vec<&BasePart> = manifest.parts.iter().filter(|part| part.uuid == of).collect();
+        let place =
+            |part: &BasePart| layout::base_part(layout::project_of(&branch.name), &branch.id, manifest.seq, &manifest.id, &part.object);
+        let looks = parts.iter().map(|part| self.look_in_part(place(part), part, uuid));
+        let mut looks = stream::iter(looks).buffered(TOGETHER);
+        let mut found = None;
+        while let Some(one) = looks.next().await {
+            found = one?.or(found); // the later part counts
+        }
+        Ok(found)
+    }
+
+    async fn look_in_part(&self, key: String, part: &BasePart, uuid: Uuid) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
+        let store = self.history.store();
+        let object = Object::open(store, &key, part.stored_bytes).await?;
+        for (i, entry) in object.footer.blocks.iter().enumerate() {
+            if !entry.may_contain(&object.footer, "", Some(&uuid), &self.key) {
+                continue;
+            }
+            let block = object.block(store, i).await?;
+            for row in block.rows().map_err(|f| f.at(&key))? {
+                let (_, change) = row.map_err(|f| f.at(&key))?;
+                if let Some(doc) = change.body
+                    && canonical_id(doc).is_some_and(|id| id.as_bytes() == self.key.as_bytes())
+                {
+                    return Ok(Some((doc.to_owned(), part.read_at)));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What matters to a document.
+enum Event {
+    Change(Change),
+    /// Its collection was made, or made anew, here: nothing before it counts.
+    Begins(u64),
+    /// Its collection was another one before.
+    Moved(u64, Uuid),
+}
+
+impl Event {
+    fn seq(&self) -> u64 {
+        match self {
+            Self::Change(change) => change.seq,
+            Self::Begins(seq) | Self::Moved(seq, _) => *seq,
+        }
+    }
+}
+
+fn ddl(seq: u64, body: &bson::RawDocument, uuid: Uuid) -> Option<Event> {
+    let (event, ddl) = parse_ddl(body).ok()?;
+    match ddl {
+        Ddl::Create(_) | Ddl::Drop if event.uuid == Some(uuid) => Some(Event::Begins(seq)),
+        Ddl::Rename { lost, .. } if lost == Some(uuid) => Some(Event::Begins(seq)),
+        Ddl::DropDatabase => Some(Event::Begins(seq)),
+        Ddl::Observed(seen) => {
+            let from = seen.collections.iter().find(|c| c.uuid == uuid)?.from?;
+            Some(Event::Moved(seq, from))
+        }
+        _ => None,
+    }
+}
+
+/// The rows of a line from a seq on backwards, each with the last seq that is wanted of it.
+struct Backwards<'a> {
+    history: &'a History,
+    page: VecDeque<SegmentRow>,
+    /// The last seq that is still wanted.
+    next: u64,
+    after: u64,
+}
+
+impl Backwards<'_> {
+    async fn next(&mut self, max: usize) -> Result<Vec<(SegmentRow, u64)>> {
+        let mut batch = Vec::new();
+        while batch.len() < max && self.next > self.after {
+            let part = &self.history.line().parts()[self.history.line().part_of(self.next)];
+            if self.page.front().is_none_or(|row| row.branch != part.branch.id) {
+                self.page = self.history.ledger().segments_before(&part.branch.id, self.next, PAGE).await?.into();
+            }
+            let Some(row) = self.page.pop_front() else {
+                return Err(Fault::corrupt(format!("no segment of {} holds seq:{}", part.branch.name, self.next)));
+            };
+            let last = row.last_seq.min(self.next);
+            self.next = row.first_seq.max(part.first) - 1;
+            if row.kind == SegmentKind::Gap {
+                continue;
+            }
+            batch.push((row, last));
+        }
+        Ok(batch)
+    }
+}
+
+/// An object of which the end has been read.
+struct Object {
+    key: String,
+    size: u64,
+    /// The last bytes, all of them where it is small.
+    tail: Bytes,
+    footer: Footer,
+}
+
+impl Object {
+    async fn open(store: &Store, key: &str, size: u64) -> Result<Self> {
+        let mut from = size.saturating_sub(TAIL_BYTES);
+        loop {
+            let tail = range(store, key, from, size).await?;
+            match Footer::from_tail(key, size, &tail)? {
+                TailResult::Footer(footer) => return Ok(Self { key: key.to_owned(), size, tail, footer }),
+                TailResult::NeedMore(at) => from = at,
+            }
+        }
+    }
+
+    async fn block(&self, store: &Store, i: usize) -> Result<RawBlock> {
+        let entry = self.footer.blocks.get(i).ok_or_else(|| Fault::corrupt(format!("{}: no block {i}", self.key)))?;
+        let (start, end) = (entry.offset, entry.offset + u64::from(entry.stored_len));
+        let before = self.size - self.tail.len() as u64;
+        let stored = match start.checked_sub(before).and_then(|at| usize::try_from(at).ok()) {
+            Some(at) => self.tail.slice(at..at + entry.stored_len as usize),
+            None => range(store, &self.key, start, end).await?,
+        };
+        entry.decode(&self.key, &stored)
+    }
+}
+
+async fn range(store: &Store, key: &str, from: u64, to: u64) -> Result<Bytes> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match store.get(key, Some(from..to)).await {
+            Err(fault) if fault.may_heal() && tries < 5 => {
+                tokio::time::sleep(crate::runtime::random::jitter(std::time::Duration::from_millis(100 << tries))).await;
+            }
+            Err(fault) if fault.kind == Kind::Missing => {
+                return Err(Fault::corrupt(format!("object {key} is not in {}", store.describe())));
+            }
+            outcome => return outcome,
+        }
+    }
+}

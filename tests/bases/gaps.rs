@@ -1,0 +1,61 @@
+//! What the source no longer serves becomes a gap with exact bounds, and a new base ends it.
+
+use argon::branch::point::Point;
+use argon::branch::view::BranchView;
+use argon::devkit::MongodOptions;
+use argon::ledger::{BaseOrigin, BranchStatus};
+use bson::{Document, doc};
+
+use crate::world::{BRANCH, World};
+
+/// Writes until the oplog has rolled past what is known.
+async fn roll(world: &World) {
+    let oplog = world.client.database("local").collection::<Document>("oplog.rs");
+    let known = world.ledger.captures().await.unwrap()[0].position.clone();
+    let known = argon::change::token_time(&known.token).unwrap();
+    let noise = world.client.database("noise").collection::<Document>("noise");
+    loop {
+        noise.insert_many((0..40).map(|n| doc! {"n": n, "pad": "x".repeat(200_000)})).await.unwrap();
+        noise.drop().await.unwrap();
+        let oldest = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.unwrap().unwrap();
+        if argon::change::ClusterTime::from(oldest.get_timestamp("ts").unwrap()) > known {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oplog_that_has_rolled_over_makes_a_gap_and_a_new_base_by_itself() {
+    let options = MongodOptions { oplog_mb: 16, ..MongodOptions::default() };
+    let world = World::with(options).await;
+    let db = world.source();
+    world.start().await;
+    let engine = world.engine(&[]);
+    db.collection("orders").insert_many((0..500).map(|n| doc! {"_id": n})).await.unwrap();
+    world.caught_up(BRANCH).await;
+    engine.drain().await;
+    let before = world.history(BRANCH).await.branch.head.seq;
+
+    db.collection::<Document>("orders").delete_many(doc! {"_id": {"$lt": 100}}).await.unwrap();
+    db.collection("lost").insert_one(doc! {"_id": 1}).await.unwrap();
+    roll(&world).await;
+    let engine = world.engine(&[]);
+    let bases = world.bases(BRANCH, 2).await;
+    assert_eq!((bases[1].origin, bases[1].seq), (BaseOrigin::Copy, before + 1));
+    db.collection("orders").insert_one(doc! {"_id": "after"}).await.unwrap();
+    world.caught_up(BRANCH).await;
+    assert_eq!(world.differences(BRANCH, Point::Head, &db).await, Vec::<String>::new());
+    world.verify(BRANCH).await;
+
+    // What can be restored is told, and what is between is refused with it.
+    let view = BranchView::load(&*world.ledger, BRANCH).await.unwrap();
+    assert_eq!((view.status, view.earlier.len()), (BranchStatus::Active, 1), "{view:?}");
+    assert_eq!(view.earlier[0].to, format!("seq:{before}"));
+    world.restore(BRANCH, Point::Seq(before), "then").await.unwrap();
+    let gap = world.ledger.losses(&view.id, 0, 10).await.unwrap().remove(0);
+    for inside in [gap.first_time, gap.last_time.before()] {
+        let refused = world.restore(BRANCH, Point::Time(inside), "never").await.unwrap_err();
+        assert!(refused.what.contains(&view.earlier[0].to), "{inside}: {refused}");
+    }
+    engine.drain().await;
+}

@@ -1,0 +1,9 @@
+//! Bases, branches and checkouts against a real server, with whole engines inside this process on a directory store.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
+
+mod branches;
+mod copies;
+mod gaps;
+mod look;
+mod source;
+mod world;
