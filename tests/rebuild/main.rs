@@ -6,6 +6,7 @@
 mod many;
 mod world;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use argon::devkit::{ArgonProcess, audit, oracle};
@@ -28,7 +29,7 @@ async fn the_metadata_is_lost_and_everything_goes_on() {
     world.caught_up().await;
     world.json(&["branch", "create", "shop/dev", "--from", BRANCH]).await;
     let (was, rows) = (world.branches(&[]).await, world.segment_keys(&world.metadata).await);
-    assert!(rows.len() > 10 && was.len() == 2);
+    assert!(rows.len() > 2 && was.len() == 2);
     engine.0.kill9();
     world.drop_metadata().await;
 
@@ -54,6 +55,8 @@ async fn restored_from_the_store_alone(world: &World) {
     assert!(verified.code == 0 && verified.stdout.contains("store alone"), "{verified:?}");
     let verified = world.argon_with(&["verify", "shop/dev", "--deep"], &without).await;
     assert_eq!(verified.code, 0, "{verified:?}");
+    let log = world.argon_with(&["log", BRANCH, "--limit", "3", "--no-metadata"], &[]).await;
+    assert!(log.code == 0 && log.stdout.lines().count() >= 3, "{log:?}");
     let unknown = world.argon_with(&["verify", "shop/typo", "--no-metadata"], &[]).await;
     assert!(unknown.code == 1 && unknown.stderr.contains("shop/typo") && unknown.stderr.contains(BRANCH), "{unknown:?}");
     // What the bucket does not know is refused.
@@ -117,6 +120,43 @@ async fn the_old_metadata_is_fenced(world: &World) {
     engine.0.kill9();
     let refused = world.argon_with(&["rebuild"], &old).await;
     assert!(refused.code == 1 && refused.stderr.contains("out of date"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metadata_is_lost_under_load_and_no_change_is() {
+    let world = World::new("load").await;
+    world.json(&["capture", "start", BRANCH, "--source-db", &world.name]).await;
+    let engine = Shown(world.capturing_engine().await);
+    let over = AtomicBool::new(false);
+    let disaster = async {
+        let (mut engine, mut head) = (engine, 0);
+        for round in 0..3u64 {
+            world.committed(head + 300).await;
+            engine.0.kill9();
+            world.drop_metadata().await;
+            let report = world.json(&["rebuild"]).await;
+            let branch = &report["branches"][0];
+            head = branch["head"]["seq"].as_u64().unwrap();
+            println!("round {round}: head {head}, {} segments were not history", branch["orphans"]["count"]);
+            assert_eq!((&report["rebuilt"], &branch["epoch"]), (&json!(true), &json!(round + 2)), "{report}");
+            engine = Shown(world.capturing_engine().await);
+        }
+        over.store(true, Ordering::Relaxed);
+        engine
+    };
+    let (_, mut engine) = tokio::join!(world.load_while(5, 10, || !over.load(Ordering::Relaxed)), disaster);
+    world.caught_up().await;
+    world.verify().await;
+    let subject = audit::Subject { client: &world.client, metadata_db: &world.metadata, branch: BRANCH, store: world.store.clone() };
+    let audit = audit::audit(&subject).await.unwrap();
+    assert_eq!(audit.problems, Vec::<String>::new());
+    let source = world.snapshot().await;
+    let output = world.argon_with(&["restore", BRANCH, "--to-db", "load_back", "--no-metadata"], &[]).await;
+    assert_eq!(output.code, 0, "{output:?}");
+    let back = oracle::snapshot(&world.client.database("load_back")).await.unwrap();
+    assert_eq!(source.differences(&back), Vec::<String>::new());
+    let exit = engine.0.terminate(LIMIT).await.unwrap();
+    assert_eq!(exit.code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

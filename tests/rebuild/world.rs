@@ -26,7 +26,9 @@ pub(crate) fn binary() -> &'static Path {
 
 async fn mongod() -> &'static Mongod {
     static MONGOD: OnceCell<Mongod> = OnceCell::const_new();
-    MONGOD.get_or_init(|| async { Mongod::start(MongodOptions { oplog_mb: 2_000, ..Default::default() }).await.unwrap() }).await
+    // What a killed engine leaves open holds up the drop of the metadata for so long; 60 s is the default.
+    let params = vec![("transactionLifetimeLimitSeconds".to_owned(), "5".to_owned())];
+    MONGOD.get_or_init(|| async { Mongod::start(MongodOptions { oplog_mb: 2_000, params, ..Default::default() }).await.unwrap() }).await
 }
 
 async fn weed() -> &'static Weed {
@@ -108,17 +110,40 @@ impl World {
 
     /// Some hundred changes of every kind.
     pub(crate) async fn load(&self, seed: u32, rounds: usize) {
+        self.load_while(seed, rounds, || false).await;
+    }
+
+    /// At least so many rounds, and on while it is wanted.
+    pub(crate) async fn load_while(&self, seed: u32, rounds: usize, wanted: impl Fn() -> bool) {
         let db = self.source();
         let profile = Profile { keys: 150, ..Profile::everything() };
         workload::prepare(&db, &profile).await.unwrap();
+        // The lane is part of every _id: two loads do not meet.
         let mut load = Workload::new(seed.into(), seed, profile).unwrap();
-        for _ in 0..rounds {
+        let mut round = 0;
+        while round < rounds || wanted() {
             let operations: Vec<_> = (0..40).map(|_| load.next_operation()).collect();
             workload::apply(&db, &operations).await.unwrap();
+            round += 1;
         }
         let extra = db.collection::<Document>(&format!("extra_{seed}"));
         extra.create_index(mongodb::IndexModel::builder().keys(doc! { "n": 1 }).build()).await.unwrap();
         extra.insert_many((0..10).map(|n| doc! { "_id": n, "n": n })).await.unwrap();
+    }
+
+    /// Waits until so many changes are in history.
+    pub(crate) async fn committed(&self, changes: u64) {
+        let branches = self.client.database(&self.metadata).collection::<Document>("branches");
+        let begun = clock::now();
+        loop {
+            let branch = branches.find_one(doc! { "name": BRANCH }).await.unwrap().unwrap();
+            let head = branch.get_document("head").unwrap();
+            if head.get_i64("seq").is_ok_and(|seq| u64::try_from(seq).unwrap() >= changes) {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "not committed in {LIMIT:?}: {branch}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits until everything written so far is committed.
