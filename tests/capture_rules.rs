@@ -405,7 +405,7 @@ async fn a_capture_that_is_started_again_goes_on_through_the_uri_that_is_given_n
 async fn rule_20_metadata_that_a_newer_epoch_has_replaced_stops_to_number() {
     let world = World::new().await;
     let started = world.start().await;
-    let newer = documents::EpochDocument { format: documents::FORMAT, owner: "a rebuild elsewhere".into(), starts_at: 1 };
+    let newer = documents::EpochDocument { format: documents::FORMAT, owner: "a rebuild elsewhere".into(), starts_at: 1, after: None };
     let body = documents::to_json(&newer).unwrap();
     let tag = PutTag { sha256: [0; 32], put_id: "test".into() };
     world.store.put_new(&layout::epoch("test", &started.branch.id, 2), body.into(), &tag).await.unwrap();

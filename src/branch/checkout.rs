@@ -88,7 +88,7 @@ async fn attach(history: &History, target: &Database, options: &CheckoutOptions,
     let seen = observed(&catalogue, before, listed_at);
     let (row, body) = segment(branch, target.name(), seq, time, &token, &seen)?;
     // Always the same object for the branch, so that whoever comes second has it too.
-    let epoch = EpochDocument { format: documents::FORMAT, owner: branch.id.clone(), starts_at: seq };
+    let epoch = EpochDocument { format: documents::FORMAT, owner: branch.id.clone(), starts_at: seq, after: None };
     let project = layout::project_of(&branch.name);
     put(store, &layout::epoch(project, &branch.id, branch.epoch), documents::to_json(&epoch)?).await?;
     put(store, &row.key, body).await?;

@@ -139,6 +139,9 @@ pub struct EpochDocument {
     pub owner: String,
     /// Segments of older epochs at or after this seq are hidden.
     pub starts_at: u64,
+    /// Key of the segment that history ended with when it was taken: whatever else ends there comes too late. Absent where history began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 /// A base: the catalogue of a database at a time, and where its documents are. Written after everything it names. A plan is the same without documents.
@@ -479,7 +482,7 @@ mod tests {
 
     #[test]
     fn epoch_and_branch_objects_round_trip() {
-        let epoch = EpochDocument { format: FORMAT, owner: "e".into(), starts_at: 9 };
+        let epoch = EpochDocument { format: FORMAT, owner: "e".into(), starts_at: 9, after: None };
         assert_eq!(read_epoch("e", &to_json(&epoch).unwrap()).unwrap(), epoch);
         let mut row = Branch::new("i", "p/b", "d");
         row.parent = Some(Parent { id: "x".into(), seq: 4, time: ClusterTime { t: 1, i: 1 } });

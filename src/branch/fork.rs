@@ -13,7 +13,7 @@ use super::layout::{self, BranchName};
 use super::point::Point;
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Branch, Head, Parent, SharedLedger};
-use crate::runtime::random;
+use crate::runtime::{clock, random};
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 /// Forks a branch off `from` at a point. `ttl`: it deletes itself after that.
@@ -27,11 +27,15 @@ pub async fn fork(from: &History, name: &str, at: Point, ttl: Option<Duration>) 
     let parts = from.line().parts();
     let parent = &parts[from.line().part_of(at.seq)].branch;
     let time = at.time.unwrap_or_default().max(based.base.consistent_at);
+    let now_ms = clock::wall_ms();
     let branch = Branch {
         parent: Some(Parent { id: parent.id.clone(), seq: at.seq, time }),
         head: Head { seq: at.seq, time, wall_ms: None },
         fidelity: parent.fidelity,
         uncovered: parent.uncovered.clone(),
+        // For the bucket; in the metadata both are by the server's clock.
+        created_ms: now_ms,
+        expires_ms: ttl.map(|ttl| now_ms.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))),
         ..Branch::new(&random::id(), name.as_str(), &parent.source_db)
     };
     if name.project() != from.project() {

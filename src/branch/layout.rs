@@ -109,6 +109,60 @@ pub fn segments_l0(project: &str, branch_id: &str) -> String {
     format!("{}segments/L0/", branch_prefix(project, branch_id))
 }
 
+/// Below this is everything.
+pub const PROJECTS: &str = "projects/";
+
+/// Below this are the segments of a branch, of every level.
+pub fn segments(project: &str, branch_id: &str) -> String {
+    format!("{}segments/", branch_prefix(project, branch_id))
+}
+
+/// Below this is who numbers a branch.
+pub fn epochs(project: &str, branch_id: &str) -> String {
+    format!("{}epoch/", branch_prefix(project, branch_id))
+}
+
+/// Project, id of the branch and the rest of a key, if it is of a branch.
+pub fn split_key(key: &str) -> Option<(&str, &str, &str)> {
+    let (project, rest) = key.strip_prefix(PROJECTS)?.split_once('/')?;
+    let (id, rest) = rest.strip_prefix("branches/")?.split_once('/')?;
+    (!project.is_empty() && !id.is_empty()).then_some((project, id, rest))
+}
+
+/// What the key of a segment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentName {
+    pub level: u32,
+    pub epoch: u64,
+    pub first: u64,
+    pub last: u64,
+    /// The part of its SHA-256 that is in the key.
+    pub hash: [u8; HASH_DIGITS / 2],
+}
+
+impl SegmentName {
+    /// From the key without what is before `segments/`; `None` for anything that no version has written.
+    pub fn parse(rest: &str) -> Option<Self> {
+        let (level, name) = rest.strip_prefix("segments/L")?.split_once('/')?;
+        let mut parts = name.strip_suffix(".seg")?.splitn(4, '-');
+        let (epoch, first, last, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let range = |text: &str| u64::from_str_radix(text, 16).ok();
+        let hash = unhex(hash)?.try_into().ok()?;
+        let name = Self { level: level.parse().ok()?, epoch: epoch.parse().ok()?, first: range(first)?, last: range(last)?, hash };
+        // One text for one name: signs, capitals and leading zeros are none of ours.
+        (name.first <= name.last && name.text() == rest).then_some(name)
+    }
+
+    fn text(&self) -> String {
+        let Self { level, epoch, first, last, hash } = self;
+        format!("segments/L{level}/{epoch}-{first:016x}-{last:016x}-{}.seg", hex(hash))
+    }
+
+    pub fn key(&self, project: &str, branch_id: &str) -> String {
+        format!("{}{}", branch_prefix(project, branch_id), self.text())
+    }
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -144,7 +198,34 @@ mod tests {
             segment_l0("shop", "b1", 3, 1, 255, &sha),
             format!("{under}segments/L0/3-0000000000000001-00000000000000ff-{}.seg", "ab".repeat(16))
         );
+        let key = segment_l0("shop", "b1", 3, 1, 255, &sha);
+        let (project, id, rest) = split_key(&key).unwrap();
+        let name = SegmentName::parse(rest).unwrap();
+        assert_eq!((project, id, name.level, name.epoch, name.first, name.last), ("shop", "b1", 0, 3, 1, 255));
+        assert_eq!((name.hash, name.key(project, id)), ([0xab; 16], key));
         assert_eq!(base_manifest("shop", "b1", 0, "x-y"), format!("{under}bases/0000000000000000-x-y/manifest.json"));
+    }
+
+    #[test]
+    fn what_is_no_segment_of_ours_is_not_taken_for_one() {
+        let good = format!("segments/L0/3-{:016x}-{:016x}-{}.seg", 1, 2, "ab".repeat(16));
+        assert!(SegmentName::parse(&good).is_some());
+        for (what, bad) in [
+            ("backwards", good.replace("0000000000000001", "0000000000000003")),
+            ("capitals", good.replace("abab", "ABAB")),
+            ("sign", good.replace("L0/3", "L0/+3")),
+            ("zeros", good.replace("L0/3", "L0/03")),
+            ("short", good.replace("0000000000000001", "1")),
+            ("hash", good.replace("abab", "ab")),
+            ("name", good.replace(".seg", ".seg.tmp")),
+            ("place", good.replace("segments/L0", "segments/x")),
+            ("deeper", good.replace("L0/", "L0/x/")),
+        ] {
+            assert_eq!(SegmentName::parse(&bad), None, "{what}: {bad}");
+        }
+        for bad in ["", "projects/", "projects/p/branches/b", "projects//branches/b/x", "projects/p/b/x", "other/p/branches/b/x"] {
+            assert_eq!(split_key(bad), None, "{bad}");
+        }
     }
 
     #[test]
@@ -162,7 +243,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "\\PC*") {
-            let _ = (BranchName::parse(&text), unhex(&text));
+            let _ = (BranchName::parse(&text), unhex(&text), split_key(&text), SegmentName::parse(&text));
         }
 
         #[test]

@@ -1,7 +1,8 @@
 //! A branch and the way back from the bucket.
 //!
 //! Owns: object keys (`layout`), the JSON objects of a branch (`documents`) and their changes (`mirror`), the catalogue of a database and its folding (`catalogue`),
-//! points in history (`point`), reading history (`history`), folding it into documents (`fold`), restore, verification, and how a branch is shown (`view`).
+//! points in history (`point`), reading history (`history`), folding it into documents (`fold`), restore, verification,
+//! metadata from the bucket alone (`rebuild`), and how a branch is shown (`view`).
 //! Does not own: how changes get into the bucket (`capture`, `sync`), the file format (`segment`), rows (`ledger`).
 
 pub mod base;
@@ -17,6 +18,7 @@ pub mod look;
 pub mod mirror;
 mod object;
 pub mod point;
+pub mod rebuild;
 pub mod replay;
 pub mod restore;
 mod server;

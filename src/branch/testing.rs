@@ -113,7 +113,7 @@ impl Bed {
         let source = Source { uri: None, db: "d".into(), identity: "rs:r:1".into() };
         let capture = Capture::new(CAPTURE, &branch, source, self.token.clone(), 1);
         let row = Base::empty("base0", ID, BASE, layout::hex(&Sha256::digest(&base)));
-        let epoch = EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1 };
+        let epoch = EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1, after: None };
         self.put(&layout::base_manifest(PROJECT, ID, 0, "base0"), base).await;
         self.put(&layout::epoch(PROJECT, ID, 1), documents::to_json(&epoch).unwrap()).await;
         self.put(

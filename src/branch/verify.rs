@@ -59,7 +59,8 @@ impl VerifyReport {
         Self { branch: branch.to_owned(), identical: true, ..Self::default() }
     }
 
-    fn differs(&mut self, place: impl Into<String>, what: impl Into<String>) {
+    /// Notes a difference.
+    pub fn differs(&mut self, place: impl Into<String>, what: impl Into<String>) {
         self.identical = false;
         self.difference_count += 1;
         if self.differences.len() < MAX_DIFFERENCES {

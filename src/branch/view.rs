@@ -9,8 +9,8 @@ use super::point::rfc3339;
 use crate::change::ClusterTime;
 use crate::fault::Result;
 use crate::ledger::{
-    Base, BaseOrigin, BaseState, Branch, BranchStatus, Fidelity, JobFilter, JobKind, JobState, Ledger, Proven, SegmentKind, SegmentRow,
-    Totals, is_experimental,
+    Base, BaseOrigin, BaseState, Branch, BranchStatus, Fidelity, Head, JobFilter, JobKind, JobState, Ledger, Proven, SegmentKind,
+    SegmentRow, Totals, is_experimental,
 };
 
 /// The JSON object of a branch.
@@ -63,6 +63,13 @@ pub struct HeadView {
     pub time: Option<String>,
 }
 
+impl HeadView {
+    pub(super) fn of(head: &Head) -> Self {
+        let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
+        Self { seq: head.seq, cluster_time: head.time, time }
+    }
+}
+
 /// Points between which a restore works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Restorable {
@@ -89,8 +96,6 @@ impl BranchView {
     /// Of a branch whose line was read, with what of it can be restored.
     fn new(line: &Line, stretches: &[Stretch]) -> Self {
         let branch = &line.own().branch;
-        let head = branch.head;
-        let time = (head.seq > 0).then(|| rfc3339(head.wall_ms.unwrap_or_else(|| i64::from(head.time.t) * 1000)));
         let (last, earlier) = match stretches.split_last() {
             Some((last, earlier)) => (Some(last), earlier),
             None => (None, &[][..]),
@@ -110,7 +115,7 @@ impl BranchView {
             fidelity: branch.fidelity,
             uncovered: branch.uncovered.clone(),
             experimental: line.capture.as_ref().is_some_and(|c| is_experimental(&c.source.identity)),
-            head: HeadView { seq: head.seq, cluster_time: head.time, time },
+            head: HeadView::of(&branch.head),
             captured_until: line.captured_until,
             restorable: last.map(Restorable::from),
             earlier: earlier.iter().map(Restorable::from).collect(),

@@ -182,7 +182,7 @@ async fn write_bucket(store: &Store, branch: Branch, capture: Capture, manifest:
         (base.origin, base.state) = (BaseOrigin::Copy, BaseState::Copying);
         key = layout::base_plan(&project, &branch.id, 0, &manifest.id);
     }
-    let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1 };
+    let epoch = EpochDocument { format: documents::FORMAT, owner: capture.id.clone(), starts_at: 1, after: None };
     let shown = BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&base));
     let objects = [
         (key, body),

@@ -21,7 +21,7 @@ use crate::fault::{Fault, Result};
 use crate::http::CaptureView;
 use crate::ledger::{BranchStatus, Fidelity, SharedLedger, Source, same_source, server_facts};
 
-use super::context::branch_named;
+use super::context::{ReadFrom, branch_named};
 use super::jobs::confirm;
 use super::output::{EXPERIMENTAL, table};
 use super::restore::{check_drop, name_and_point, show_progress};
@@ -48,17 +48,21 @@ pub(crate) enum Command {
         ttl: Option<Duration>,
     },
     /// Lists branches as a tree, with what they hold and how old they are.
-    #[command(after_help = "Examples:\n  argon branch list\n  argon branch list --json")]
+    #[command(after_help = "Examples:\n  argon branch list\n  argon branch list --json\n  argon branch list --no-metadata")]
     List {
         /// Also those that are deleted and whose objects are still there.
         #[arg(long)]
         deleted: bool,
+        #[command(flatten)]
+        read: ReadFrom,
     },
     /// Shows a branch: head, what can be restored, sizes, and what is wrong with it.
-    #[command(after_help = "Example:\n  argon branch show shop/main")]
+    #[command(after_help = "Examples:\n  argon branch show shop/main\n  argon branch show shop/main --no-metadata")]
     Show {
         /// project/branch
         branch: String,
+        #[command(flatten)]
+        read: ReadFrom,
     },
     /// Gives a branch another name within its project.
     #[command(after_help = "Example:\n  argon branch rename shop/dev shop/old-dev")]
@@ -139,9 +143,9 @@ pub(crate) async fn run(command: Command, context: Context, output: Output) -> R
             let shown = view.parent.clone().unwrap_or_default();
             output.print(&view, || format!("created {} from {shown}", view.name))?;
         }
-        Command::List { deleted } => list(&context, deleted, output).await?,
-        Command::Show { branch } => {
-            let (ledger, _) = context.ledger().await?;
+        Command::List { deleted, read } => list(&context, deleted, read, output).await?,
+        Command::Show { branch, read } => {
+            let (ledger, _) = context.history_ledger(read, &[&branch]).await?;
             let branch = branch_named(&ledger, &branch).await?;
             let view = BranchView::load(&*ledger, &branch.id).await?;
             output.print(&view, || show(&view))?;
@@ -249,8 +253,8 @@ async fn check_out(args: CheckoutArgs, context: &Context, output: Output) -> Res
     })
 }
 
-async fn list(context: &Context, deleted: bool, output: Output) -> Result<()> {
-    let (ledger, _) = context.ledger().await?;
+async fn list(context: &Context, deleted: bool, read: ReadFrom, output: Output) -> Result<()> {
+    let (ledger, _) = context.history_ledger(read, &[]).await?;
     let mut views = Vec::new();
     let now_ms = ledger.now_ms().await?;
     for branch in ledger.branches().await?.into_iter().filter(|b| deleted || b.deleted_ms.is_none()) {

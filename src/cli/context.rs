@@ -2,10 +2,19 @@
 
 use std::sync::Arc;
 
+use crate::branch::rebuild::{self, Bucket, Remarks};
 use crate::config::Connection;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Branch, Capture, ConnectOptions, Ledger, MongoLedger, ServerFacts, SharedLedger, server_facts};
 use crate::store::{self, Store, StoreOptions};
+
+/// For commands that only read history.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct ReadFrom {
+    /// Read the store alone and no metadata database; so it is too where no --mongodb-uri is given.
+    #[arg(long)]
+    no_metadata: bool,
+}
 
 /// What commands share.
 pub(crate) struct Context {
@@ -24,11 +33,56 @@ impl Context {
         let facts = server_facts(ledger.client()).await?;
         if !ledger.is_prepared().await? {
             return Err(Fault::missing(format!(
-                "no Argon metadata in database {}: check --metadata-db and the URI; argon capture start creates it",
+                "no Argon metadata in database {}: check --metadata-db and the URI; argon capture start creates it, argon rebuild makes it from the bucket",
                 self.connection.metadata_db
             )));
         }
         Ok((Arc::new(ledger), facts))
+    }
+
+    /// Whether history is read from the store alone: it is asked for, or no MongoDB is given.
+    pub(crate) fn reads_bucket(&self, from: ReadFrom) -> bool {
+        from.no_metadata || self.connection.mongodb_uri.is_none()
+    }
+
+    /// A ledger to read history from: the metadata database, or what the store alone says of these branches and of what they were forked from (of all,
+    /// if none is named). Facts are of the metadata's server. What cannot be had from the store is warned about.
+    pub(crate) async fn history_ledger(&self, from: ReadFrom, branches: &[&str]) -> Result<(SharedLedger, Option<ServerFacts>)> {
+        if !self.reads_bucket(from) {
+            let (ledger, facts) = self.ledger().await?;
+            return Ok((ledger, Some(facts)));
+        }
+        let (ledger, remarks) = self.bucket_ledger(from, branches).await?;
+        for problem in remarks.problems {
+            super::complain(&format!("warning: {}: {}", problem.place, problem.what));
+        }
+        Ok((ledger, None))
+    }
+
+    /// The store alone, and what cannot be had from it.
+    pub(crate) async fn bucket_ledger(&self, from: ReadFrom, branches: &[&str]) -> Result<(SharedLedger, Remarks)> {
+        self.read_bucket(branches).await.map_err(|fault| match self.connection.uri() {
+            // Who forgot it is told so; who meant it learns why the store is not enough.
+            Err(missing) if !from.no_metadata && matches!(fault.kind, Kind::Config | Kind::Missing) => {
+                Fault::config(format!("{}; the store alone does not help: {}", missing.what, fault.what))
+            }
+            _ => fault,
+        })
+    }
+
+    async fn read_bucket(&self, branches: &[&str]) -> Result<(SharedLedger, Remarks)> {
+        let bucket = Bucket::open(self.store().await?, Arc::default()).await?;
+        let (names, place) = (bucket.names(), bucket.store().describe());
+        if names.is_empty() {
+            let first = bucket.problems().first().map(|problem| format!(" that can be read ({}: {})", problem.place, problem.what));
+            return Err(Fault::missing(format!("{place} has no branches{}", first.unwrap_or_default())));
+        }
+        if let Some(unknown) = branches.iter().find(|name| !bucket.has(name)) {
+            let known = names.iter().take(10).copied().collect::<Vec<_>>().join(", ");
+            return Err(Fault::missing(format!("no branch in {place} is named {unknown}; there are: {known}")));
+        }
+        let (ledger, remarks) = rebuild::memory(&bucket, branches).await?;
+        Ok((Arc::new(ledger), remarks))
     }
 
     /// The same for those who may create it: its collections and indexes are in place afterwards.
@@ -37,11 +91,6 @@ impl Context {
         let facts = server_facts(ledger.client()).await?;
         ledger.prepare().await?;
         Ok((Arc::new(ledger), facts))
-    }
-
-    /// What is needed to read the history of a branch.
-    pub(crate) async fn history_ledger(&self, _branch: &str) -> Result<SharedLedger> {
-        Ok(self.ledger().await?.0)
     }
 
     /// The ledger as it is.

@@ -13,7 +13,7 @@ use crate::branch::point::Point;
 use crate::config::{readable, size};
 use crate::fault::{Fault, Result};
 
-use super::context::branch_named;
+use super::context::{ReadFrom, branch_named};
 use super::restore::{name_and_point, show_progress};
 use super::{Context, Exit, Output};
 
@@ -42,12 +42,14 @@ pub(crate) struct LogArgs {
     /// So many at most.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   argon get shop/main --collection orders --id 42
-  argon get shop/main@2026-11-23T21:02:52Z --collection orders --id '{\"$oid\":\"65a0c0ffee00000000000001\"}'
+  argon get shop/main@seq:81234 --collection orders --id '{\"$oid\":\"65a0c0ffee00000000000001\"}'
 
 Exit code 1 when there was no such document.")]
 pub(crate) struct GetArgs {
@@ -62,6 +64,8 @@ pub(crate) struct GetArgs {
     /// head, seq:N, an RFC 3339 time, or ts:SECONDS.INC
     #[arg(long, value_name = "POINT")]
     at: Option<Point>,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +91,8 @@ pub(crate) struct DiffArgs {
     exit_code: bool,
     #[command(flatten)]
     room: Room,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 #[derive(Debug, clap::Args)]
@@ -117,6 +123,8 @@ pub(crate) struct ExportArgs {
     across_gap: bool,
     #[command(flatten)]
     room: Room,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 /// Memory and disk of a fold.
@@ -136,8 +144,8 @@ impl Room {
     }
 }
 
-async fn open(context: &Context, name: &str) -> Result<History> {
-    let ledger = context.history_ledger(name).await?;
+async fn open(context: &Context, read: ReadFrom, name: &str) -> Result<History> {
+    let (ledger, _) = context.history_ledger(read, &[name]).await?;
     let branch = branch_named(&ledger, name).await?;
     History::open(ledger, context.store().await?, &branch.id).await
 }
@@ -147,7 +155,7 @@ fn raw(doc: &Document) -> Result<RawDocumentBuf> {
 }
 
 pub(crate) async fn log(args: LogArgs, context: Context, output: Output) -> Result<Exit> {
-    let history = open(&context, &args.branch).await?;
+    let history = open(&context, args.read, &args.branch).await?;
     let id = args.id.as_deref().map(look::parse_id).transpose()?;
     let options = LogOptions { collections: args.collections, id, since: args.since, until: args.until, limit: args.limit };
     let canonical = output.is_json();
@@ -170,7 +178,7 @@ pub(crate) async fn log(args: LogArgs, context: Context, output: Output) -> Resu
 pub(crate) async fn get(args: GetArgs, context: Context, output: Output) -> Result<Exit> {
     let (name, at) = name_and_point(&args.branch, args.at)?;
     let id = look::parse_id(&args.id)?;
-    let history = open(&context, &name).await?;
+    let history = open(&context, args.read, &name).await?;
     let found = look::get(&history, &args.collection, &id, at).await?;
     let missing = || Fault::missing(format!("there was no document with _id {} in {:?} at {at}", args.id, args.collection));
     let found = found.ok_or_else(missing)?;
@@ -183,7 +191,7 @@ pub(crate) async fn get(args: GetArgs, context: Context, output: Output) -> Resu
 pub(crate) async fn diff(args: DiffArgs, context: Context, output: Output) -> Result<Exit> {
     let (a, at_a) = name_and_point(&args.a, None)?;
     let (b, at_b) = name_and_point(&args.b, None)?;
-    let (a, b) = (open(&context, &a).await?, open(&context, &b).await?);
+    let (a, b) = (open(&context, args.read, &a).await?, open(&context, args.read, &b).await?);
     let progress = Arc::new(Progress::default());
     let (stat, json) = (args.stat, output.is_json());
     let shown = tokio::spawn(show_progress(output, progress.clone(), a.branch.head.seq + b.branch.head.seq));
@@ -274,7 +282,7 @@ fn document(doc: &RawDocumentBuf) -> Result<Document> {
 
 pub(crate) async fn export(args: ExportArgs, context: Context, output: Output) -> Result<Exit> {
     let (name, at) = name_and_point(&args.branch, args.at)?;
-    let history = open(&context, &name).await?;
+    let history = open(&context, args.read, &name).await?;
     let options = ExportOptions {
         at,
         format: args.format,

@@ -13,6 +13,7 @@ mod jobs_many;
 mod look;
 mod output;
 mod queue;
+mod rebuild;
 mod restore;
 mod run;
 mod status;
@@ -98,6 +99,8 @@ enum Command {
     Verify(verify::Args),
     /// Writes a branch's database as it was at a point.
     Restore(restore::Args),
+    /// Makes the metadata anew from the bucket alone.
+    Rebuild(rebuild::Args),
     /// Shows the changes of a document, a collection or a stretch of time.
     Log(look::LogArgs),
     /// Shows one document as it was, without a restore.
@@ -164,6 +167,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Branch(command) => Box::pin(branch::run(command, context, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
+        Command::Rebuild(args) => Box::pin(rebuild::run(args, context, output)).await,
         Command::Log(args) => Box::pin(look::log(args, context, output)).await,
         Command::Get(args) => Box::pin(look::get(args, context, output)).await,
         Command::Diff(args) => Box::pin(look::diff(args, context, output)).await,

@@ -13,6 +13,7 @@ use crate::config::{database_name, readable, size};
 use crate::fault::{Fault, Result};
 use crate::ledger::{same_source, server_facts};
 
+use super::context::ReadFrom;
 use super::jobs::confirm;
 use super::{Context, Exit, Output};
 
@@ -22,10 +23,12 @@ use super::{Context, Exit, Output};
   argon restore shop/main --to-db shop_copy --at seq:81234
   argon restore shop/main@ts:1795467772.11 --to-db shop --to-uri env:OTHER_URI
   argon restore shop/main --to-db shop --drop shop
-  argon restore shop/main --to-db shop --at 2026-11-23T21:02:52Z --collection orders --rename orders=orders_then
+  argon restore shop/main --to-db shop --at seq:81234 --collection orders --rename orders=then
   argon restore shop/main --to-db shop_copy --collection orders --collection customers
+  argon restore shop/main --to-db shop_copy --no-metadata
 
-The target's collections of the same names must be empty or absent, unless --drop is given; other collections are left alone.")]
+The target's collections of the same names must be empty or absent, unless --drop is given; other collections are left alone.
+With --no-metadata, or without ARGON_MONGODB_URI and with --to-uri, everything is read from the store alone.")]
 pub(crate) struct Args {
     /// project/branch, or project/branch@POINT
     branch: String,
@@ -65,6 +68,8 @@ pub(crate) struct Args {
     /// Where folding spills to.
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 /// `project/branch@POINT` as a name and a point.
@@ -78,10 +83,12 @@ pub(super) fn name_and_point(text: &str, at: Option<Point>) -> Result<(String, P
 
 pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
     let (name, at) = name_and_point(&args.branch, args.at)?;
-    let (ledger, facts) = context.ledger().await?;
-    let client = source::connect(args.to_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("target"))?;
+    // Read from the store alone, the target has to be named; who named nothing is told what is missing.
+    let default = if args.to_uri.is_some() { context.connection.uri().unwrap_or_default() } else { context.connection.uri()? };
+    let (ledger, facts) = context.history_ledger(args.read, &[&name]).await?;
+    let client = source::connect(args.to_uri.as_deref(), default).await.map_err(|f| f.at("target"))?;
     let target = server_facts(&client).await.map_err(|f| f.at("target"))?;
-    if args.to_db == context.connection.metadata_db && same_source(&target.identity, &facts.identity) {
+    if args.to_db == context.connection.metadata_db && facts.is_some_and(|facts| same_source(&target.identity, &facts.identity)) {
         return Err(Fault::config(format!("{} is Argon's own metadata database; choose another --to-db", args.to_db)));
     }
     if let Some(named) = args.drop.as_deref().filter(|_| !args.dry_run) {

@@ -5,21 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::branch::history::{History, Progress};
+use crate::branch::rebuild::Remarks;
 use crate::branch::verify::{AgainstOptions, DeepOptions, VerifyReport, against, structure};
 use crate::capture::source;
 use crate::config::{database_name, readable, size};
 use crate::fault::Result;
 
-use super::context::branch_named;
+use super::context::{ReadFrom, branch_named};
 use super::restore::show_progress;
 use super::{Context, Exit, Output};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  argon verify shop/main                      dense sequence, every object there
-  argon verify shop/main --deep               every byte read, every checksum, every change decoded and folded
-  argon verify shop/main --against-db shop    the folded history against the live database at one moment
-  argon verify shop/main --against-db copy    its head against another database, such as a restored copy
+  argon verify shop/main                       dense sequence, every object there
+  argon verify shop/main --deep                every byte read, every checksum, every change decoded and folded
+  argon verify shop/main --deep --no-metadata  the same of what the store alone holds
+  argon verify shop/main --against-db shop     the folded history against the live database at one moment
+  argon verify shop/main --against-db copy     its head against another database, such as a restored copy
 
 Exit code 0 when nothing differs, 4 when something does.")]
 pub(crate) struct Args {
@@ -43,10 +45,17 @@ pub(crate) struct Args {
     /// Where folding spills to.
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadFrom,
 }
 
 pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
-    let (ledger, _) = context.ledger().await?;
+    let from_bucket = context.reads_bucket(args.read);
+    let (ledger, remarks) = if from_bucket {
+        context.bucket_ledger(args.read, &[&args.branch]).await?
+    } else {
+        (context.ledger().await?.0, Remarks::default())
+    };
     let branch = branch_named(&ledger, &args.branch).await?;
     let store = context.store().await?;
     let progress = Arc::new(Progress::default());
@@ -56,10 +65,19 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
         let temp_dir = args.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
         let deep = args.deep.then(|| DeepOptions { budget: args.memory_budget, temp_dir: temp_dir.clone() });
         let mut report = structure(&history, &*ledger, deep.as_ref(), progress.clone()).await?;
+        if from_bucket {
+            report.notes.push("read from the store alone: history is what chains there, up to the last segment of it".into());
+        }
+        report.notes.extend(remarks.notes);
+        for problem in remarks.problems {
+            report.differs(problem.place, problem.what);
+        }
         if let Some(db) = &args.against_db
             && report.identical
         {
-            let client = source::connect(args.against_uri.as_deref(), context.connection.uri()?).await.map_err(|f| f.at("--against-db"))?;
+            let default =
+                if args.against_uri.is_some() { context.connection.uri().unwrap_or_default() } else { context.connection.uri()? };
+            let client = source::connect(args.against_uri.as_deref(), default).await.map_err(|f| f.at("--against-db"))?;
             let options = AgainstOptions { db: client.database(db), patience: args.wait, budget: args.memory_budget, temp_dir };
             let live = against(ledger.clone(), store.clone(), &args.branch, &options, progress.clone()).await?;
             let notes = report.notes.into_iter().chain(live.notes).collect();

@@ -58,7 +58,9 @@ pub async fn audit(subject: &Subject<'_>) -> Result<Audit> {
     let branch = metadata.collection::<Document>("branches").find_one(doc! { "name": subject.branch }).await.map_err(fault)?;
     let branch = branch.ok_or_else(|| Fault::missing(format!("no branch {}", subject.branch)))?;
     let id = field(&branch, "_id")?.to_string();
-    let base = field(&branch, "base")?;
+    let first = metadata.collection::<Document>("bases").find_one(doc! { "branch": &id, "seq": 0 }).await.map_err(fault)?;
+    let first = first.ok_or_else(|| Fault::missing(format!("{} has no first base", subject.branch)))?;
+    let base = field(&first, "_id")?;
     let key = layout::base_manifest(layout::project_of(subject.branch), &id, 0, base);
     let manifest = BaseManifest::from_json(&key, &subject.store.get(&key, None).await?)?;
     let rows: Vec<Document> = metadata

@@ -80,7 +80,7 @@ async fn what_is_not_a_flag_command_or_argument_is_named() {
         (&["jobs", "list", "--limit", "0"], &["--limit", "1..=10000"]),
         (&["jobs", "retry", "x", "--dry-run"], &["--dry-run"]),
         (&["jobs", "cancel"], &["ID"]),
-        (&["jobs", "cancel", "--kind", "mail"], &["mail", "sync, compression, notification, cleanup, noop"]),
+        (&["jobs", "cancel", "--kind", "mail"], &["mail", "sync, compression, notification, cleanup, snapshot, drill, noop"]),
         (&["jobs", "discard", "x", "--kind", "sync"], &["--kind"]),
         (&["jobs", "submit", "--kind", "sync"], &["sync", "noop"]),
         (&["jobs", "submit", "--count", "0"], &["--count", "1..=10000000"]),

@@ -9,6 +9,7 @@ mod figures;
 mod jobs;
 mod operate;
 mod queue;
+mod rebuild;
 mod server;
 mod twins;
 
@@ -102,4 +103,9 @@ contract![
     figures::one_engine_leads_until_its_lease_ends,
     figures::wishes_reach_every_engine,
     figures::a_heartbeat_tells_what_its_process_does,
+    rebuild::rows_are_imported_once_and_as_they_are,
+    rebuild::a_branch_is_imported_whole_and_once,
+    rebuild::an_imported_branch_says_what_is_wrong_with_it,
+    rebuild::an_imported_capture_goes_on_at_its_position,
+    rebuild::many_rows_are_read_back_page_by_page,
 ];

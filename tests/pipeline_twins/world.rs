@@ -158,7 +158,7 @@ impl World {
         self.ledger.create_capture(&NewCapture { capture, branch, base }).await.unwrap();
         let tag = PutTag { sha256: Sha256::digest(&object).into(), put_id: "start".into() };
         self.store.put_new(&layout::branch_json(PROJECT, BRANCH), object.into(), &tag).await.unwrap();
-        let epoch = documents::EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1 };
+        let epoch = documents::EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1, after: None };
         let body = documents::to_json(&epoch).unwrap();
         let tag = PutTag { sha256: Sha256::digest(&body).into(), put_id: "start".into() };
         self.store.put_new(&layout::epoch(PROJECT, BRANCH, 1), body.into(), &tag).await.unwrap();

@@ -84,7 +84,7 @@ impl Recorder {
         let source = Source { uri: None, db: db.name().into(), identity: server_facts(client).await.unwrap().identity };
         let capture = Capture::new("c1", &branch, source, token.clone(), 1);
         let base = Base::empty("base0", ID, time, layout::hex(&Sha256::digest(&manifest)));
-        let epoch = EpochDocument { format: documents::FORMAT, owner: "c1".into(), starts_at: 1 };
+        let epoch = EpochDocument { format: documents::FORMAT, owner: "c1".into(), starts_at: 1, after: None };
         for (key, body) in [
             (layout::base_manifest("test", ID, 0, "base0"), manifest),
             (layout::epoch("test", ID, 1), documents::to_json(&epoch).unwrap()),
