@@ -21,11 +21,6 @@ pub(in crate::branch) struct Object {
 }
 
 impl Object {
-    /// All of it, if it is small.
-    pub(in crate::branch) fn whole(&self) -> Option<&Bytes> {
-        (self.tail.len() as u64 == self.size).then_some(&self.tail)
-    }
-
     pub(in crate::branch) async fn open(store: &Store, key: &str, size: u64) -> Result<Self> {
         let mut from = size.saturating_sub(TAIL_BYTES);
         loop {

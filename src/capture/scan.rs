@@ -5,7 +5,7 @@
 //!
 //! SUBTLE: `{_id: {$gt: last}}` cannot walk a collection: it stays within the type of `last`, and finds nothing behind NaN. The walk goes along the index on `_id`
 //! instead (`min` and `hint`), whose order is that of all types, of the collection's collation too, and takes what it has seen last once more if it is
-//! still there.
+//! still there. Without an upper bound such a walk ends before an `_id` of MaxKey (seen on 6.0), which is looked for by itself.
 
 mod rate;
 
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use rate::Rate;
 
 use crate::branch::catalogue::Uuid;
-use crate::change::{ClusterTime, uuid_of_bson};
+use crate::change::{ClusterTime, id_document, uuid_of_bson};
 use crate::config::ReadFrom;
 use crate::fault::{Fault, Result};
 use crate::ledger::{MongoPhase, classify_mongo_error, mongo_error_code};
@@ -30,14 +30,15 @@ use crate::runtime::clock;
 
 /// Documents of one reply at most; 16 MiB end it before where they are larger.
 const REPLY_DOCUMENTS: i32 = 20_000;
-/// How long the server may take for the first reply: it may wait for a secondary to catch up.
-const FIRST_REPLY_MS: i32 = 60_000;
+/// How long the server may work on one read: it may wait for a secondary to catch up, and all replies of a cursor count together.
+const READ_MS: i32 = 600_000;
+/// How long it may take for what it answers from memory.
+const ANSWER_MS: i32 = 60_000;
 /// Reads in a row that were cut off by changes of the catalogue before the collection counts as never at rest.
 const MAX_AGAIN: u32 = 20;
-/// What says that the collection, or what can be seen of it, has changed under the reader: NamespaceNotFound, CursorNotFound, QueryPlanKilled, SnapshotTooOld,
-/// SnapshotUnavailable, CollectionUUIDMismatch.
-const CHANGED: [i32; 6] = [26, 43, 175, 239, SNAPSHOT_UNAVAILABLE, 361];
-const SNAPSHOT_UNAVAILABLE: i32 = 246;
+/// What is worth another try, since the collection, or what can be seen of it, has changed under the reader: NamespaceNotFound, CursorNotFound,
+/// MaxTimeMSExpired, CappedPositionLost (its writers went round faster), QueryPlanKilled, SnapshotTooOld, SnapshotUnavailable, CollectionUUIDMismatch.
+const CHANGED: [i32; 8] = [26, 43, 50, 136, 175, 239, 246, 361];
 
 /// A chunk ends at the first of these; it has at least one document.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +115,7 @@ impl Scan {
 
     /// Documents and bytes, as the server keeps count.
     pub async fn estimate(&mut self) -> Result<(u64, u64)> {
-        let stats = self.db.run_command(doc! {"collStats": &self.name, "maxTimeMS": FIRST_REPLY_MS}).await;
+        let stats = self.db.run_command(doc! {"collStats": &self.name, "maxTimeMS": ANSWER_MS}).await;
         let stats = stats.map_err(|e| fault("estimate the size", &e))?;
         let number = |field| {
             let value = stats.get_i64(field).or_else(|_| stats.get_i32(field).map(i64::from));
@@ -157,7 +158,7 @@ impl Scan {
             return Err(fault(&format!("read {:?}, which never rests", self.name), error));
         }
         let mut command = doc! {"listCollections": 1, "filter": {"info.uuid": uuid_of(&self.uuid)}, "cursor": {}};
-        command.insert("maxTimeMS", FIRST_REPLY_MS);
+        command.insert("maxTimeMS", ANSWER_MS);
         let reply = self.db.run_command(command).await.map_err(|e| fault("look for a collection", &e))?;
         let found = reply.get_document("cursor").and_then(|c| c.get_array("firstBatch")).ok().and_then(|batch| {
             let entry = batch.first()?.as_document()?;
@@ -194,8 +195,12 @@ impl Scan {
         mut each: impl FnMut(&RawDocument) -> Result<()> + Send,
     ) -> Result<ChunkEnd, Halt> {
         let read_at = self.now().await?.max(not_before);
+        if after.is_some_and(is_max_key) {
+            return Ok(ChunkEnd::nothing(read_at)); // nothing comes after it, and `min` refuses it
+        }
         let concern = rawdoc! {"level": "snapshot", "atClusterTime": bson::Timestamp::from(read_at)};
-        let mut find = self.find(concern);
+        let mut find = self.find(concern.clone());
+        find.append(bson::cstr!("maxTimeMS"), READ_MS);
         find.append(bson::cstr!("hint"), rawdoc! {"_id": 1});
         if let Some(after) = after {
             find.append(bson::cstr!("min"), after);
@@ -223,6 +228,20 @@ impl Scan {
             last.map_or(Ok(()), |last| end.ends_at(last))?;
             if end.documents > 0 && began.elapsed() >= limits.time {
                 return Ok(end);
+            }
+        }
+        if after.is_some() && !end.last.as_deref().is_some_and(is_max_key) {
+            let mut find = self.find(concern);
+            find.append(bson::cstr!("maxTimeMS"), ANSWER_MS);
+            find.append(bson::cstr!("filter"), rawdoc! {"_id": bson::raw::RawBsonRef::MaxKey});
+            let mut cursor = open(&self.db, &self.criteria, find).await?;
+            while let Some(reply) = cursor.next().await {
+                for document in documents(&reply?)? {
+                    let document = document?;
+                    each(document)?;
+                    end.count(document);
+                    end.ends_at(document)?;
+                }
             }
         }
         end.done = true;
@@ -277,7 +296,6 @@ impl Scan {
             "collectionUUID": uuid_of(&self.uuid),
             "readConcern": concern,
             "batchSize": REPLY_DOCUMENTS,
-            "maxTimeMS": FIRST_REPLY_MS,
         }
     }
 }
@@ -294,10 +312,7 @@ impl ChunkEnd {
     }
 
     fn ends_at(&mut self, document: &RawDocument) -> Result<(), Halt> {
-        let id = document.get("_id").ok().flatten().ok_or_else(|| Fault::corrupt("a document has no _id"))?;
-        let mut last = RawDocumentBuf::new();
-        last.append(bson::cstr!("_id"), id);
-        self.last = Some(last);
+        self.last = Some(id_document(document).ok_or_else(|| Fault::corrupt("a document has no _id"))?);
         Ok(())
     }
 }
@@ -338,12 +353,11 @@ fn documents(reply: &RawBatch) -> Result<impl Iterator<Item = Result<&RawDocumen
 
 /// Whether a document has this very `_id`, byte for byte. One that was replaced by an equal number of another type is read again, which does no harm.
 fn is_same_id(last: &RawDocument, document: &RawDocument) -> bool {
-    let id = |doc: &RawDocument| {
-        let mut only = RawDocumentBuf::new();
-        only.append(bson::cstr!("_id"), doc.get("_id").ok().flatten()?);
-        Some(only)
-    };
-    matches!((id(last), id(document)), (Some(a), Some(b)) if a.as_bytes() == b.as_bytes())
+    matches!((id_document(last), id_document(document)), (Some(a), Some(b)) if a.as_bytes() == b.as_bytes())
+}
+
+fn is_max_key(last: &RawDocument) -> bool {
+    last.as_bytes() == rawdoc! {"_id": bson::raw::RawBsonRef::MaxKey}.as_bytes()
 }
 
 fn uuid_of(uuid: &Uuid) -> bson::Binary {

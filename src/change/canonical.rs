@@ -73,6 +73,16 @@ pub fn canonical_id(doc: &RawDocument) -> Option<CanonicalKey> {
     write_canonical_id(doc, &mut out).then(|| CanonicalKey(out.into_boxed_slice()))
 }
 
+/// `{_id}` alone, byte for byte: a string in it need not be UTF-8.
+pub fn id_document(doc: &RawDocument) -> Option<bson::RawDocumentBuf> {
+    let id = raw::find(doc.as_bytes(), b"_id").ok()??;
+    let mut out = Vec::with_capacity(id.whole.len() + 5);
+    let at = raw::open(&mut out);
+    out.extend_from_slice(id.whole);
+    raw::close(&mut out, at);
+    raw::finish(out).ok()
+}
+
 /// As [`canonical_id`], appended to `out`, for loops that reuse a buffer; false if there is no `_id` (then nothing is written).
 pub fn write_canonical_id(doc: &RawDocument, out: &mut Vec<u8>) -> bool {
     let Ok(Some(id)) = raw::find(doc.as_bytes(), b"_id") else { return false };

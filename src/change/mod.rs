@@ -13,7 +13,7 @@ mod event;
 mod raw;
 mod token;
 
-pub use canonical::{CanonicalKey, canonical_id, canonical_key, write_canonical_id};
+pub use canonical::{CanonicalKey, canonical_id, canonical_key, id_document, write_canonical_id};
 pub use ddl::{
     BUCKETS, Ddl, DdlEvent, IndexOption, MARKER, Modification, OBSERVED, Observed, ObservedCollection, is_on_buckets, is_passed_over,
     parse_ddl, uuid_of_bson,

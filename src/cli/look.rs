@@ -107,7 +107,8 @@ pub(crate) struct ExportArgs {
     /// head, seq:N, an RFC 3339 time, or ts:SECONDS.INC
     #[arg(long, value_name = "POINT")]
     at: Option<Point>,
-    #[arg(long)]
+    /// bson (mongorestore reads it) or jsonl.
+    #[arg(id = "export-format", long = "format", value_name = "bson|jsonl")]
     format: ExportFormat,
     /// Directory in which one of the database's name is made.
     #[arg(long, value_name = "DIR")]

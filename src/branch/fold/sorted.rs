@@ -49,11 +49,14 @@ struct SortedFile {
     documents: u64,
 }
 
+/// Collection, key and run of what comes next of a run.
+type Next = (u32, Box<[u8]>, usize);
+
 /// Hands them out in order.
 #[derive(Debug)]
 pub struct Ordered {
     runs: Vec<Run>,
-    heap: BinaryHeap<Reverse<(u32, Box<[u8]>, usize)>>,
+    heap: BinaryHeap<Reverse<Next>>,
 }
 
 #[derive(Debug)]

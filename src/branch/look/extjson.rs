@@ -191,7 +191,7 @@ mod tests {
             "scoped": bson::JavaScriptCodeWithScope { code: "g()".into(), scope: doc! {"k": 1_i64} },
             "date": bson::DateTime::from_millis(1_795_467_772_011), "late": bson::DateTime::from_millis(i64::MAX),
             "ts": bson::Timestamp { time: 5, increment: 6 }, "min": Bson::MinKey, "max": Bson::MaxKey, "undef": Bson::Undefined,
-            "re": bson::Regex::from_strings("^a", "ix").unwrap(),
+            "re": Bson::RegularExpression(bson::Regex { pattern: "^a".try_into().unwrap(), options: "ix".try_into().unwrap() }),
             "bin": bson::Binary { subtype: BinarySubtype::Uuid, bytes: (0..16).collect() }, "null": null,
         }
     }
@@ -200,7 +200,7 @@ mod tests {
     fn every_type_comes_back_from_its_canonical_form() {
         let doc = every_type();
         let text = shown(&doc, true);
-        assert!(text.find("\"z\"").unwrap() < text.find("\"a\"").unwrap(), "fields stay in order: {text}");
+        assert!(text.find("\"z\":").unwrap() < text.find("\"a\":").unwrap(), "fields stay in order: {text}");
         let back = Bson::try_from(serde_json::from_str::<serde_json::Value>(&text).unwrap()).unwrap();
         let back = back.as_document().unwrap();
         for (field, value) in &doc {
