@@ -9,6 +9,7 @@ pub mod base;
 pub mod catalogue;
 pub mod checkout;
 pub mod documents;
+pub mod drill;
 pub mod fold;
 pub mod fork;
 pub mod history;

@@ -172,7 +172,8 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
         let expected = counted.by_name.get(&collection.name).map_or(0, |c| c.0);
         report.notes.extend(compare_count(target, collection, expected).await?);
     }
-    let builds = wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, options.no_ttl)));
+    // Collected: a lazy iterator over borrows makes the future less general than a job's handler needs.
+    let builds: Vec<_> = wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, options.no_ttl))).collect();
     stream::iter(builds).try_buffer_unordered(INDEX_BUILDS).try_collect::<()>().await?;
     for view in views_in_order(&wanted.views) {
         create(target, &view.name, view.options.clone()).await?;

@@ -1,8 +1,9 @@
-//! Owns: checking a branch: its own objects (`bucket`), its rows, every byte and the fold of it (`deep`), and that fold against a live database (`live`).
+//! Owns: checking a branch: its own objects (`bucket`), its rows, every byte and the fold of it (`deep`), that fold against a live database (`live`), and a restored copy (`copy`).
 //! Does not own: printing or exit codes; a report that is not `identical` is exit code 4.
 
 mod bucket;
 mod catalogues;
+mod copy;
 mod deep;
 mod hash;
 mod live;
@@ -16,6 +17,7 @@ use super::history::{History, Progress};
 use crate::fault::Result;
 use crate::ledger::{Ledger, SegmentKind, SegmentRow};
 
+pub use copy::{Compared, Then, compare_copy};
 pub use live::{AgainstOptions, against};
 
 /// Rows read from the ledger at a time, which is also how many objects are looked at before the next page.

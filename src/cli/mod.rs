@@ -7,6 +7,7 @@ mod capture;
 mod context;
 mod demo;
 mod doctor;
+mod drill;
 mod engine;
 mod jobs;
 mod jobs_many;
@@ -101,6 +102,8 @@ enum Command {
     Restore(restore::Args),
     /// Makes the metadata anew from the bucket alone.
     Rebuild(rebuild::Args),
+    /// Proves that a branch can be restored, by doing it.
+    Drill(drill::Args),
     /// Shows the changes of a document, a collection or a stretch of time.
     Log(look::LogArgs),
     /// Shows one document as it was, without a restore.
@@ -168,6 +171,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Verify(args) => Box::pin(verify::run(args, context, output)).await,
         Command::Restore(args) => Box::pin(restore::run(args, context, output)).await,
         Command::Rebuild(args) => Box::pin(rebuild::run(args, context, output)).await,
+        Command::Drill(args) => Box::pin(drill::run(args, context, output)).await,
         Command::Log(args) => Box::pin(look::log(args, context, output)).await,
         Command::Get(args) => Box::pin(look::get(args, context, output)).await,
         Command::Diff(args) => Box::pin(look::diff(args, context, output)).await,

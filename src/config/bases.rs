@@ -33,6 +33,9 @@ pub struct BaseSettings {
     /// How often a branch is restored to a random recent point and compared; 0: never. It takes as much as a restore.
     #[arg(long = "drill-interval", env = "ARGON_DRILL_INTERVAL", default_value = "0", value_name = "TIME", value_parser = |s: &str| time(s, 0, YEAR_MS))]
     pub drill_interval: Duration,
+    /// Where drills restore to, into a database argon_drill_... that is dropped again: env:NAME, file:PATH or a URI. ARGON_MONGODB_URI, if not given.
+    #[arg(long = "drill-uri", env = "ARGON_DRILL_URI", value_name = "REF", hide_env_values = true)]
+    pub drill_uri: Option<String>,
     /// How long the objects of a deleted branch, and objects that nothing refers to, are kept.
     #[arg(long = "delete-grace", env = "ARGON_DELETE_GRACE", default_value = "24h", value_name = "TIME", value_parser = |s: &str| time(s, 0, YEAR_MS))]
     pub delete_grace: Duration,
@@ -62,6 +65,7 @@ impl Default for BaseSettings {
             base_read_from: ReadFrom::Primary,
             catalogue_interval: Duration::from_secs(600),
             drill_interval: Duration::ZERO,
+            drill_uri: None,
             delete_grace: DAY,
             temp_dir: None,
         }

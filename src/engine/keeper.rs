@@ -10,13 +10,16 @@ use super::upkeep::Part;
 use crate::config::BaseSettings;
 use crate::fault::Result;
 use crate::jobs::{cleanup, drill, snapshot};
-use crate::ledger::{Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, SegmentRow, SharedLedger};
+use crate::ledger::{Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, JobFilter, JobKind, JobState, SegmentRow, SharedLedger};
 use crate::runtime::random;
 
 /// How often the branches that are captured are looked at: three small reads each.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often all branches are looked at, for those whose time is over: one read.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
+
+/// Dead jobs of a branch that are looked through.
+const MAX_DEAD: usize = 50;
 
 /// What is known of a branch that is captured.
 #[derive(Debug, Clone)]
@@ -101,6 +104,9 @@ async fn look(ledger: &SharedLedger, settings: &BaseSettings) -> Result<()> {
         let seen = Seen { branch, capture, bases, loss };
         for due in due(&seen, settings, now_ms) {
             let id = &seen.branch.id;
+            if is_given_up(ledger, id, due).await? {
+                continue;
+            }
             let new = match due {
                 Due::Copy => snapshot::enqueue_new(ledger, id).await?,
                 Due::Fold => snapshot::enqueue_fold(ledger, id).await?,
@@ -112,6 +118,17 @@ async fn look(ledger: &SharedLedger, settings: &BaseSettings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A job of that kind has failed for good: an operator retries or cancels it, and to ask again would only make more of them.
+async fn is_given_up(ledger: &SharedLedger, branch: &str, due: Due) -> Result<bool> {
+    let (kind, key) = match due {
+        Due::Copy => (JobKind::Snapshot, snapshot::copy_key(branch)),
+        Due::Fold => (JobKind::Snapshot, snapshot::fold_key(branch)),
+        Due::Drill => (JobKind::Drill, drill::unique_key(branch)),
+    };
+    let dead = JobFilter { state: Some(JobState::Dead), kind: Some(kind), branch: Some(branch.to_owned()), ..JobFilter::default() };
+    Ok(ledger.jobs(&dead, MAX_DEAD).await?.iter().any(|job| job.unique_key.as_ref() == Some(&key)))
 }
 
 /// Deletes branches whose time is over, and asks for the removal of what deleted ones hold once their grace is over.

@@ -143,6 +143,7 @@ pub const KINDS: &[KindSpec] = &[
     KindSpec { kind: JobKind::Notification, class: SlotClass::Notification, timeout: None, mark: Mark::Before, overtime: Overtime::Counts, handler: None },
     KindSpec { kind: JobKind::Cleanup, class: SlotClass::Cleanup, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(cleanup::handler) },
     KindSpec { kind: JobKind::Snapshot, class: SlotClass::Snapshot, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(snapshot::handler) },
+    KindSpec { kind: JobKind::Drill, class: SlotClass::Snapshot, timeout: Some(LONG), mark: Mark::Before, overtime: Overtime::CountsIfComputing, handler: Some(drill::handler) },
 ];
 
 /// A kind with its handler.

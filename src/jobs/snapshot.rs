@@ -39,12 +39,22 @@ impl SnapshotParams {
     fn job(&self, branch: &str) -> Result<NewJob> {
         let params = bson::serialize_to_raw_document_buf(self).map_err(|e| Fault::corrupt(format!("parameters of a job: {e}")))?;
         let key = match self {
-            Self::Base(_) | Self::Copy(_) => format!("copy/{branch}"),
-            Self::Fold(_) => format!("fold/{branch}"),
+            Self::Base(_) | Self::Copy(_) => copy_key(branch),
+            Self::Fold(_) => fold_key(branch),
         };
         let new = NewJob::new(random::ordered_id(), JobKind::Snapshot);
         Ok(NewJob { branch: Some(branch.to_owned()), params: Some(params), unique_key: Some(key), ..new })
     }
+}
+
+/// The key of the job that copies the source of a branch.
+pub fn copy_key(branch: &str) -> String {
+    format!("copy/{branch}")
+}
+
+/// The key of the job that folds the history of a branch.
+pub fn fold_key(branch: &str) -> String {
+    format!("fold/{branch}")
 }
 
 /// Asks for the copy of a base; at most one job of a branch copies. False when there is one.

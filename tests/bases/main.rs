@@ -3,6 +3,7 @@
 
 mod branches;
 mod copies;
+mod drill;
 mod gaps;
 mod look;
 mod source;

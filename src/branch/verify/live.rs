@@ -50,8 +50,8 @@ pub struct AgainstOptions {
 }
 
 /// The live side at its time.
-struct Live {
-    catalogue: Catalogue,
+pub(super) struct Live {
+    pub(super) catalogue: Catalogue,
     time: ClusterTime,
     hashes: Hashes,
     /// Collections that were read as they were at some moment between `time` and `until`.
@@ -141,7 +141,7 @@ impl Live {
     }
 
     /// Collections of another database have other UUIDs: where history has one of the same name, its UUID counts.
-    fn take_uuids_by_name(&mut self, ours: &Catalogue) {
+    pub(super) fn take_uuids_by_name(&mut self, ours: &Catalogue) {
         let by_name: HashMap<&str, Uuid> = ours.collections.values().map(|c| (c.name.as_str(), c.uuid)).collect();
         for (old, mut collection) in std::mem::take(&mut self.catalogue.collections) {
             let uuid = by_name.get(collection.name.as_str()).copied().unwrap_or(old);
@@ -157,7 +157,7 @@ impl Live {
     }
 }
 
-async fn fold_at(history: &History, until: Bound, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
+pub(super) async fn fold_at(history: &History, until: Bound, options: &AgainstOptions, progress: Arc<Progress>) -> Result<Folded> {
     let fold =
         FoldOptions { budget: options.budget, dir: options.temp_dir.clone(), expected: history.line().raw_bytes(), until, tolerant: false };
     restore::fold(history, &fold, progress).await
@@ -183,7 +183,7 @@ async fn wait_for(ledger: SharedLedger, store: Store, name: &str, time: ClusterT
 }
 
 /// Lists, reads all documents at the time of the listing, lists again: the catalogue must not have changed in between.
-async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
+pub(super) async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
     for _ in 0..ATTEMPTS {
         let (catalogue, time) = read_catalogue(db).await?;
         let (mut hashes, mut later) = (Hashes::new(), BTreeSet::new());
@@ -231,12 +231,39 @@ async fn scan(db: &Database, name: &str, time: ClusterTime, mut each: impl FnMut
     Ok(is_at_time)
 }
 
+/// Reads a collection as it was at `time`; false where the server cannot: it is gone, was renamed or changed, or that is too long ago.
+pub(super) async fn scan_at(db: &Database, name: &str, uuid: &Uuid, time: ClusterTime, mut each: impl FnMut(&RawDocument)) -> Result<bool> {
+    const CANNOT: [i32; 4] = [SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE, server::NAMESPACE_NOT_FOUND, server::COLLECTION_UUID_MISMATCH];
+    let uuid = bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: uuid.to_vec() };
+    let concern = rawdoc! {"level": "snapshot", "atClusterTime": bson::Timestamp::from(time)};
+    let fault = |e: mongodb::error::Error| match server::code(&e) {
+        Some(code) if CANNOT.contains(&code) => Ok(false),
+        _ => Err(server::fault(&format!("read {name:?} at {time}"), &e)),
+    };
+    let mut cursor = match db.run_raw_cursor_command(rawdoc! {"find": name, "collectionUUID": uuid, "readConcern": concern}).await {
+        Ok(cursor) => cursor,
+        Err(e) => return fault(e),
+    };
+    loop {
+        match cursor.advance().await {
+            Ok(true) => each(cursor.current()),
+            Ok(false) => return Ok(true),
+            Err(e) => return fault(e),
+        }
+    }
+}
+
+/// Documents of a collection.
+pub(super) fn counted(sums: &[(u64, u128)]) -> u64 {
+    sums.iter().map(|(count, _)| count).sum()
+}
+
 /// A collection without documents.
-fn nothing() -> Sums {
+pub(super) fn nothing() -> Sums {
     vec![(0, 0); BUCKETS]
 }
 
-async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
+pub(super) async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
     blocking(move || {
         let (mut hashes, mut key) = (Hashes::new(), Vec::new());
         while let Some(documents) = folded.documents.next_batch()? {
@@ -256,10 +283,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// Differing buckets per collection.
-type Buckets = BTreeMap<Uuid, BTreeSet<usize>>;
+pub(super) type Buckets = BTreeMap<Uuid, BTreeSet<usize>>;
 
 /// Reports collections whose documents differ; returns differing buckets of the first few.
-fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> Buckets {
+pub(super) fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> Buckets {
     let mut suspects = BTreeMap::new();
     let none = nothing();
     for (uuid, theirs) in &live.hashes {
@@ -268,9 +295,8 @@ fn compare_hashes(live: &Live, ours: &Hashes, report: &mut VerifyReport) -> Buck
         if differing.is_empty() {
             continue;
         }
-        let count = |sums: &[(u64, u128)]| sums.iter().map(|(count, _)| count).sum::<u64>();
         let name = live.catalogue.collections.get(uuid).map_or("?", |c| c.name.as_str());
-        report.differs(name, format!("documents differ: {} in the database, {} in history", count(theirs), count(mine)));
+        report.differs(name, format!("documents differ: {} in the database, {} in history", counted(theirs), counted(mine)));
         if suspects.len() < NAMED_COLLECTIONS {
             suspects.insert(*uuid, differing);
         }
