@@ -17,6 +17,7 @@
 mod arrivals;
 mod attempt;
 mod captures;
+mod compare;
 mod controls;
 mod keeper;
 mod lead;
@@ -185,7 +186,7 @@ impl Engine {
             store: self.store.clone(),
             sources: self.sources.clone(),
             cpu,
-            settings: CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes },
+            settings: CaptureSettings { policy, queue_max_bytes: s.queue_max_bytes, catalogue_interval: s.bases.catalogue_interval },
             engine: me.id.clone(),
             bell: life.work.clone(),
             peers,

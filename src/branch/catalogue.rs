@@ -6,6 +6,7 @@
 //! `modify` carry its whole definition and no UUID; `dropDatabase` is preceded by drops of collections but not of views;
 //! a rename over a target names the lost collection in `operationDescription.dropTarget`; a rename into another database is a plain drop here.
 
+mod differ;
 mod modify;
 mod read;
 
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use bson::{Document, RawDocument};
 use serde::{Deserialize, Serialize};
 
+pub use differ::differ;
 pub use read::{read_catalogue, read_first_catalogue};
 
 use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, Observed, is_on_buckets, parse_ddl};

@@ -17,6 +17,7 @@ use super::history::{History, Progress};
 use crate::fault::Result;
 use crate::ledger::{Ledger, SegmentKind, SegmentRow};
 
+pub(in crate::branch) use catalogues::same_fields;
 pub use copy::{Compared, Then, compare_copy};
 pub use live::{AgainstOptions, against};
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use crate::change::{ClusterTime, Scratch, parse_event, token_time};
+use crate::change::{ChangeRef, ClusterTime, Observed, Op, Scratch, parse_event, token_time};
 use crate::fault::{Fault, Result};
 use crate::ledger::{Ends, Position, START_ANEW};
 use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
@@ -84,6 +84,13 @@ impl Open {
     }
 }
 
+/// What a comparison of catalogues has found, and up to which change it had looked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    pub observed: Observed,
+    pub as_of: u64,
+}
+
 /// The state of one capture between replies.
 #[derive(Debug)]
 pub struct Assembler {
@@ -98,6 +105,9 @@ pub struct Assembler {
     scratch: Scratch,
     idle: IdleToken,
     notices: Notices,
+    /// The last change that is not of a document.
+    last_event: u64,
+    last_time: Option<ClusterTime>,
 }
 
 impl Assembler {
@@ -114,6 +124,8 @@ impl Assembler {
             scratch: Scratch::default(),
             idle: IdleToken { token: None, stored: now },
             notices: Notices::default(),
+            last_event: 0,
+            last_time: None,
         }
     }
 
@@ -188,6 +200,10 @@ impl Assembler {
             open.blocks.push(full);
         }
         open.builder.push(&change)?;
+        if change.op == Op::Event {
+            self.last_event = seq;
+        }
+        self.last_time = Some(change.time);
         open.raw_bytes += change.raw_bytes();
         open.last_time = change.time;
         open.last_wall_ms = change.wall_ms.or(open.last_wall_ms);
@@ -262,6 +278,47 @@ impl Assembler {
             last_txn: self.last_txn.clone(),
             raw_bytes: open.raw_bytes,
         })
+    }
+
+    /// What a comparison has found becomes a change of its own, in a batch of its own between the others. `Err` gives it back where it cannot be now: something is
+    /// held, or a transaction may go on. `Ok(None)`: events that came behind `as_of` have overtaken it.
+    pub fn inject(&mut self, seen: Seen) -> Result<Option<Batch>, Seen> {
+        if self.last_event > seen.as_of {
+            return Ok(None);
+        }
+        let token = self.idle.token.as_ref().filter(|token| can_end_at(token)).unwrap_or(&self.chain);
+        let (Ok(reached), Ok(stored)) = (token_time(token), token_time(&self.chain)) else { return Ok(None) };
+        // The token's time is exclusive: past the transaction's time nothing of it can follow.
+        let inside = self.last_txn.is_some() && self.last_time.unwrap_or(stored) >= reached;
+        if self.open.is_some() || inside {
+            return Err(seen);
+        }
+        let (end_token, seq) = (token.clone(), self.next_seq);
+        // Nothing that comes can be earlier, nothing that came was later.
+        let time = reached.max(seen.observed.listed_at);
+        let event = RawDocumentBuf::try_from(&seen.observed.to_event(&self.db, time));
+        let Ok(event) = event else { return Ok(None) };
+        let change = ChangeRef { op: Op::Event, coll: "", uuid: None, time, wall_ms: None, txn: None, key: None, body: Some(&event) };
+        let mut builder = BlockBuilder::new(seq);
+        if builder.push(&change).is_err() {
+            return Ok(None); // a catalogue larger than a change may be: the next base has it
+        }
+        (self.next_seq, self.last_event, self.last_txn, self.last_time) = (seq + 1, seq, None, Some(time));
+        self.idle.token = None;
+        Ok(Some(Batch {
+            blocks: vec![builder.finish()],
+            first_seq: seq,
+            last_seq: seq,
+            first_time: time,
+            last_time: time,
+            last_wall_ms: None,
+            start_token: std::mem::replace(&mut self.chain, end_token.clone()),
+            end_token,
+            starts_inside: false,
+            ends: Ends::Closed,
+            last_txn: None,
+            raw_bytes: change.raw_bytes(),
+        }))
     }
 
     /// A token-only position to store, when nothing is pending and the last one is old enough.

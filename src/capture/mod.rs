@@ -21,7 +21,7 @@ pub mod source;
 mod start;
 mod waits;
 
-pub use assemble::{AssemblePolicy, Assembler, Due};
+pub use assemble::{AssemblePolicy, Assembler, Due, Seen};
 pub use batch::Batch;
 pub use faulty::{FaultyFeed, FeedFaults};
 pub use gap::record_gap;

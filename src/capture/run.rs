@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::runtime::link::{LinkRx, LinkTx, link};
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 
-use super::assemble::{AssemblePolicy, Assembler, Due};
+use super::assemble::{AssemblePolicy, Assembler, Due, Seen};
 use super::batch::{Batch, Owner};
 use super::checkpoint::{CheckpointStage, StoreEnd, ToStore};
 use super::feed::SharedFeed;
@@ -36,6 +36,8 @@ const BATCHES: usize = 1;
 pub struct CaptureSettings {
     pub policy: AssemblePolicy,
     pub queue_max_bytes: u64,
+    /// How often the catalogue is compared with the source's; 0: never.
+    pub catalogue_interval: Duration,
 }
 
 /// How a capture ended here.
@@ -59,6 +61,8 @@ pub struct CaptureRun {
     pub epoch: u64,
     pub settings: CaptureSettings,
     pub bell: Arc<Notify>,
+    /// What comparisons with the source have found.
+    pub seen: mpsc::Receiver<Seen>,
     pub stop: Shutdown,
 }
 
@@ -89,6 +93,8 @@ impl CaptureRun {
             slot: Arc::new(Semaphore::new(1)),
             out: batches_tx,
             waits,
+            seen: self.seen,
+            pending: None,
             notes: Notes {
                 ledger: self.ledger,
                 capture: capture.id.clone(),
@@ -120,6 +126,9 @@ struct AssembleStage {
     slot: Arc<Semaphore>,
     out: LinkTx<ToStore>,
     waits: Waits,
+    seen: mpsc::Receiver<Seen>,
+    /// Waits for its place between two batches.
+    pending: Option<Seen>,
     notes: Notes,
 }
 
@@ -141,6 +150,7 @@ impl AssembleStage {
                     Some(Ingested::Waiting(reason)) => self.waits.set(By::Source, Some(&reason)).await,
                     None => open = false,
                 },
+                Some(seen) = self.seen.recv(), if self.pending.is_none() => self.pending = Some(seen),
                 () = sleep_until(wait.deadline()) => {}
                 permit = self.slot.clone().acquire_owned(), if matches!(wait, Wait::Slot(_) | Wait::Either(_)) => drop(permit),
                 () = self.out.closed() => return Ok(()),
@@ -204,11 +214,29 @@ impl AssembleStage {
         let message = match assembler.due(now, false) {
             Due::Now => assembler.close().map(|batch| ToStore::Batch(Box::new(batch), permit)),
             Due::Empty => assembler.idle_position(now).map(|position| ToStore::Idle(position, permit)),
-            Due::At(_) => None,
+            Due::At(_) => {
+                drop(permit);
+                None
+            }
         };
-        match message {
+        let sent = match message {
             Some(message) => self.out.send(message).await.is_ok(),
             None => true,
+        };
+        sent && self.inject().await
+    }
+
+    /// Puts what a comparison has found behind the batch that has just been closed; false when the next stage is gone.
+    async fn inject(&mut self) -> bool {
+        let Some(assembler) = &mut self.assembler else { return true };
+        let Some(seen) = self.pending.take() else { return true };
+        match assembler.inject(seen) {
+            Ok(Some(batch)) => self.send(batch).await,
+            Ok(None) => true,
+            Err(seen) => {
+                self.pending = Some(seen);
+                true
+            }
         }
     }
 

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::captures::{Captures, Ended};
+use super::compare::Compare;
 use crate::branch::{documents, layout};
 use crate::capture::feed::{ChangeFeed, SharedFeed};
-use crate::capture::{CaptureEnd, CaptureRun, record_gap};
+use crate::capture::{CaptureEnd, CaptureRun, Seen, record_gap};
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Branch, Capture, has_id, same_source};
 use crate::runtime::backoff::Backoff;
@@ -75,7 +78,7 @@ impl Attempt {
             prepared = preparing => prepared.unwrap_or_else(|e| Err(Fault::unknown(format!("preparing the capture panicked: {e}")))),
             () = self.stop.draining() => return Ended::Settled,
         };
-        let (run, branch) = match prepared {
+        let (run, branch, found) = match prepared {
             Ok(prepared) => prepared,
             Err(fault) => return self.cannot_start(&fault).await,
         };
@@ -91,6 +94,16 @@ impl Attempt {
         };
         tracing::info!(branch = %self.branch, db = %run.capture.source.db, fence = run.capture.fence, next_seq = run.capture.position.next_seq, "capture started here");
         let feed = run.feed.clone();
+        let comparing = Compare {
+            ledger: self.of.ledger.clone(),
+            store: self.of.store.clone(),
+            sources: self.of.sources.clone(),
+            capture: run.capture.clone(),
+            interval: self.of.settings.catalogue_interval,
+            found,
+        };
+        // In a task of its own, which ends by itself: what the driver does must not be dropped half way.
+        tokio::spawn(comparing.run());
         let began = clock::now();
         let running = run.run();
         tokio::pin!(running);
@@ -228,13 +241,15 @@ fn is_final(fault: &Fault) -> bool {
     matches!(fault.kind, Kind::Fenced | Kind::Corrupt | Kind::HistoryLost)
 }
 
-async fn prepare(of: Captures, capture: Capture, stop: Shutdown) -> Result<(CaptureRun, Branch)> {
+async fn prepare(of: Captures, capture: Capture, stop: Shutdown) -> Result<(CaptureRun, Branch, mpsc::Sender<Seen>)> {
     let branch = of.ledger.branch(&capture.branch).await?;
     let branch = branch.ok_or_else(|| Fault::corrupt(format!("the branch of capture {} does not exist", capture.id)))?;
     let feed = of.sources.open(&capture.source).await?;
     let capture = with_id(&of, &*feed, capture).await?;
-    let run = CaptureRun { ledger: of.ledger, feed, cpu: of.cpu, capture, epoch: branch.epoch, settings: of.settings, bell: of.bell, stop };
-    Ok((run, branch))
+    let (found, seen) = mpsc::channel(1);
+    let epoch = branch.epoch;
+    let run = CaptureRun { ledger: of.ledger, feed, cpu: of.cpu, capture, epoch, settings: of.settings, bell: of.bell, seen, stop };
+    Ok((run, branch, found))
 }
 
 /// A source that did not show its id to whoever started the capture may show it here: from then on another deployment of the same name is

@@ -26,6 +26,8 @@ pub enum SnapshotParams {
     Base(String),
     /// Plan a new base of this branch and copy it: history has lost something.
     Copy(BranchId),
+    /// The same although nothing is lost: the source has documents that were never in its stream.
+    Anew(BranchId),
     /// Fold this branch's history into a base.
     Fold(BranchId),
 }
@@ -39,7 +41,7 @@ impl SnapshotParams {
     fn job(&self, branch: &str) -> Result<NewJob> {
         let params = bson::serialize_to_raw_document_buf(self).map_err(|e| Fault::corrupt(format!("parameters of a job: {e}")))?;
         let key = match self {
-            Self::Base(_) | Self::Copy(_) => copy_key(branch),
+            Self::Base(_) | Self::Copy(_) | Self::Anew(_) => copy_key(branch),
             Self::Fold(_) => fold_key(branch),
         };
         let new = NewJob::new(random::ordered_id(), JobKind::Snapshot);
@@ -67,6 +69,11 @@ pub async fn enqueue_new(ledger: &SharedLedger, branch: &str) -> Result<bool> {
     enqueue(ledger, SnapshotParams::Copy(branch.to_owned()).job(branch)?).await
 }
 
+/// Asks for a new base of a branch, read from its source, whether history has lost something or not.
+pub async fn enqueue_anew(ledger: &SharedLedger, branch: &str) -> Result<bool> {
+    enqueue(ledger, SnapshotParams::Anew(branch.to_owned()).job(branch)?).await
+}
+
 /// Asks for a new base of a branch, folded from its history.
 pub async fn enqueue_fold(ledger: &SharedLedger, branch: &str) -> Result<bool> {
     enqueue(ledger, SnapshotParams::Fold(branch.to_owned()).job(branch)?).await
@@ -92,7 +99,8 @@ impl Handler for Snapshot {
         let work = async {
             let branch = match &params {
                 SnapshotParams::Base(base) => copy::run(parts, base, watch).await?,
-                SnapshotParams::Copy(branch) => copy::run_new(parts, branch, watch).await?,
+                SnapshotParams::Copy(branch) => copy::run_new(parts, branch, false, watch).await?,
+                SnapshotParams::Anew(branch) => copy::run_new(parts, branch, true, watch).await?,
                 SnapshotParams::Fold(branch) => fold::run(parts, branch, watch).await?,
             };
             if let Some(branch) = branch {

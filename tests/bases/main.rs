@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
 mod branches;
+mod compare;
 mod copies;
 mod drill;
 mod gaps;

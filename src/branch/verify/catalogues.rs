@@ -60,7 +60,7 @@ fn shown(specs: &[Document]) -> Vec<String> {
 }
 
 /// Equal up to the order of the top-level fields and the type of numbers there: a listing prints both as it likes. Values are compared by bytes.
-fn same_fields(a: &Document, b: &Document) -> bool {
+pub(in crate::branch) fn same_fields(a: &Document, b: &Document) -> bool {
     let number = |value: &Bson| match value {
         Bson::Int32(n) => Some(f64::from(*n)),
         #[allow(clippy::cast_precision_loss)] // sizes and seconds

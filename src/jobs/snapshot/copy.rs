@@ -35,8 +35,9 @@ pub(super) async fn run(parts: &Parts, base: &str, watch: &Watch) -> Result<Opti
     Ok(Some(copy.branch.id))
 }
 
-/// Plans a base behind everything that history has lost, and copies it. One that is under way and late enough is gone on with.
-pub(super) async fn run_new(parts: &Parts, branch: &str, watch: &Watch) -> Result<Option<String>> {
+/// Plans a base behind everything that history has lost, and copies it. One that is under way and late enough is gone on with. Where nothing is lost there is one
+/// only if there is no other, or if it is wanted `anew`: history has everything, and lacks what was there before it.
+pub(super) async fn run_new(parts: &Parts, branch: &str, anew: bool, watch: &Watch) -> Result<Option<String>> {
     let ledger = &parts.ledger;
     let (Some(row), Some(capture)) = (ledger.branch(branch).await?, ledger.capture_of(branch).await?) else { return Ok(None) };
     if row.deleted_ms.is_some() || capture.state != CaptureState::Running {
@@ -44,16 +45,20 @@ pub(super) async fn run_new(parts: &Parts, branch: &str, watch: &Watch) -> Resul
     }
     let bases = ledger.bases(branch).await?;
     let newest = bases.iter().filter(|base| base.state != BaseState::Abandoned).map(|base| base.seq).max();
-    let Some(lost) = last_loss(parts, &row, newest.unwrap_or(0)).await? else {
-        return match bases.into_iter().rev().find(|base| base.state == BaseState::Copying && base.origin == BaseOrigin::Copy) {
-            Some(base) => run(parts, &base.id, watch).await,
-            None => Ok(None),
-        };
+    let seq = match last_loss(parts, &row, newest.unwrap_or(0)).await? {
+        Some(lost) => {
+            for base in bases.iter().filter(|base| base.state == BaseState::Copying && base.seq < lost) {
+                ledger.abandon_base(&base.id, &format!("changes up to seq:{lost} were lost while it was made")).await?;
+            }
+            lost
+        }
+        None => match bases.iter().rfind(|base| base.state == BaseState::Copying && base.origin == BaseOrigin::Copy) {
+            Some(base) => return run(parts, &base.id, watch).await,
+            None if anew || (newest.is_none() && row.parent.is_none()) => row.head.seq,
+            None => return Ok(None),
+        },
     };
-    for base in bases.iter().filter(|base| base.state == BaseState::Copying && base.seq < lost) {
-        ledger.abandon_base(&base.id, &format!("changes up to seq:{lost} were lost while it was made")).await?;
-    }
-    let base = plan(parts, &row, &capture, lost, watch).await?;
+    let base = plan(parts, &row, &capture, seq, watch).await?;
     run(parts, &base.id, watch).await
 }
 
