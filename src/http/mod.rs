@@ -13,6 +13,7 @@
 mod api;
 mod auth;
 mod branches;
+mod branching;
 mod bulk;
 mod call;
 mod captures;
@@ -43,6 +44,7 @@ mod workers;
 pub use api::{Api, EngineChecks, EngineView};
 pub use auth::{Caller, Scope, Tokens};
 pub use branches::{BranchStats, BranchesPage, Level};
+pub use branching::NewBranchRequest;
 pub use bulk::{BulkAnswer, BulkRequest};
 pub use call::Route;
 pub use captures::{CaptureView, CapturesPage};

@@ -28,7 +28,7 @@ use super::auth::{Caller, Scope};
 use super::call::{RawCall, Route, route};
 use super::connections::Ticket;
 use super::problem::Problem;
-use super::{branches, bulk, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
+use super::{branches, branching, bulk, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
 use crate::runtime::clock;
 
 /// Bytes of a body.
@@ -68,17 +68,20 @@ pub fn table() -> Vec<Route> {
         route(post.clone(), "/api/v1/jobs/cancel", Operate, "Cancels what a filter finds, never a sync job.", bulk::cancel_many),
         route(get.clone(), "/api/v1/jobs/{id}", Read, "A job with its errors.", jobs::get),
         route(post.clone(), "/api/v1/jobs/{id}/retry", Operate, "Runs a dead or scheduled job now.", jobs::retry),
-        route(delete, "/api/v1/jobs/{id}", Operate, "Cancels a job. A sync job is discarded: that takes the scope admin and confirm=discard.", jobs::delete),
+        route(delete.clone(), "/api/v1/jobs/{id}", Operate, "Cancels a job. A sync job is discarded: that takes the scope admin and confirm=discard.", jobs::delete),
         route(get.clone(), "/api/v1/queue", Read, "What is paused.", queue::show),
         route(post.clone(), "/api/v1/queue/pause", Operate, "Pauses a kind, a branch or everything. Running jobs go on.", queue::pause),
         route(post.clone(), "/api/v1/queue/resume", Operate, "Ends a pause.", queue::resume),
         route(get.clone(), "/api/v1/branches", Read, "Lists branches by name.", branches::list),
+        route(post.clone(), "/api/v1/branches", Operate, "Forks a branch off another one.", branching::create),
         route(get.clone(), "/api/v1/branches/{id}", Read, "A branch, by id or by name (project%2Fbranch).", branches::get),
         route(get.clone(), "/api/v1/branches/{id}/stats", Read, "What a branch adds up to.", branches::stats),
+        route(post.clone(), "/api/v1/branches/{id}/archive", Operate, "Archives a branch, which stops its capture, or takes it back.", branching::archive),
+        route(delete, "/api/v1/branches/{id}", Operate, "Deletes a branch. That takes the scope admin and confirm=NAME.", branching::delete),
         route(get.clone(), "/api/v1/captures", Read, "Lists captures by the name of their branch.", captures::list),
         route(post.clone(), "/api/v1/captures/{id}/pause", Operate, "Pauses a capture; its checkpoint stays. By its id, or its branch's.", captures::pause),
         route(post, "/api/v1/captures/{id}/resume", Operate, "Goes on with a paused capture.", captures::resume),
-        route(get, "/api/v1/events", Read, "What happens, as server-sent events: status each second, decision, job, capture, scale, pauses.", events::stream),
+        route(get, "/api/v1/events", Read, "What happens, as server-sent events: status each second, decision, job, capture, branch, scale, pauses.", events::stream),
     ]
 }
 

@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod branching;
 mod certificates;
 mod control;
 mod limits;
