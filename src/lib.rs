@@ -1,8 +1,8 @@
-//! Argon keeps a continuous, compressed, restorable history of a MongoDB database in an object store.
+//! Argon keeps a continuous, compressed, branchable history of a MongoDB database in an object store.
 //!
 //! It follows the change stream, checkpoints every batch of changes in a durable job queue in MongoDB, and a pool of workers turns the batches into
-//! compressed segments in S3 (or a directory, or another store) and commits them to the branch atomically. From there the database comes back as
-//! it was at any change.
+//! compressed segments in S3 (or a directory, or another store) and commits them to the branch atomically. What a database holds when its capture starts is copied
+//! while it is in use. From there the database comes back as it was at any change, and is branched at any change by writing one document and one small object.
 //!
 //! # Dataflow
 //!
@@ -24,6 +24,8 @@
 //! 3. A damaged byte is found and named, never used.
 //! 4. Memory is bounded by configuration, not by load, backlog or transaction size.
 //! 5. Stopping is safe at any moment; `kill -9` costs repeated work, nothing else.
+//! 6. The bucket is enough: metadata is made anew from it, and history is read without any.
+//! 7. A branch is a pointer: making one costs the same at any size.
 //!
 //! Promise 1 covers what the server reports: an atomic `applyOps` is invisible in any change stream, and time-series collections are recorded
 //! but not restored by this version.

@@ -17,7 +17,7 @@ use argon::devkit::audit::{Subject, audit};
 use argon::devkit::{Mongod, MongodOptions, oracle};
 use argon::engine::{Engine, EngineEnd, SourceOpener};
 use argon::fault::Kind;
-use argon::ledger::{CaptureState, ConnectOptions, Fidelity, MongoLedger, SharedLedger, Source, connect_client, server_facts};
+use argon::ledger::{CaptureState, ConnectOptions, Fidelity, MongoLedger, Selection, SharedLedger, Source, connect_client, server_facts};
 use argon::runtime::shutdown::Shutdown;
 use argon::store::{self, PutTag, Store, StoreOptions};
 use async_trait::async_trait;
@@ -66,6 +66,7 @@ impl World {
 
     async fn start_over(&self, source_uri: Option<String>) -> argon::fault::Result<Started> {
         let request = StartRequest {
+            selection: Selection::default(),
             branch: BRANCH.into(),
             db: "shop".into(),
             source_uri,

@@ -21,6 +21,7 @@ Examples:
   argon-loadgen bench pipeline --store s3 --doc-bytes 1000 --changes 2000000 --rounds 1
   argon-loadgen bench live --rate 10000 --duration 60s --store s3
   argon-loadgen bench repeated --json
+  argon-loadgen bench restore --documents 1000000 --changes 1000000 --keys 100000 --store s3 --check
   argon-loadgen bench queue --depths 0,1000,100000 --jobs 50000
   argon-loadgen bench scaler --load step --load burst --plot .
 
@@ -176,6 +177,8 @@ pub(crate) enum Bench {
     Repeated(Repeated),
     /// Simulates how the number of workers follows the load, and compares with other rules.
     Scaler(ScalerBench),
+    /// Copies, restores, replays, looks up and forks, and compares with parallel inserts of the same documents.
+    Restore(Restore),
     /// Claims and drains no-op jobs from queues of up to a million, and compares with the queue that most people write.
     Queue(QueueBench),
 }
@@ -214,6 +217,41 @@ pub(crate) struct Pipeline {
     #[arg(long, value_name = "RATIO")]
     pub min_ratio: Option<f64>,
     /// Seed of the documents.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// `bench restore`.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// Documents that are copied and restored.
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub documents: u64,
+    /// BSON size of each of them, exactly.
+    #[arg(long, default_value_t = 200, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(150..=8_388_608))]
+    pub doc_bytes: u32,
+    /// Changes that are replayed.
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub changes: u64,
+    /// Documents that they are made to.
+    #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub keys: u64,
+    /// Documents that are looked up, each at a random point.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub gets: u32,
+    /// Branches that are made.
+    #[arg(long, default_value_t = 300, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub branches: u32,
+    /// Segments of a branch that is forked, beside one of a single segment.
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=10_000_000))]
+    pub segments: u64,
+    /// Ends with exit code 1 unless a restore reaches 0.7 of the ceiling, a replay 10 times one by one, within 256 MiB, a document is found in 200 ms
+    /// and a branch is made in 10 ms (99th percentiles).
+    #[arg(long)]
+    pub check: bool,
+    /// Seed of documents and changes.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     #[command(flatten)]

@@ -20,6 +20,7 @@ pub use read::{read_catalogue, read_first_catalogue};
 
 use crate::change::{BUCKETS, ClusterTime, Ddl, DdlEvent, Observed, is_on_buckets, parse_ddl};
 use crate::fault::{Fault, Result};
+use crate::ledger::Selection;
 
 /// A collection's UUID as the server gives it.
 pub type Uuid = [u8; 16];
@@ -85,6 +86,12 @@ pub enum Effect {
 }
 
 impl Catalogue {
+    /// Without what is not captured.
+    pub fn retain(&mut self, selection: &Selection) {
+        self.collections.retain(|_, c| selection.takes(&c.name));
+        self.views.retain(|name, _| selection.takes(name));
+    }
+
     /// The collection of this name, views excluded.
     pub fn collection_named(&self, name: &str) -> Option<&Collection> {
         self.collections.values().find(|c| c.name == name)

@@ -487,7 +487,7 @@ mod tests {
         let mut row = Branch::new("i", "p/b", "d");
         row.parent = Some(Parent { id: "x".into(), seq: 4, time: ClusterTime { t: 1, i: 1 } });
         row.uncovered.push("x: why".into());
-        let source = Source { uri: Some("env:X".into()), db: "d".into(), identity: "r".into() };
+        let source = Source::new(Some("env:X".into()), "d".into(), "r".into());
         let capture = Capture::new("c", &row, source, rawdoc! {}, 5);
         let base = Base::empty("b", "i", ClusterTime { t: 2, i: 3 }, "ab".into());
         let branch = BranchDocument::new(&row, Some(&capture), &[base]);

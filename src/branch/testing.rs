@@ -110,7 +110,7 @@ impl Bed {
     async fn create(&mut self, manifest: &BaseManifest) {
         let base = manifest.to_json().unwrap();
         let branch = Branch::new(ID, NAME, "d");
-        let source = Source { uri: None, db: "d".into(), identity: "rs:r:1".into() };
+        let source = Source::new(None, "d".into(), "rs:r:1".into());
         let capture = Capture::new(CAPTURE, &branch, source, self.token.clone(), 1);
         let row = Base::empty("base0", ID, BASE, layout::hex(&Sha256::digest(&base)));
         let epoch = EpochDocument { format: documents::FORMAT, owner: CAPTURE.into(), starts_at: 1, after: None };

@@ -16,12 +16,13 @@ use bson::{RawDocument, RawDocumentBuf};
 
 use crate::change::{ChangeRef, ClusterTime, Observed, Op, Scratch, parse_event, token_time};
 use crate::fault::{Fault, Result};
-use crate::ledger::{Ends, Position, START_ANEW};
+use crate::ledger::{Ends, Position, START_ANEW, Selection};
 use crate::segment::{BLOCK_BYTES, BlockBuilder, RawBlock};
 
 use super::batch::Batch;
 use super::feed::Reply;
 use super::notice::{Notice, Notices};
+use super::select::{Judged, Select};
 
 /// When batches close.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +106,7 @@ pub struct Assembler {
     scratch: Scratch,
     idle: IdleToken,
     notices: Notices,
+    select: Select,
     /// The last change that is not of a document.
     last_event: u64,
     last_time: Option<ClusterTime>,
@@ -124,9 +126,16 @@ impl Assembler {
             scratch: Scratch::default(),
             idle: IdleToken { token: None, stored: now },
             notices: Notices::default(),
+            select: Select::default(),
             last_event: 0,
             last_time: None,
         }
+    }
+
+    /// The same, for some of the collections.
+    #[must_use]
+    pub fn selecting(self, selection: &Selection) -> Self {
+        Self { select: Select::new(selection), ..self }
     }
 
     /// Takes in a whole reply; returns the batches that had to close inside it.
@@ -162,7 +171,16 @@ impl Assembler {
         closed: &mut Vec<Batch>,
     ) -> Result<()> {
         let view = parse_event(event, &self.db, scratch)?;
-        let change = view.change;
+        let mut change = view.change;
+        let instead;
+        match self.select.judge(&change, view.op_type, &self.db)? {
+            Judged::Take => {}
+            Judged::PassOver => return Ok(()),
+            Judged::Instead(event) => {
+                instead = event;
+                change = ChangeRef { coll: "", uuid: None, key: None, body: Some(&instead), ..change };
+            }
+        }
         self.notices.look(self.next_seq, view.op_type, &change);
         let inside = match (change.txn, &self.last_txn) {
             (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),

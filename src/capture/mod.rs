@@ -17,6 +17,7 @@ mod notice;
 mod pause;
 mod run;
 pub mod scan;
+mod select;
 pub mod source;
 mod start;
 mod waits;

@@ -87,7 +87,8 @@ impl CaptureRun {
             queued_bytes: capture.queued_bytes,
             stop: self.stop.clone(),
         };
-        let assembler = Assembler::new(&capture.source.db, self.settings.policy, &capture.position, clock::now());
+        let source = &capture.source;
+        let assembler = Assembler::new(&source.db, self.settings.policy, &capture.position, clock::now()).selecting(&source.selection);
         let assemble = AssembleStage {
             assembler: Some(assembler),
             slot: Arc::new(Semaphore::new(1)),

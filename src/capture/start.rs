@@ -12,11 +12,11 @@ use crate::branch::catalogue::{Catalogue, Kind as CollectionKind, read_first_cat
 use crate::branch::documents::{self, BaseManifest, BranchDocument, EpochDocument};
 use crate::branch::layout::{self, BranchName};
 use crate::change::token_time;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Kind, Result};
 use crate::jobs::snapshot;
 use crate::ledger::{
-    Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, NewCapture, Position, ServerFacts, SharedLedger, Source, same_source,
-    server_facts,
+    Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, NewCapture, Position, Selection, ServerFacts, SharedLedger, Source,
+    same_source, server_facts,
 };
 use crate::runtime::random;
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
@@ -34,6 +34,8 @@ pub struct StartRequest {
     pub db: String,
     /// See [`Source::uri`].
     pub source_uri: Option<String>,
+    /// Which collections; that of a capture which is started again stays as it is.
+    pub selection: Selection,
     pub metadata_uri: String,
     pub metadata_db: String,
 }
@@ -54,6 +56,7 @@ pub struct Started {
 /// Starts a capture, or resumes a stopped one of the same branch and source. When it returns, every later write is captured.
 pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts, request: &StartRequest) -> Result<Started> {
     let name = BranchName::parse(&request.branch)?;
+    request.selection.check()?;
     if let Some(reference) = &request.source_uri {
         source::check_reference(reference)?;
     }
@@ -73,9 +76,13 @@ pub async fn start(ledger: &SharedLedger, store: &Store, metadata: &ServerFacts,
     let token = cursor.next().await?.token()?.to_owned();
     let mut coverage = cursor.coverage();
     drop(cursor);
-    let (catalogue, time, documents) = read_first_catalogue(&client.database(&request.db), token_time(&token)?).await?;
+    let (mut catalogue, time, documents) = read_first_catalogue(&client.database(&request.db), token_time(&token)?).await?;
+    catalogue.retain(&request.selection);
 
-    let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: facts.identity.clone() };
+    let source = Source {
+        selection: request.selection.clone(),
+        ..Source::new(request.source_uri.clone(), request.db.clone(), facts.identity.clone())
+    };
     coverage.uncovered.extend(uncovered(&catalogue));
     let now_ms = ledger.now_ms().await?;
     let mut branch = Branch { created_ms: now_ms, ..Branch::new(&random::id(), name.as_str(), &request.db) };
@@ -129,9 +136,22 @@ async fn resume(
             branch.name, capture.source.db, capture.source.identity
         )));
     }
-    check_position(feed, &capture.position).await?;
+    if !request.selection.is_all() && request.selection != capture.source.selection {
+        return Err(Fault::rejected(format!(
+            "the branch {} captures other collections: history would miss what they hold; choose another branch name",
+            branch.name
+        )));
+    }
     let mut notes = notes(facts);
-    let source = Source { uri: request.source_uri.clone(), db: request.db.clone(), identity: known(&capture.source.identity, facts) };
+    match check_position(feed, &capture.position).await {
+        // An engine records the gap and makes a new base.
+        Err(fault) if fault.kind == Kind::HistoryLost => notes.push(format!("{}: a gap is recorded, and a new base is copied", fault.what)),
+        outcome => outcome?,
+    }
+    let source = Source {
+        selection: capture.source.selection.clone(),
+        ..Source::new(request.source_uri.clone(), request.db.clone(), known(&capture.source.identity, facts))
+    };
     if source.uri != capture.source.uri {
         let name = |uri: &Option<String>| uri.clone().unwrap_or_else(|| "ARGON_MONGODB_URI of the engine".to_string());
         notes.push(format!("the source is read through {} from now on (it was {})", name(&source.uri), name(&capture.source.uri)));
@@ -218,7 +238,6 @@ mod tests {
 
     use super::super::MemoryFeed;
     use super::*;
-    use crate::fault::Kind;
     use crate::ledger::{FaultyLedger, Ledger, LedgerCall, LedgerFaults, MemoryLedger, Mishap, Topology};
 
     #[tokio::test]
@@ -243,7 +262,7 @@ mod tests {
             let inner = Arc::new(MemoryLedger::new());
             let faulty = FaultyLedger::new(inner.clone(), LedgerFaults::none());
             faulty.script(LedgerCall::CreateCapture, mishap);
-            let source = Source { uri: None, db: "shop".into(), identity: "rs:set-1:1".into() };
+            let source = Source::new(None, "shop".into(), "rs:set-1:1".into());
             let token = MemoryFeed::new("shop", "rs:set-1:1").present();
             let branch = Branch::new("b1", "shop/main", "shop");
             let capture = Capture::new("c1", &branch, source, token, 1);

@@ -227,7 +227,7 @@ async fn check_out(args: CheckoutArgs, context: &Context, output: Output) -> Res
         (None, None) => branch_named(&ledger, &args.branch).await?,
     };
     let history = History::open(ledger.clone(), store.clone(), &branch.id).await?;
-    let source = Source { uri: args.to_uri.clone(), db: args.to_db.clone(), identity: target.identity };
+    let source = Source::new(args.to_uri.clone(), args.to_db.clone(), target.identity);
     checkout::refuse_in_use(&history, &source).await?;
     let restore = RestoreOptions {
         drop: args.drop.is_some(),

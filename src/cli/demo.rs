@@ -123,6 +123,7 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
     let ledger: SharedLedger = Arc::new(MongoLedger::connect(uri, &names.metadata, ConnectOptions::default()).await?);
     ledger.prepare().await?;
     let request = StartRequest {
+        selection: crate::ledger::Selection::default(),
         branch: "demo/main".into(),
         db: names.source.clone(),
         source_uri: None,

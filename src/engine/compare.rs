@@ -66,8 +66,10 @@ impl Compare {
     /// What differs, if anything, and can be said for sure.
     async fn once(&self) -> Result<Option<Seen>> {
         let db = self.sources.database(&self.capture.source).await?;
-        let (live, time) = read_catalogue(&db).await?;
-        let (again, _) = read_catalogue(&db).await?;
+        let (mut live, time) = read_catalogue(&db).await?;
+        let (mut again, _) = read_catalogue(&db).await?;
+        live.retain(&self.capture.source.selection);
+        again.retain(&self.capture.source.selection);
         // What changed meanwhile is in the stream.
         if live.collections != again.collections || live.views != again.views {
             return Ok(None);

@@ -154,7 +154,7 @@ mod tests {
     fn seen() -> Seen {
         let mut branch = Branch::new("b", "p/b", "d");
         branch.head = Head { seq: 10, ..Head::default() };
-        let source = Source { uri: None, db: "d".into(), identity: "rs".into() };
+        let source = Source::new(None, "d".into(), "rs".into());
         let capture = Capture::new("c", &branch, source, bson::rawdoc! {}, 11);
         Seen { bases: vec![Base::empty("x", "b", ClusterTime::default(), String::new())], branch, capture, loss: None }
     }

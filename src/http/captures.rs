@@ -38,6 +38,12 @@ pub struct SourceView {
     pub uri: Option<String>,
     pub db: String,
     pub identity: String,
+    /// Only these collections, by name or pattern; all, if there are none.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Not these.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 impl From<Capture> for CaptureView {
@@ -46,7 +52,13 @@ impl From<Capture> for CaptureView {
             id: c.id,
             branch: c.branch_name,
             branch_id: c.branch,
-            source: SourceView { uri: c.source.uri, db: c.source.db, identity: c.source.identity },
+            source: SourceView {
+                uri: c.source.uri,
+                db: c.source.db,
+                identity: c.source.identity,
+                include: c.source.selection.include,
+                exclude: c.source.selection.exclude,
+            },
             state: c.state,
             reason: c.reason,
             queued_seq: c.position.next_seq.saturating_sub(1),

@@ -51,7 +51,7 @@ impl Drill {
         let Some(branch) = branch else { return Ok(Outcome::Done) };
         let history = History::open(parts.ledger.clone(), parts.store.clone(), &branch.id).await?;
         // The job's own name, so that what a killed attempt has left is dropped by the next.
-        let place = Source { uri: parts.settings.drill_uri.clone(), db: scratch_name(&job.id), identity: String::new() };
+        let place = Source::new(parts.settings.drill_uri.clone(), scratch_name(&job.id), String::new());
         let scratch = parts.sources.database(&place).await.map_err(|f| f.at("where drills restore to"))?;
         let source = match &history.capture {
             Some(capture) => Some(parts.sources.database(&capture.source).await.map_err(|f| f.at("source"))?),

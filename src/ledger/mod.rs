@@ -15,6 +15,7 @@ mod memory;
 mod model;
 mod mongo;
 mod rules;
+mod selection;
 mod status;
 
 pub use base::*;
@@ -29,6 +30,7 @@ pub use mongo::{
     is_experimental, same_source, secret_option, server_facts,
 };
 pub(crate) use mongo::{START_ANEW, code as mongo_error_code, scrub};
+pub use selection::{Selection, fits};
 pub use status::*;
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use bson::RawDocumentBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::EngineStatus;
+use super::{EngineStatus, Selection};
 use crate::change::ClusterTime;
 
 /// A branch's id: a UUID in its text form, part of every object key.
@@ -66,6 +66,16 @@ pub struct Source {
     pub db: String,
     /// Replica set id or cluster id, checked at every open (correctness.md 7).
     pub identity: String,
+    /// Which of its collections.
+    #[serde(default, skip_serializing_if = "Selection::is_all")]
+    pub selection: Selection,
+}
+
+impl Source {
+    /// A whole database.
+    pub fn new(uri: Option<String>, db: String, identity: String) -> Self {
+        Self { uri, db, identity, selection: Selection::default() }
+    }
 }
 
 /// The checkpoint of a capture: everything up to here is in the queue or further.

@@ -16,7 +16,7 @@ use crate::source::{Writer, fill};
 use crate::world::{BRANCH, World, wait_for};
 
 async fn check_out(world: &World, branch: &str, db: &str, ttl: Option<Duration>) {
-    let source = Source { uri: None, db: db.into(), identity: server_facts(&world.client).await.unwrap().identity };
+    let source = Source::new(None, db.into(), server_facts(&world.client).await.unwrap().identity);
     let options =
         CheckoutOptions { restore: RestoreOptions { temp_dir: world.dir.path().into(), ..RestoreOptions::new(Point::Head) }, source, ttl };
     let history = world.history(branch).await;

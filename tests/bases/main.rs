@@ -7,5 +7,6 @@ mod copies;
 mod drill;
 mod gaps;
 mod look;
+mod select;
 mod source;
 mod world;

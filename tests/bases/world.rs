@@ -14,7 +14,7 @@ use argon::config::EngineSettings;
 use argon::devkit::{Mongod, MongodOptions, oracle};
 use argon::engine::{Engine, EngineEnd};
 use argon::fault::Result;
-use argon::ledger::{Base, BaseState, ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
+use argon::ledger::{Base, BaseState, ConnectOptions, MongoLedger, Selection, SharedLedger, connect_client, server_facts};
 use argon::runtime::shutdown::Shutdown;
 use argon::store::{self, Store, StoreOptions};
 use bson::doc;
@@ -73,10 +73,16 @@ impl World {
     }
 
     pub(crate) async fn start(&self) -> Started {
+        self.start_some(Selection::default()).await
+    }
+
+    /// The same for some of the collections.
+    pub(crate) async fn start_some(&self, selection: Selection) -> Started {
         let request = StartRequest {
             branch: BRANCH.into(),
             db: "shop".into(),
             source_uri: None,
+            selection,
             metadata_uri: self.mongod.uri(),
             metadata_db: "argon".into(),
         };

@@ -1,6 +1,6 @@
 //! Captures that stop: on request, because their place in the oplog is gone, because the source is another one.
 
-use argon::ledger::{BranchStatus, CaptureState};
+use argon::ledger::{BaseState, BranchStatus, CaptureState};
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use serde_json::json;
@@ -64,39 +64,59 @@ async fn failed_visibly(world: &World, engine: &mut Engine, bystander: &str) -> 
     reason
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn oplog_rolled_over_is_a_visible_failure() {
-    let world = World::new("rolled").await;
-    let other = other_deployment().await;
-    let client = Client::with_uri_str(other.uri()).await.unwrap();
-    let source = client.database("rolled").collection::<Document>("c");
-    world.json(&["capture", "start", BRANCH, "--source-db", "rolled", "--source-uri", &other.uri()]).await;
-    let mut engine = world.engine(&[]);
-    source.insert_one(doc! { "_id": 1 }).await.unwrap();
-    until("the first changes are committed", || async { world.head().await.filter(|head| *head == 2) }).await;
-    drain(&mut engine).await;
-
-    // Nobody follows, and the oplog forgets the place where the capture stood.
+/// Writes elsewhere until the oplog no longer reaches back to `stood`. It is cut at checkpoints only, which else come once a minute.
+async fn roll(client: &Client, stood: mongodb::bson::Timestamp) {
     let oplog = client.database("local").collection::<Document>("oplog.rs");
-    let stood = mongodb::bson::Timestamp::from(world.branch().await.head.time);
     let filler = client.database("filler").collection::<Document>("c");
     until("the oplog has rolled over", || async {
         let batch: Vec<Document> = (0..30).map(|_| doc! { "x": "x".repeat(100_000) }).collect();
         filler.insert_many(batch).await.unwrap();
-        // The oplog is cut at checkpoints only, which else come once a minute.
         client.database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
         let first = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await.unwrap().unwrap();
         (first.get_timestamp("ts").unwrap() > stood).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oplog_rolled_over_is_a_gap_that_a_new_base_ends() {
+    let world = World::new("rolled").await;
+    let other = other_deployment().await;
+    let client = Client::with_uri_str(other.uri()).await.unwrap();
+    let source = client.database("rolled").collection::<Document>("c");
+    let start = ["capture", "start", BRANCH, "--source-db", "rolled", "--source-uri", &other.uri()];
+    world.json(&start).await;
     let mut engine = world.engine(&[]);
-    let reason = failed_visibly(&world, &mut engine, "rolled_by").await;
-    assert!(reason.contains("oplog") && reason.contains("into another branch, load it again"), "{reason}");
+    source.insert_one(doc! { "_id": 1 }).await.unwrap();
+    until("the first changes are committed", || async { world.head().await.filter(|head| *head == 2) }).await;
     drain(&mut engine).await;
-    // What cannot go on is not said to go on.
-    let again = world.argon(&["capture", "start", BRANCH, "--source-db", "rolled", "--source-uri", &other.uri()]).await;
-    assert!(again.code == 1 && again.stderr.contains("cannot go on at its checkpoint"), "{again:?}");
-    assert_eq!(world.capture().await.state, CaptureState::Failed);
+
+    // Nobody follows, and the oplog forgets the place where the capture stood; what was written meanwhile is in no stream.
+    source.insert_one(doc! { "_id": 2 }).await.unwrap();
+    roll(&client, world.branch().await.head.time.into()).await;
+    let mut engine = world.engine(&[]);
+    let id = world.branch().await.id;
+    until("a new base is made", || async {
+        let bases = world.ledger.bases(&id).await.ok()?;
+        bases.into_iter().find(|base| base.seq == 3 && base.state == BaseState::Complete)
+    })
+    .await;
+    let lost = world.ledger.losses(&id, 1, 10).await.unwrap();
+    assert!(lost.len() == 1 && (lost[0].first_seq, lost[0].last_seq) == (3, 3), "{lost:?}");
+    source.insert_one(doc! { "_id": 3 }).await.unwrap();
+    until("history goes on", || async { world.branch().await.head.seq.checked_sub(4) }).await;
+    assert_eq!(world.branch().await.status, BranchStatus::Active, "what is lost is behind the new base");
+    let back = world.target();
+    assert_eq!(world.argon(&["restore", BRANCH, "--to-db", back.name()]).await.code, 0);
+    assert_eq!(back.collection::<Document>("c").count_documents(doc! {}).await.unwrap(), 3);
+    assert_eq!(world.argon(&["verify", BRANCH, "--deep"]).await.code, 0);
+
+    // Whoever starts a stopped capture again is told what it will lead to.
+    world.json(&["capture", "stop", BRANCH]).await;
+    drain(&mut engine).await;
+    roll(&client, world.branch().await.head.time.into()).await;
+    let again = world.json(&start).await;
+    assert!(again["notes"].to_string().contains("gap"), "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

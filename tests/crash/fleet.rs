@@ -36,8 +36,8 @@ async fn three_engines_lose_nothing_to_kills_freezes_and_stops() {
 
     let (mut kills, mut freezes, mut stops, mut hits) = (0u64, 0u64, 0u64, 0u64);
     let (mut slowest_rerun, mut slowest_hand_over) = (Duration::ZERO, Duration::ZERO);
-    // Kills are what is counted; a third of the strikes freezes or stops instead. At least one of each.
-    while kills < faults || freezes == 0 || stops == 0 {
+    // Kills are what is counted; a third of the strikes freezes or stops instead. At least one of each, and one that hits an engine with something in its name.
+    while kills < faults || freezes == 0 || stops == 0 || hits == 0 {
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..2_000))).await;
         for engine in &mut engines {
             assert_eq!(engine.exited(), None, "nothing else may end an engine: {}", engine.log_tail(3_000));

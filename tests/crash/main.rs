@@ -7,6 +7,7 @@
 //! The long form, before a release: `ARGON_KILLS=50 cargo test --test crash random_kill_9 -- --nocapture` (`ARGON_SEED=N` repeats a run).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
+mod bases;
 mod captures;
 mod engines;
 mod fleet;

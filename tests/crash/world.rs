@@ -173,6 +173,11 @@ impl World {
         Engine(ArgonProcess::start(binary(), ["run"], &env).unwrap())
     }
 
+    /// Starts a command, so that it can be killed.
+    pub(crate) fn start(&self, args: &[&str]) -> Engine {
+        Engine(ArgonProcess::start(binary(), args.iter().copied(), &self.env).unwrap())
+    }
+
     /// Runs a command to its end, whatever its exit code.
     pub(crate) async fn argon(&self, args: &[&str]) -> Output {
         run_to_end(binary(), args.iter().copied(), &self.env, LIMIT).await.unwrap()

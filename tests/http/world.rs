@@ -170,7 +170,7 @@ fn segment(job: &Job) -> SegmentRow {
 
 fn new_capture(capture: &str, branch: &str) -> NewCapture {
     let branch = Branch::new(branch, BRANCH, "shop");
-    let source = Source { uri: None, db: "shop".to_owned(), identity: "rs:rs0:aa".to_owned() };
+    let source = Source::new(None, "shop".to_owned(), "rs:rs0:aa".to_owned());
     let capture = Capture::new(capture, &branch, source, token(0), 1);
     let base = Base::empty(&format!("base-{}", branch.id), &branch.id, time(0), "ab".to_owned());
     NewCapture { capture, branch, base }

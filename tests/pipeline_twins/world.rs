@@ -151,7 +151,7 @@ impl World {
     /// What `capture start` leaves behind, as far as an engine looks at it.
     async fn create(&self) {
         let branch = Branch::new(BRANCH, NAME, DB);
-        let source = Source { uri: None, db: DB.into(), identity: "rs:set-1:1".into() };
+        let source = Source::new(None, DB.into(), "rs:set-1:1".into());
         let capture = Capture::new(CAPTURE, &branch, source, self.start.clone(), 1);
         let base = Base::empty("base", BRANCH, Default::default(), String::new());
         let object = documents::to_json(&documents::BranchDocument::new(&branch, Some(&capture), std::slice::from_ref(&base))).unwrap();

@@ -81,7 +81,7 @@ impl Recorder {
         };
         let manifest = manifest.to_json().unwrap();
         let branch = Branch::new(ID, BRANCH, db.name());
-        let source = Source { uri: None, db: db.name().into(), identity: server_facts(client).await.unwrap().identity };
+        let source = Source::new(None, db.name().into(), server_facts(client).await.unwrap().identity);
         let capture = Capture::new("c1", &branch, source, token.clone(), 1);
         let base = Base::empty("base0", ID, time, layout::hex(&Sha256::digest(&manifest)));
         let epoch = EpochDocument { format: documents::FORMAT, owner: "c1".into(), starts_at: 1, after: None };

@@ -11,6 +11,7 @@ mod machine;
 mod pipeline;
 mod queue;
 mod repeated;
+mod restore;
 mod rig;
 mod scaler;
 mod session;
@@ -27,6 +28,7 @@ pub(crate) async fn run(bench: Bench) -> Result<Report> {
         Bench::Pipeline(args) => Box::pin(pipeline::run(args)).await,
         Bench::Live(args) => Box::pin(live::run(args)).await,
         Bench::Repeated(args) => Box::pin(repeated::run(args)).await,
+        Bench::Restore(args) => Box::pin(restore::run(args)).await,
         Bench::Scaler(args) => scaler::run(args).await,
         Bench::Queue(args) => Box::pin(queue::run(args)).await,
     }

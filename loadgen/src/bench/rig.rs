@@ -131,6 +131,11 @@ impl Rig {
         ArgonProcess::start(&self.argon, ["run"], &env)
     }
 
+    /// A command, as a process that can be watched.
+    pub(super) fn start_command(&self, line: &Line, args: &[&str]) -> Result<ArgonProcess> {
+        ArgonProcess::start(&self.argon, args.iter().copied(), &self.env(line))
+    }
+
     /// SIGTERM; a drain that does not end well is an error.
     pub(super) async fn stop_engine(&self, engine: &mut ArgonProcess) -> Result<()> {
         let exit = engine.terminate(STOP_LIMIT).await?;

@@ -68,7 +68,8 @@ impl History {
             match part.branch.parent.as_ref() {
                 Some(fork) if fork.time > time => {}
                 Some(fork) => return Ok(Located { seq: fork.seq, time: Some(fork.time), next_time }),
-                None => return Ok(Located { seq: part.first - 1, time: None, next_time }),
+                // Before the first change: what was asked for is all that tells whether it is before the base too.
+                None => return Ok(Located { seq: part.first - 1, time: Some(time), next_time }),
             }
         }
         Ok(Located { seq: 0, time: None, next_time: None })
@@ -123,6 +124,9 @@ impl History {
 
     fn is_usable(&self, based: &Based, at: &Located) -> bool {
         let base = &based.base;
+        if at.seq == 0 && at.time.is_some_and(|time| time < base.time) {
+            return false;
+        }
         if base.seq > at.seq || base.origin == BaseOrigin::Fold || based.part < self.line.part_of(at.seq) {
             return base.seq <= at.seq; // what is not of the last part is consistent before the fork
         }

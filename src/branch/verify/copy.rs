@@ -14,7 +14,7 @@ use crate::branch::history::History;
 use crate::branch::point::Bound;
 use crate::change::ClusterTime;
 use crate::fault::Result;
-use crate::ledger::Fidelity;
+use crate::ledger::{Fidelity, Selection};
 
 /// The source at a time.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ pub async fn compare_copy(history: &History, seq: u64, options: &AgainstOptions,
     let mut folded = fold_at(history, Bound::Seq(seq), options, Arc::default()).await?;
     without_expiry(&mut folded.catalogue);
     let catalogue = folded.catalogue.clone();
-    let mut copy = read_live(&options.db, sorted).await?;
+    let mut copy = read_live(&options.db, sorted, &Selection::default()).await?;
     copy.take_uuids_by_name(&catalogue);
     compare_catalogues(&copy.catalogue, &catalogue, &mut report);
     let ours = hash_fold(folded, sorted, Arc::default()).await?;

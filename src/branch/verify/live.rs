@@ -24,7 +24,7 @@ use crate::branch::restore;
 use crate::branch::server::{self, SNAPSHOT_TOO_OLD, SNAPSHOT_UNAVAILABLE};
 use crate::change::ClusterTime;
 use crate::fault::{self, Fault, Result};
-use crate::ledger::{Fidelity, Ledger, SharedLedger, same_source, server_facts};
+use crate::ledger::{Fidelity, Ledger, Selection, SharedLedger, same_source, server_facts};
 use crate::runtime::clock;
 use crate::store::Store;
 
@@ -71,7 +71,9 @@ pub async fn against(
     let history = History::open(ledger.clone(), store.clone(), name).await?;
     let sorted = history.branch.fidelity == Fidelity::OrderMayDiffer;
     let is_source = is_source(&*ledger, &history, &options.db).await?;
-    let mut live = read_live(&options.db, sorted).await?;
+    let all = Selection::default();
+    let selection = history.capture.as_ref().filter(|_| is_source).map_or(&all, |capture| &capture.source.selection);
+    let mut live = read_live(&options.db, sorted, selection).await?;
     let history = if is_source { wait_for(ledger.clone(), store.clone(), name, live.time, options.patience).await? } else { history };
     let mut report = VerifyReport::new(&history.branch.name);
     report.at = Some(if is_source { live.time.to_string() } else { Point::Head.to_string() });
@@ -183,9 +185,10 @@ async fn wait_for(ledger: SharedLedger, store: Store, name: &str, time: ClusterT
 }
 
 /// Lists, reads all documents at the time of the listing, lists again: the catalogue must not have changed in between.
-pub(super) async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
+pub(super) async fn read_live(db: &Database, sorted: bool, selection: &Selection) -> Result<Live> {
     for _ in 0..ATTEMPTS {
-        let (catalogue, time) = read_catalogue(db).await?;
+        let (mut catalogue, time) = read_catalogue(db).await?;
+        catalogue.retain(selection);
         let (mut hashes, mut later) = (Hashes::new(), BTreeSet::new());
         for collection in catalogue.collections.values().filter(|c| covered(c)) {
             let mut sums = nothing();
@@ -196,7 +199,8 @@ pub(super) async fn read_live(db: &Database, sorted: bool) -> Result<Live> {
             }
             hashes.insert(collection.uuid, sums);
         }
-        let (again, until) = read_catalogue(db).await?;
+        let (mut again, until) = read_catalogue(db).await?;
+        again.retain(selection);
         if again.collections == catalogue.collections && again.views == catalogue.views {
             return Ok(Live { catalogue, time, hashes, later, until });
         }

@@ -79,7 +79,8 @@ async fn last_loss(parts: &Parts, branch: &Branch, after: u64) -> Result<Option<
 /// The listing is taken now, after everything that was lost; changes behind the loss are folded onto it tolerantly up to its time.
 async fn plan(parts: &Parts, branch: &Branch, capture: &Capture, seq: u64, watch: &Watch) -> Result<Base> {
     let db = source(parts, capture).await?;
-    let (catalogue, time) = read_catalogue(&db).await?;
+    let (mut catalogue, time) = read_catalogue(&db).await?;
+    catalogue.retain(&capture.source.selection);
     let plan = BaseManifest {
         id: random::id(),
         origin: BaseOrigin::Copy,

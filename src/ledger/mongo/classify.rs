@@ -13,7 +13,7 @@ use crate::runtime::tls::{self, Trouble};
 const MAX_MESSAGE: usize = 400;
 
 /// The way out when a history has ended: this version starts captures of empty databases only.
-pub(crate) const START_ANEW: &str = "save what is needed (mongodump, or argon restore into another database), empty the database, start a capture of it into another branch, load it again";
+pub(crate) const START_ANEW: &str = "start a capture of the database into another branch, which copies what is there";
 
 /// What was being done when the error came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,14 +110,14 @@ fn by_code(code: i32, message: &str, phase: Phase) -> Option<Fault> {
 /// The way out is the same whatever the server calls it.
 fn history_lost(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more, history ends there. To go on: {START_ANEW}; a larger oplog bridges longer stops"
+        "MongoDB: {message} (code {code}); the changes after the checkpoint cannot be read any more, history has a gap there; a larger oplog bridges longer stops. If the capture has stopped: {START_ANEW}"
     ))
 }
 
 /// Reading again meets the same event for ever, so the stream ends here as if its history were lost.
 fn too_large(code: i32, message: &str) -> Fault {
     Fault::history_lost(format!(
-        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it, history ends there. To go on: {START_ANEW}, and keep documents and updates below about 8 MB"
+        "MongoDB: {message} (code {code}); a change makes an event of more than the 16 MB that a change stream can send, and the stream cannot be read past it, history has a gap there; keep documents and updates below about 8 MB. If the capture has stopped: {START_ANEW}"
     ))
 }
 
