@@ -16,7 +16,7 @@ use super::{Handler, Outcome, Parts, Watch};
 use crate::branch::mirror::publish;
 use crate::fault::{Fault, Result};
 use crate::ledger::{Base, BranchId, Enqueued, Job, JobKind, JobLease, NewJob, SharedLedger};
-use crate::runtime::random;
+use crate::runtime::{clock, random};
 
 /// What the job is told; exactly one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,21 +115,29 @@ impl Handler for Snapshot {
 
 /// How often a long job says that it is alive: well below `JOB_STUCK_TIMEOUT`.
 const TOUCH: Duration = Duration::from_secs(20);
+/// How soon again, where it gets on.
+const TOUCH_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs work that takes as long as it takes: says that it lives meanwhile, and stops it when the job is somebody else's or the engine drains. What is
 /// done by then is on record, and the next attempt goes on there.
 pub(super) async fn stay_alive<T>(parts: &Parts, lease: &JobLease, watch: &Watch, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::pin!(work);
+    let mut touched = clock::now();
     loop {
-        tokio::select! {
+        let progressed = tokio::select! {
             outcome = &mut work => return outcome,
-            () = tokio::time::sleep(TOUCH) => {}
+            () = tokio::time::sleep(TOUCH) => false,
+            () = watch.progress() => true,
             () = parts.stop.draining() => {
                 watch.cancel.cancel();
                 return work.await.map_err(|fault| Fault::cancelled(format!("the engine stops: {}", fault.what)));
             }
+        };
+        if progressed && touched.elapsed() < TOUCH_AGAIN {
+            continue;
         }
-        match parts.ledger.touch(lease).await {
+        touched = clock::now();
+        match parts.ledger.touch(lease, progressed).await {
             Ok(true) => {}
             Ok(false) => {
                 watch.cancel.cancel();

@@ -353,8 +353,8 @@ impl Ledger for FaultyLedger {
     async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
         self.through(C::RecordGap, self.inner.record_gap(gap)).await
     }
-    async fn touch(&self, lease: &JobLease) -> Result<bool> {
-        self.through(C::Touch, self.inner.touch(lease)).await
+    async fn touch(&self, lease: &JobLease, progressed: bool) -> Result<bool> {
+        self.through(C::Touch, self.inner.touch(lease, progressed)).await
     }
     async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
         self.through(C::SetBranch, self.inner.create_branch(branch, ttl)).await

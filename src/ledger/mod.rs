@@ -108,7 +108,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         Ok(self.start_many(std::slice::from_ref(lease)).await?.first().copied().unwrap_or_default())
     }
     /// Says that the worker of a long job is alive: [`Self::stuck`] counts from here. False when the lease is no longer ours.
-    async fn touch(&self, lease: &JobLease) -> Result<bool>;
+    /// One that has `progressed` is none that kills its process: the deaths that it met before no longer count (correctness.md 26).
+    async fn touch(&self, lease: &JobLease, progressed: bool) -> Result<bool>;
     /// The jobs running at this engine that an operator has asked to stop: one look at an index. Their workers end them by [`Failed::Cancelled`].
     async fn cancel_requests(&self, engine: &str) -> Result<Vec<JobId>>;
     /// Jobs that have run for longer than this (server time) without an outcome, at most `max`. Whoever finds one ends the attempt with its

@@ -72,20 +72,21 @@ async fn a_base_copy_that_is_killed_again_and_again_ends_right() {
     world.start_capture().await;
     let load = Load::start(&world.source(), Mix { seed, ddl: true, tolerant: false }).await;
     let (mut done, mut during) = (0, 0);
-    // Slow enough to be hit in the middle: 10 MB at 2 MB/s.
-    let slow = [("ARGON_BASE_RATE", "2MiB"), ("ARGON_BASE_READERS", "1")];
+    // Slow enough to be hit in the middle: 10 MB at 1 MB/s.
+    let slow = [("ARGON_BASE_RATE", "1MiB"), ("ARGON_BASE_READERS", "1")];
     while done < kills() {
         let mut engine = world.engine(&slow);
-        tokio::time::sleep(Duration::from_millis(rng.random_range(300..2_500))).await;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(500..6_000))).await;
         assert_eq!(engine.exited(), None, "{}", engine.log_tail(3_000));
         engine.kill9();
         done += 1;
         during += u64::from(base(&world).await.is_some_and(|base| base.state == BaseState::Copying));
     }
     let mut engine = world.engine(&[]);
-    complete(&world).await;
     load.stop().await;
+    // What was alone at three deaths in a row without getting on is condemned although it is innocent here; an operator revives it.
     crate::kill::revive(&world).await;
+    complete(&world).await;
     let checked = world.check().await;
     let base = base(&world).await.unwrap();
     assert!(base.documents >= 40_000, "{base:?}");

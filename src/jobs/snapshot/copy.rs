@@ -26,6 +26,8 @@ const CHUNK_DOCUMENTS: u64 = 500_000;
 const CHUNK_TIME: std::time::Duration = std::time::Duration::from_secs(30);
 /// Chunks per page of the ledger.
 const PAGE: usize = 1_000;
+/// What a copy with a rate reads at once, in seconds of it.
+const STEP_SECONDS: u64 = 2;
 
 /// Copies a base as its plan says; the branch, if something has changed.
 pub(super) async fn run(parts: &Parts, base: &str, watch: &Watch) -> Result<Option<String>> {
@@ -186,13 +188,29 @@ impl<'a> Copy<'a> {
             let after = last.as_ref().and_then(|chunk| chunk.last.clone());
             let chunks = self.chunk(&mut scan, collection, n, after).await?;
             last = Some(self.record(&chunks, &uuid).await?);
+            // After it is on record: what is waited for is not lost when the process dies meanwhile.
+            self.pause(chunks.iter().map(|chunk| chunk.raw_bytes).sum()).await;
         }
         Ok(())
     }
 
+    /// As long as the rate wants after so many bytes.
+    async fn pause(&self, bytes: u64) {
+        self.watch.progressed();
+        tokio::select! {
+            () = self.rate.take(bytes) => {}
+            () = self.watch.cancel.cancelled() => {}
+        }
+    }
+
     /// One stretch, or a whole capped collection: that cannot be gone on with later, so its parts are put on record together.
     async fn chunk(&self, scan: &mut Scan, collection: &Collection, n: u32, after: Option<RawDocumentBuf>) -> Result<Vec<BaseChunk>> {
-        let limits = ChunkLimits { bytes: PART_BYTES, documents: CHUNK_DOCUMENTS, time: CHUNK_TIME };
+        // A slow copy reads in small steps, so that it neither bursts nor has much to lose.
+        let bytes = match self.parts.settings.base_rate {
+            0 => PART_BYTES,
+            rate => rate.saturating_mul(STEP_SECONDS).clamp(1 << 20, PART_BYTES),
+        };
+        let limits = ChunkLimits { bytes, documents: CHUNK_DOCUMENTS, time: CHUNK_TIME };
         let mut chunks = Vec::new();
         let mut after = after;
         loop {
@@ -213,7 +231,6 @@ impl<'a> Copy<'a> {
                 // What was read of it before goes with its drop, which is in the stream.
                 ScanOutcome::Gone => ChunkEnd { done: true, ..ChunkEnd::nothing(self.base.time) },
             };
-            self.rate.take(end.bytes).await;
             let part = match builder.finish() {
                 Some(part) => Some(self.store_part(part, &end).await?),
                 None => None,
@@ -223,6 +240,7 @@ impl<'a> Copy<'a> {
             if end.done || !end.fuzzy {
                 return Ok(chunks);
             }
+            self.pause(end.bytes).await;
             after = end.last;
         }
     }

@@ -22,11 +22,14 @@ impl State {
         Ok(Checkpointed::Stored)
     }
 
-    pub(super) fn touch(&mut self, lease: &JobLease, now: i64) -> bool {
+    pub(super) fn touch(&mut self, lease: &JobLease, progressed: bool, now: i64) -> bool {
         let Some(job) = self.jobs.get_mut(&lease.id).filter(|job| rules::holds(job, lease)) else { return false };
         if let Some(lease) = &mut job.lease {
             lease.started = true;
             lease.started_ms = Some(now);
+        }
+        if progressed {
+            job.crashes = 0;
         }
         true
     }

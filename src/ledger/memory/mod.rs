@@ -253,8 +253,8 @@ impl Ledger for MemoryLedger {
     async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
         self.run(|s, now| s.record_gap(gap, now))
     }
-    async fn touch(&self, lease: &JobLease) -> Result<bool> {
-        Ok(self.run(|s, now| s.touch(lease, now)))
+    async fn touch(&self, lease: &JobLease, progressed: bool) -> Result<bool> {
+        Ok(self.run(|s, now| s.touch(lease, progressed, now)))
     }
     async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
         self.run(|s, now| s.create_branch(branch, ttl.map(millis), now))

@@ -26,8 +26,12 @@ impl Inner {
         self.transact(&mut GapTxn { inner: self, gap }).await
     }
 
-    pub(super) async fn touch(&self, lease: &JobLease) -> Result<bool> {
-        let set = UpdateModifications::Pipeline(vec![doc! { "$set": { "lease.started": true, "lease.started_ms": now() } }]);
+    pub(super) async fn touch(&self, lease: &JobLease, progressed: bool) -> Result<bool> {
+        let mut set = doc! { "lease.started": true, "lease.started_ms": now() };
+        if progressed {
+            set.insert("crashes", 0);
+        }
+        let set = UpdateModifications::Pipeline(vec![doc! { "$set": set }]);
         Ok(self.jobs_coll().update_one(held_by(lease), set).await.map_err(fault_of)?.matched_count > 0)
     }
 

@@ -309,8 +309,8 @@ impl Ledger for MongoLedger {
     async fn record_gap(&self, gap: &CaptureGap) -> Result<Checkpointed> {
         call!(self, "record a gap", |i| i.record_gap(&gap); gap = gap.clone())
     }
-    async fn touch(&self, lease: &JobLease) -> Result<bool> {
-        call!(self, "touch the job", |i| i.touch(&lease); lease = lease.clone())
+    async fn touch(&self, lease: &JobLease, progressed: bool) -> Result<bool> {
+        call!(self, "touch the job", |i| i.touch(&lease, progressed); lease = lease.clone())
     }
     async fn create_branch(&self, branch: &Branch, ttl: Option<Duration>) -> Result<()> {
         call!(self, "create the branch", |i| i.create_branch(&branch, ttl.map(millis)); branch = branch.clone())
