@@ -135,7 +135,9 @@ async fn pick(history: &History, unit: f64) -> Result<Located> {
         Point::Seq(seq) => seq,
         point => history.locate(point).await?.seq,
     };
-    let from = from.max(first).min(last.seq);
+    // What is proven already proves nothing more, and what is noted only rises.
+    let proven = history.branch.proven.as_ref().map_or(0, |proven| proven.seq);
+    let from = from.max(first).max(proven).min(last.seq);
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a random place
     let seq = from + ((last.seq - from) as f64 * unit).round() as u64;
     if seq >= last.seq { Ok(last) } else { history.locate(Point::Seq(seq)).await }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are tests
 
 mod bench;
+mod branches;
 mod captures;
 mod commits;
 mod engines;
@@ -43,6 +44,17 @@ contract![
     captures::rules_1_and_2_a_branch_stays_as_inexact_as_its_worst_stretch,
     captures::only_the_owner_can_fail_a_capture,
     captures::a_source_may_be_reached_in_another_way,
+    branches::a_fork_is_made_once_and_its_parent_stays,
+    branches::rule_23_a_fork_and_the_deletion_of_its_parent_exclude_each_other,
+    branches::names_move_and_are_free_after_a_deletion,
+    branches::an_archive_stops_the_capture_and_can_be_taken_back,
+    branches::what_is_due_is_found_and_a_deleted_branch_is_removed_whole,
+    branches::rule_18_a_capture_is_attached_right_behind_the_fork,
+    branches::a_gap_of_a_capture_moves_position_head_and_status_together,
+    branches::a_job_that_gets_on_is_none_that_kills_its_process,
+    branches::what_is_proven_only_rises,
+    branches::stretches_of_a_base_are_stored_once_and_add_up,
+    branches::a_base_that_is_given_up_stays_so,
     jobs::claims_come_in_order_with_lease_and_attempt,
     jobs::sixteen_claimers_claim_each_of_two_hundred_jobs_once,
     jobs::rule_26_a_suspect_is_claimed_only_alone,

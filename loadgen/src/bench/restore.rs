@@ -69,6 +69,8 @@ pub(super) async fn run(args: Restore) -> Result<Report> {
     let ledger = ledger(&rig, &line).await?;
     let mut engine = rig.start_engine(&line)?;
     let base = base(&ledger, &mut engine).await?;
+    let store = rig.open_store().await?;
+    usable(&ledger, &store, &line, &mut engine).await?;
     let copied = Duration::from_millis(u64::try_from(base.finished_ms.unwrap_or(base.created_ms) - base.created_ms).unwrap_or(0));
 
     say("restore");
@@ -116,7 +118,6 @@ pub(super) async fn run(args: Restore) -> Result<Report> {
         .line("memory", format!("restores {:.0} MiB, engine {:.0} MiB at most", real(peak) / 1_048_576.0, real(engine_rss) / 1_048_576.0));
 
     say("looking up documents");
-    let store = rig.open_store().await?;
     let gets = gets(&ledger, &store, &line, &args, head).await?;
     let get_p99 = quantiles(&mut report, "get", gets);
     rig.stop_engine(&mut engine).await?;
@@ -124,8 +125,9 @@ pub(super) async fn run(args: Restore) -> Result<Report> {
     say("branches");
     let mut worst = Duration::ZERO;
     for segments in [1, args.segments] {
-        let made = forks(&rig, &store, segments, args.branches).await?;
+        let (made, writes) = forks(&rig, &store, segments, args.branches).await?;
         worst = worst.max(quantiles(&mut report, &format!("branch_of_{segments}_segments"), made));
+        quantiles(&mut report, "one_majority_insert", writes);
     }
     limits(&mut report, &args, found, ratio(replay, one_by_one), peak.max(engine_rss), get_p99, worst);
     Ok(report)
@@ -290,6 +292,19 @@ async fn base(ledger: &SharedLedger, engine: &mut ArgonProcess) -> Result<Base> 
     }
 }
 
+/// A base can be restored once the stream has passed the time at which it was read; on a quiet database that takes some seconds.
+async fn usable(ledger: &SharedLedger, store: &Store, line: &Line, engine: &mut ArgonProcess) -> Result<()> {
+    let start = clock::now();
+    loop {
+        alive(engine, start)?;
+        let history = History::open(ledger.clone(), store.clone(), &line.branch).await?;
+        if !history.line().stretches(&**ledger).await?.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Waits until so many changes are committed; the head.
 async fn committed(ledger: &SharedLedger, engine: &mut ArgonProcess, changes: u64) -> Result<u64> {
     let start = clock::now();
@@ -355,7 +370,7 @@ async fn gets(ledger: &SharedLedger, store: &Store, line: &Line, args: &Restore,
 }
 
 /// Forks of a branch of so many segments, whose objects nobody looks at.
-async fn forks(rig: &Rig, store: &Store, segments: u64, count: u32) -> Result<Vec<Duration>> {
+async fn forks(rig: &Rig, store: &Store, segments: u64, count: u32) -> Result<(Vec<Duration>, Vec<Duration>)> {
     let line = Line { branch: "bench/wide".into(), metadata_db: format!("argon_bench_wide_{segments}") };
     let ledger = ledger(rig, &line).await?;
     let parent = format!("wide-{segments}");
@@ -390,12 +405,17 @@ async fn forks(rig: &Rig, store: &Store, segments: u64, count: u32) -> Result<Ve
     branch.head = Head { seq: segments * 100, time, wall_ms: None };
     let base = Base::empty("wide-base", &parent, time, String::new());
     ledger.import_branch(&Import { branch, capture: None, bases: vec![base] }).await?;
-    let mut times = Vec::new();
+    // What a single durable write costs here, in turn with the forks.
+    let light = rig.client.database(&line.metadata_db).collection::<Document>("light");
+    let (mut times, mut writes) = (Vec::new(), Vec::new());
     for n in 0..count {
+        let start = clock::now();
+        light.insert_one(doc! { "_id": n }).await.map_err(failed("insert"))?;
+        writes.push(start.elapsed());
         let start = clock::now();
         let history = History::open(ledger.clone(), store.clone(), &line.branch).await?;
         fork(&history, &format!("bench/fork-{segments}-{n}"), Point::Head, None).await?;
         times.push(start.elapsed());
     }
-    Ok(times)
+    Ok((times, writes))
 }
