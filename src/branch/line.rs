@@ -61,8 +61,14 @@ impl Line {
             Some(branch) => branch.id,
             None => ledger.branch(name).await?.ok_or_else(missing)?.id,
         };
-        let capture = ledger.capture_of(&id).await?;
-        let branch = ledger.branch(&id).await?.ok_or_else(missing)?;
+        // The bases at the same time: what becomes complete after this look is not of it.
+        let ((capture, branch), bases) = tokio::try_join!(
+            async {
+                let capture = ledger.capture_of(&id).await?;
+                Ok((capture, ledger.branch(&id).await?.ok_or_else(missing)?))
+            },
+            ledger.bases(&id)
+        )?;
         let position = match &capture {
             Some(c) => Some((token_time(&c.position.token)?, c.position.next_seq)),
             None => None,
@@ -70,12 +76,12 @@ impl Line {
         let forked = branch.parent.as_ref().map(|parent| parent.time);
         let captured_until = captured_until(position, branch.head.seq, branch.head.time, None).max(forked);
         let mut line = Self { parts: Vec::new(), bases: Vec::new(), capture, captured_until };
-        line.climb(ledger, branch).await?;
+        line.climb(ledger, branch, bases).await?;
         Ok(line)
     }
 
     /// Collects the parts, from the branch up to the one without a parent.
-    async fn climb(&mut self, ledger: &dyn Ledger, branch: Branch) -> Result<()> {
+    async fn climb(&mut self, ledger: &dyn Ledger, branch: Branch, own: Vec<Base>) -> Result<()> {
         let (mut last, mut until) = (branch.head.seq, self.captured_until.unwrap_or_default());
         let mut next = Some(branch);
         while let Some(branch) = next.take() {
@@ -91,11 +97,16 @@ impl Line {
             }
         }
         self.parts.reverse();
+        let mut own = Some(own);
         for (n, part) in self.parts.iter().enumerate() {
             let usable = |base: &Base| base.state == BaseState::Complete && base.seq <= part.last && base.seq + 1 >= part.first;
             // A child goes on where it was forked: what of its ancestor became restorable later is not in its line.
             let in_time = |base: &Base| n + 1 == self.parts.len() || base.consistent_at <= part.until;
-            let bases = ledger.bases(&part.branch.id).await?;
+            let is_own = n + 1 == self.parts.len();
+            let bases = match own.take_if(|_| is_own) {
+                Some(own) => own,
+                None => ledger.bases(&part.branch.id).await?,
+            };
             self.bases.extend(bases.into_iter().filter(|b| usable(b) && in_time(b)).map(|base| Based { base, part: n }));
         }
         Ok(())
@@ -147,6 +158,10 @@ impl Line {
         let mut all: Vec<Stretch> = Vec::new();
         for based in &self.bases {
             let base = &based.base;
+            // A base inside a stretch begins no other one: most branches have one stretch and many bases.
+            if all.last().is_some_and(|last| last.loss.as_ref().is_none_or(|loss| base.seq < loss.first_seq)) {
+                continue;
+            }
             let loss = self.loss_after(ledger, base.seq).await?;
             let known = if based.part + 1 < self.parts.len() { Some(self.parts[based.part].until) } else { self.captured_until };
             if base.origin == BaseOrigin::Copy && known.is_none_or(|known| known < base.consistent_at) {

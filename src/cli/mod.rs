@@ -126,6 +126,16 @@ enum Command {
     Scale(workers::ScaleArgs),
 }
 
+impl Command {
+    /// Whether it holds parts of history in memory.
+    fn folds(&self) -> bool {
+        matches!(
+            self,
+            Self::Restore(_) | Self::Verify(_) | Self::Drill(_) | Self::Diff(_) | Self::Export(_) | Self::Branch(_) | Self::Demo(_)
+        )
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(std::env::args_os()) {
@@ -140,6 +150,8 @@ pub fn main() -> ExitCode {
     telemetry::init_logging(engine, &cli.logging);
     if engine {
         crate::runtime::memory::begin_with_fixed_sizes();
+    } else if cli.command.folds() {
+        crate::runtime::memory::begin_with_small_sizes();
     }
     for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
         complain(&format!("warning: {given} is not a setting of Argon; did you mean {meant}?"));

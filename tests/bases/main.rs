@@ -4,9 +4,11 @@
 mod branches;
 mod compare;
 mod copies;
+mod damage;
 mod drill;
 mod gaps;
 mod look;
+mod oracle;
 mod select;
 mod source;
 mod world;

@@ -111,11 +111,11 @@ pub(crate) async fn what_is_due_is_found_and_a_deleted_branch_is_removed_whole(b
     };
     let now = bench.ledger.now_ms().await.unwrap();
     assert_eq!(due(0, 0).await, Vec::<String>::new());
-    assert_eq!(due(now + 1_000, 0).await, [short.id.clone()]);
+    assert_eq!(due(now + 1_000, 0).await, std::slice::from_ref(&short.id));
     assert_eq!(bench.ledger.purge_branch(&short.id).await.unwrap_err().kind, Kind::Rejected, "it is not deleted");
     bench.ledger.delete_branch(&short.id).await.unwrap();
     assert_eq!(due(i64::MAX, 0).await, Vec::<String>::new());
-    assert_eq!(due(0, now + 100_000).await, [short.id.clone()]);
+    assert_eq!(due(0, now + 100_000).await, std::slice::from_ref(&short.id));
     while !bench.ledger.purge_branch(&short.id).await.unwrap() {}
 
     bench.ledger.delete_branch(&line.branch).await.unwrap();
