@@ -142,7 +142,7 @@ impl Folder {
     ///
     /// SUBTLE (correctness.md 11): what the same document was before does not matter, it is replaced. A document that the base does not have did not exist when
     /// its place was read, so whatever came before then has ended with its deletion; and changes of documents that were not seen yet fit nothing,
-    /// which is tolerated up to the time at which the last part was read ([`Tolerance::during_base`]), and to no later one.
+    /// which is tolerated up to the time at which the last part was read (`Tolerance::during_base`), and to no later one.
     pub fn base_document(&mut self, uuid: Uuid, doc: &RawDocument, fuzzy: bool) -> Result<()> {
         if !self.catalogue.collections.contains_key(&uuid) {
             return Ok(()); // dropped by the time that history is at

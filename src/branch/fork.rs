@@ -56,7 +56,8 @@ async fn place(from: &History, at: Point) -> Result<Located> {
         && stretch.to == head.seq
         && stretch.loss.is_none()
     {
-        return Ok(Located { seq: head.seq, time: Some(head.time), next_time: None });
+        // Nothing has happened yet: there is no change whose time it could be.
+        return Ok(Located { seq: head.seq, time: (head.seq > 0).then_some(head.time), next_time: None });
     }
     from.locate(at).await
 }

@@ -79,6 +79,17 @@ pub fn segment_l0(project: &str, branch_id: &str, epoch: u64, first: u64, last: 
     format!("{}{epoch}-{first:016x}-{last:016x}-{hash}.seg", segments_l0(project, branch_id))
 }
 
+/// Below this are the bases of a branch.
+pub fn bases_prefix(project: &str, branch_id: &str) -> String {
+    format!("{}bases/", branch_prefix(project, branch_id))
+}
+
+/// The id of the base that an object below [`bases_prefix`] is of.
+pub fn base_of<'a>(prefix: &str, key: &'a str) -> Option<&'a str> {
+    let (place, _) = key.strip_prefix(prefix)?.split_once('/')?;
+    place.split_once('-').map(|(_, id)| id)
+}
+
 /// Below this are the manifest and the objects of a base.
 pub fn base_prefix(project: &str, branch_id: &str, seq: u64, base_id: &str) -> String {
     format!("{}bases/{seq:016x}-{base_id}/", branch_prefix(project, branch_id))

@@ -59,7 +59,6 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
         budget: args.memory_budget,
         temp_dir: args.temp_dir.unwrap_or_else(std::env::temp_dir),
     };
-    output.remark(&format!("restoring {} to {}, which is dropped again", branch.name, scratch.name()));
     let progress = Arc::new(Progress::default());
     let shown = tokio::spawn(show_progress(output, progress.clone(), history.branch.totals.changes));
     let outcome = tokio::select! {

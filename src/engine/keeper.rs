@@ -11,13 +11,15 @@ use crate::config::BaseSettings;
 use crate::fault::Result;
 use crate::jobs::{cleanup, drill, snapshot};
 use crate::ledger::{Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, JobFilter, JobKind, JobState, SegmentRow, SharedLedger};
-use crate::runtime::random;
+use crate::runtime::{clock, random};
 
 /// How often the branches that are captured are looked at: three small reads each.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often all branches are looked at, for those whose time is over: one read.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
 
+/// How often buckets are searched for what was cut off, at least so long apart: a listing of the bases of each branch.
+const SWEEP: Duration = Duration::from_secs(3_600);
 /// Dead jobs of a branch that are looked through.
 const MAX_DEAD: usize = 50;
 
@@ -72,11 +74,16 @@ fn due(seen: &Seen, settings: &BaseSettings, now_ms: i64) -> Vec<Due> {
 impl Part {
     pub(super) async fn keeper_loop(self, settings: BaseSettings) {
         let mut since_all = LOOK_AT_ALL;
+        let mut swept = clock::now();
         while self.pause(random::jitter(LOOK)).await {
             if !self.leads() {
                 continue;
             }
-            if let Err(fault) = look(&self.ledger, &settings).await {
+            let sweep = swept.elapsed() >= SWEEP.max(settings.delete_grace);
+            if sweep {
+                swept = clock::now();
+            }
+            if let Err(fault) = look(&self.ledger, &settings, sweep).await {
                 tracing::debug!(error = %fault, "could not see to the bases");
             }
             since_all += LOOK;
@@ -90,7 +97,8 @@ impl Part {
     }
 }
 
-async fn look(ledger: &SharedLedger, settings: &BaseSettings) -> Result<()> {
+/// `sweep`: what has been cut off is looked for too.
+async fn look(ledger: &SharedLedger, settings: &BaseSettings, sweep: bool) -> Result<()> {
     let now_ms = ledger.now_ms().await?;
     for capture in ledger.captures().await? {
         if capture.state != CaptureState::Running {
@@ -98,6 +106,12 @@ async fn look(ledger: &SharedLedger, settings: &BaseSettings) -> Result<()> {
         }
         let Some(branch) = ledger.branch(&capture.branch).await? else { continue };
         let bases = ledger.bases(&branch.id).await?;
+        let before_ms = now_ms.saturating_sub(i64::try_from(settings.delete_grace.as_millis()).unwrap_or(i64::MAX));
+        let given_up = |base: &Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
+        // What was cut off without a row is looked for as often.
+        if sweep || bases.iter().any(given_up) {
+            cleanup::enqueue(ledger, &branch.id).await?;
+        }
         let newest = bases.iter().filter(|base| base.state != BaseState::Abandoned).map(|base| base.seq).max();
         let from = newest.unwrap_or(0).max(branch.first_own_seq() - 1) + 1;
         let loss = ledger.losses(&branch.id, from, 1).await?.pop();

@@ -48,7 +48,7 @@ pub const METRICS_PATHS: [&str; 3] = ["/health", "/ready", "/metrics"];
 /// The table.
 #[rustfmt::skip]
 pub fn table() -> Vec<Route> {
-    use Scope::{Operate, Public, Read};
+    use Scope::{Admin, Operate, Public, Read};
     let get = Method::GET;
     let post = Method::POST;
     let delete = Method::DELETE;
@@ -77,7 +77,7 @@ pub fn table() -> Vec<Route> {
         route(get.clone(), "/api/v1/branches/{id}", Read, "A branch, by id or by name (project%2Fbranch).", branches::get),
         route(get.clone(), "/api/v1/branches/{id}/stats", Read, "What a branch adds up to.", branches::stats),
         route(post.clone(), "/api/v1/branches/{id}/archive", Operate, "Archives a branch, which stops its capture, or takes it back.", branching::archive),
-        route(delete, "/api/v1/branches/{id}", Operate, "Deletes a branch. That takes the scope admin and confirm=NAME.", branching::delete),
+        route(delete, "/api/v1/branches/{id}", Admin, "Deletes a branch. That takes confirm=NAME.", branching::delete),
         route(get.clone(), "/api/v1/captures", Read, "Lists captures by the name of their branch.", captures::list),
         route(post.clone(), "/api/v1/captures/{id}/pause", Operate, "Pauses a capture; its checkpoint stays. By its id, or its branch's.", captures::pause),
         route(post, "/api/v1/captures/{id}/resume", Operate, "Goes on with a paused capture.", captures::resume),

@@ -413,6 +413,9 @@ impl Ledger for FaultyLedger {
     async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
         self.through(C::Read, self.inner.last_chunk(base, uuid)).await
     }
+    async fn remove_base(&self, id: &str) -> Result<bool> {
+        self.through(C::SetBase, self.inner.remove_base(id)).await
+    }
     async fn remove_chunks(&self, base: &str) -> Result<()> {
         self.through(C::SetBase, self.inner.remove_chunks(base)).await
     }

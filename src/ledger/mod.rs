@@ -233,6 +233,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn chunks(&self, base: &str, after: Option<&str>, max: usize) -> Result<Vec<BaseChunk>>;
     /// The last stretch of a collection.
     async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>>;
+    /// Removes the row of a base that was given up, and its stretches. False when it is not given up.
+    async fn remove_base(&self, id: &str) -> Result<bool>;
     /// Forgets the stretches of a base.
     async fn remove_chunks(&self, base: &str) -> Result<()>;
 

@@ -3,10 +3,11 @@
 use argon::branch::point::Point;
 use argon::branch::view::BranchView;
 use argon::devkit::MongodOptions;
-use argon::ledger::{BaseOrigin, BranchStatus};
+use argon::ledger::{Base, BaseOrigin, BaseState, BranchStatus};
+use argon::store::PutTag;
 use bson::{Document, doc};
 
-use crate::world::{BRANCH, World};
+use crate::world::{BRANCH, World, wait_for};
 
 /// Writes until the oplog has rolled past what is known.
 async fn roll(world: &World) {
@@ -57,5 +58,30 @@ async fn an_oplog_that_has_rolled_over_makes_a_gap_and_a_new_base_by_itself() {
         let refused = world.restore(BRANCH, Point::Time(inside), "never").await.unwrap_err();
         assert!(refused.what.contains(&view.earlier[0].to), "{inside}: {refused}");
     }
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_bases_leave_behind_that_were_given_up_is_removed() {
+    let world = World::new().await;
+    let db = world.source();
+    db.collection("orders").insert_many((0..50).map(|n| doc! {"_id": n})).await.unwrap();
+    let id = world.start().await.branch.id;
+    let engine = world.engine(&["--delete-grace", "0"]);
+    let kept = world.bases(BRANCH, 1).await.remove(0);
+    // A copy that was given up, and a fold that was cut off before it had a row.
+    let given_up = Base { origin: BaseOrigin::Copy, state: BaseState::Copying, ..Base::empty("given-up", &id, kept.time, String::new()) };
+    world.ledger.create_base(&given_up).await.unwrap();
+    world.ledger.abandon_base("given-up", "a test").await.unwrap();
+    let prefix = format!("projects/test/branches/{id}/bases/");
+    for base in ["given-up", "cut-off"] {
+        let tag = PutTag { sha256: [1; 32], put_id: base.into() };
+        world.store.put_new(&format!("{prefix}{:016x}-{base}/x.seg", 7), b"x".to_vec().into(), &tag).await.unwrap();
+    }
+    wait_for("their objects to go", async || world.ledger.base("given-up").await.unwrap().is_none()).await;
+    let left = world.store.list(&prefix, None, 100).await.unwrap();
+    assert!(left.len() >= 2 && left.iter().all(|object| object.key.contains(&kept.id)), "{left:?}");
+    world.verify(BRANCH).await;
+    assert_eq!(world.differences(BRANCH, Point::Head, &db).await, Vec::<String>::new());
     engine.drain().await;
 }

@@ -134,7 +134,7 @@ async fn the_walk_of_the_readme_works() {
         }
         ran.push(args[0].clone());
     }
-    assert_eq!(ran, ["doctor", "capture", "run", "branch", "restore", "restore", "verify", "verify"]);
+    assert_eq!(ran, ["doctor", "capture", "run", "branch", "branch", "restore", "restore", "verify", "verify", "drill"]);
     let copy = place.client.database("shop_copy").collection::<Document>("orders");
     assert_eq!(copy.count_documents(doc! {}).await.unwrap(), 20);
     assert!(place.dir.path().join("argon-store/projects/shop").is_dir());

@@ -280,4 +280,8 @@ pub(crate) async fn a_base_that_is_given_up_stays_so(bench: Bench) {
     assert!(!bench.ledger.finish_base(&base).await.unwrap());
     assert!(!bench.ledger.abandon_base(&base.id, "again").await.unwrap());
     assert!(!bench.ledger.bases_in(BaseState::Copying).await.unwrap().iter().any(|one| one.id == base.id));
+    assert!(bench.ledger.remove_base(&base.id).await.unwrap() && bench.ledger.remove_base(&base.id).await.unwrap());
+    assert_eq!(bench.ledger.base(&base.id).await.unwrap(), None);
+    let first = bench.ledger.bases(&branch).await.unwrap().remove(0);
+    assert!(!bench.ledger.remove_base(&first.id).await.unwrap(), "it is in use");
 }

@@ -371,15 +371,3 @@ fn rule_7_another_deployment_behind_the_same_address_stops_the_capture_visibly()
     assert_eq!(world.branch().status, BranchStatus::Failed);
     engine.drain();
 }
-
-#[test]
-fn a_position_that_the_oplog_has_rolled_past_stops_the_capture_visibly() {
-    let world = World::new();
-    world.insert(10);
-    world.feed.trim(5);
-    let engine = world.spawn("one", Mix::default());
-    world.wait("the capture has failed", || world.capture().state == CaptureState::Failed);
-    assert!(world.capture().reason.unwrap().contains("oplog"));
-    assert_eq!(world.capture().position.next_seq, 1);
-    engine.drain();
-}

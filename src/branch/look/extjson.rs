@@ -227,7 +227,7 @@ mod tests {
             (r#"{"$numberLong":"5"}"#, Bson::Int64(5)),
             (r#"{"a":1}"#, Bson::Document(doc! {"a": 1})),
             (r#"{"b":1,"a":{"$numberLong":"2"}}"#, Bson::Document(doc! {"b": 1, "a": 2_i64})),
-            ("-7", Bson::Int32(-7)),
+            ("-7", Bson::Int64(-7)), // the same key
             ("3000000000", Bson::Int64(3_000_000_000)),
             ("1.5", Bson::Double(1.5)),
         ];

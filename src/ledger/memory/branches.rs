@@ -235,6 +235,17 @@ impl State {
         }
     }
 
+    pub(super) fn remove_base(&mut self, id: &str) -> bool {
+        match self.bases.get(id) {
+            Some(base) if base.state != BaseState::Abandoned => false,
+            _ => {
+                self.bases.remove(id);
+                self.chunks.retain(|_, chunk| chunk.base != id);
+                true
+            }
+        }
+    }
+
     pub(super) fn import_branch(&mut self, import: &Import) -> bool {
         if self.branches.contains_key(&import.branch.id) {
             return false;

@@ -316,6 +316,9 @@ impl Ledger for MemoryLedger {
     async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
         Ok(self.run(|s, _| s.last_chunk(base, uuid)))
     }
+    async fn remove_base(&self, id: &str) -> Result<bool> {
+        Ok(self.run(|s, _| s.remove_base(id)))
+    }
     async fn remove_chunks(&self, base: &str) -> Result<()> {
         self.run(|s, _| s.chunks.retain(|_, chunk| chunk.base != base));
         Ok(())

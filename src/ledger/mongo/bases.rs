@@ -83,6 +83,16 @@ impl Inner {
         self.chunks_coll().find_one(which).sort(doc! { "_id": -1 }).await.map_err(fault_of)
     }
 
+    pub(super) async fn remove_base(&self, id: &str) -> Result<bool> {
+        let given_up = doc! { "_id": id, "state": word(BaseState::Abandoned) };
+        if self.bases_coll().find_one(given_up.clone()).await.map_err(fault_of)?.is_none() {
+            return Ok(self.base(id).await?.is_none());
+        }
+        self.remove_chunks(id).await?;
+        self.bases_coll().delete_one(given_up).await.map_err(fault_of)?;
+        Ok(true)
+    }
+
     pub(super) async fn remove_chunks(&self, base: &str) -> Result<()> {
         let which = doc! { "_id": { "$gt": format!("{base}/"), "$lt": format!("{base}0") } };
         self.chunks_coll().delete_many(which).await.map_err(fault_of)?;

@@ -369,6 +369,9 @@ impl Ledger for MongoLedger {
     async fn last_chunk(&self, base: &str, uuid: &str) -> Result<Option<BaseChunk>> {
         call!(self, "read the base's last part", |i| i.last_chunk(&base, &uuid); base = base.to_owned(); uuid = uuid.to_owned())
     }
+    async fn remove_base(&self, id: &str) -> Result<bool> {
+        call!(self, "remove the base", |i| i.remove_base(&id); id = id.to_owned())
+    }
     async fn remove_chunks(&self, base: &str) -> Result<()> {
         call!(self, "forget the base's parts", |i| i.remove_chunks(&base); base = base.to_owned())
     }
