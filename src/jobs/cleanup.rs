@@ -1,9 +1,11 @@
 //! What nobody needs any more goes: a branch whose time is over is deleted, and once its grace is over its objects and rows are removed; what bases that were given up
-//! have left in the bucket goes after the same grace.
+//! and uploads that were never committed have left in the bucket goes after the same grace.
 //!
-//! Owns: the order objects first, rows last, so that a removal that was cut off goes on. Does not own: when it is due (`engine::keeper`), finished jobs (`engine::lead`).
+//! Owns: the order objects first, rows last, so that a removal that was cut off goes on. Does not own: when it is due (`engine::keeper`), what nobody
+//! refers to (`sweep`), finished jobs (`engine::lead`).
 
-use std::collections::BTreeMap;
+mod sweep;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -15,9 +17,7 @@ use super::{Handler, Outcome, Parts, Watch};
 use crate::branch::layout;
 use crate::branch::mirror::publish;
 use crate::fault::{Fault, Result};
-use crate::ledger::{
-    Base, BaseState, Branch, Capture, CaptureState, Enqueued, Job, JobFilter, JobKind, JobLease, JobState, NewJob, SharedLedger,
-};
+use crate::ledger::{Branch, Capture, CaptureState, Enqueued, Job, JobKind, JobLease, NewJob, SharedLedger};
 use crate::runtime::random;
 
 /// Objects of one listing.
@@ -61,7 +61,11 @@ impl Handler for Cleanup {
                 None if branch.expires_ms.is_some_and(|at| at <= now_ms) => expire(parts, &branch).await?,
                 Some(at) if at.saturating_add(grace_ms) <= now_ms => purge(parts, &branch, watch).await?,
                 Some(_) => {}
-                None => sweep_bases(parts, &branch, now_ms.saturating_sub(grace_ms), watch).await?,
+                None => {
+                    let before_ms = now_ms.saturating_sub(grace_ms);
+                    sweep::bases(parts, &branch, before_ms, watch).await?;
+                    sweep::segments(parts, &branch, before_ms, watch).await?;
+                }
             }
             Ok(Outcome::Done)
         };
@@ -105,55 +109,6 @@ async fn drop_database(parts: &Parts, branch: &Branch, capture: Capture) -> Resu
             .await
             .map_err(|e| crate::ledger::classify_mongo_error(&e, crate::ledger::MongoPhase::Run).at("drop the database of the branch"))?;
         tracing::info!(branch = %branch.name, db = %capture.source.db, "dropped the database of a branch whose time is over");
-    }
-    Ok(())
-}
-
-/// What bases leave behind that were given up before `before_ms`, and folds and copies that were cut off: objects below a base that no row knows. Ids of bases are never used
-/// twice, so what has no row and nobody at work has none for ever.
-///
-/// SUBTLE: the objects are listed first, then the jobs, then the rows. A base that is begun later is not in the listing, and one that was being made is either still at work
-/// or has its row by then.
-async fn sweep_bases(parts: &Parts, branch: &Branch, before_ms: i64, watch: &Watch) -> Result<()> {
-    let prefix = layout::bases_prefix(layout::project_of(&branch.name), &branch.id);
-    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = parts.store.list(&prefix, after.as_deref(), PAGE).await?;
-        after = page.last().map(|object| object.key.clone());
-        let is_last = page.len() < PAGE;
-        for object in page {
-            if let Some(base) = layout::base_of(&prefix, &object.key) {
-                found.entry(base.to_owned()).or_default().push(object.key);
-            }
-        }
-        if is_last {
-            break;
-        }
-    }
-    for state in [JobState::Scheduled, JobState::Ready, JobState::Running] {
-        let at_work =
-            JobFilter { state: Some(state), kind: Some(JobKind::Snapshot), branch: Some(branch.id.clone()), ..JobFilter::default() };
-        if !parts.ledger.jobs(&at_work, 1).await?.is_empty() {
-            return Ok(());
-        }
-    }
-    let bases = parts.ledger.bases(&branch.id).await?;
-    let given_up = |base: &&Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
-    for (id, keys) in &found {
-        if bases.iter().filter(|base| !given_up(base)).any(|base| base.id == *id) {
-            continue;
-        }
-        for key in keys {
-            if watch.cancel.is_cancelled() {
-                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
-            }
-            parts.store.delete(key).await?;
-        }
-        tracing::info!(branch = %branch.name, base = %id, objects = keys.len(), "removed what a base that was given up had left");
-    }
-    for base in bases.iter().filter(given_up) {
-        parts.ledger.remove_base(&base.id).await?;
     }
     Ok(())
 }

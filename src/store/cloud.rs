@@ -193,6 +193,7 @@ impl ObjectStore for CloudStore {
                     sha256: of(META_SHA256).as_deref().and_then(unhex),
                     put_id: of(META_PUT_ID),
                     version: Some(show_version(result.meta.e_tag.as_deref(), result.meta.version.as_deref())),
+                    modified_ms: None,
                 }))
             }
             Err(Error::NotFound { .. }) => Ok(None),
@@ -224,7 +225,14 @@ impl ObjectStore for CloudStore {
             if !key.starts_with(prefix) || check_key(key).is_err() {
                 continue;
             }
-            page.push(ObjectInfo { key: key.to_owned(), size: meta.size, sha256: None, put_id: None, version: None });
+            page.push(ObjectInfo {
+                key: key.to_owned(),
+                size: meta.size,
+                sha256: None,
+                put_id: None,
+                version: None,
+                modified_ms: Some(meta.last_modified.timestamp_millis()),
+            });
             if page.len() == max {
                 break;
             }

@@ -285,7 +285,14 @@ impl Tree {
             size += n as u64;
         }
         let sha256: [u8; 32] = hash.finalize().into();
-        Ok(Some(ObjectInfo { key: key.to_owned(), size, sha256: Some(sha256), put_id: None, version: Some(hex(&sha256)) }))
+        Ok(Some(ObjectInfo {
+            key: key.to_owned(),
+            size,
+            sha256: Some(sha256),
+            put_id: None,
+            version: Some(hex(&sha256)),
+            modified_ms: None,
+        }))
     }
 
     fn delete(&self, key: &str) -> Result<()> {

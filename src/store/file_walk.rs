@@ -7,6 +7,7 @@
 use std::collections::BinaryHeap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use super::ObjectInfo;
 use super::file::{Step, io_fault};
@@ -84,7 +85,9 @@ impl Walk<'_> {
     fn file(&mut self, path: PathBuf, key: String) -> Result<()> {
         match std::fs::symlink_metadata(&path) {
             Ok(meta) => {
-                self.page.push(ObjectInfo { key, size: meta.len(), sha256: None, put_id: None, version: None });
+                let since = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+                let modified_ms = since.and_then(|since| i64::try_from(since.as_millis()).ok());
+                self.page.push(ObjectInfo { key, size: meta.len(), sha256: None, put_id: None, version: None, modified_ms });
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {

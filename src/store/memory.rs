@@ -12,18 +12,20 @@ use sha2::{Digest, Sha256};
 use super::key::{check_key, check_page, check_prefix};
 use super::{ObjectInfo, ObjectStore, Put, PutTag, check_size, hex, slice_range};
 use crate::fault::{Fault, Result};
+use crate::runtime::clock;
 
 #[derive(Debug, Clone)]
 struct Stored {
     body: Bytes,
     tag: PutTag,
     version: String,
+    written_ms: i64,
 }
 
 impl Stored {
     fn new(body: Bytes, tag: &PutTag) -> Self {
         let version = hex(&Sha256::digest(&body));
-        Self { body, tag: tag.clone(), version }
+        Self { body, tag: tag.clone(), version, written_ms: clock::wall_ms() }
     }
 }
 
@@ -81,6 +83,7 @@ impl ObjectStore for MemoryStore {
             sha256: Some(stored.tag.sha256),
             put_id: Some(stored.tag.put_id.clone()),
             version: Some(stored.version.clone()),
+            modified_ms: None,
         }))
     }
 
@@ -94,7 +97,14 @@ impl ObjectStore for MemoryStore {
         let objects = self.objects.lock();
         let page = objects.range::<str, _>((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix)).take(max);
         Ok(page
-            .map(|(key, stored)| ObjectInfo { key: key.clone(), size: stored.body.len() as u64, sha256: None, put_id: None, version: None })
+            .map(|(key, stored)| ObjectInfo {
+                key: key.clone(),
+                size: stored.body.len() as u64,
+                sha256: None,
+                put_id: None,
+                version: None,
+                modified_ms: Some(stored.written_ms),
+            })
             .collect())
     }
 

@@ -74,6 +74,8 @@ pub struct ObjectInfo {
     pub put_id: Option<String>,
     /// Opaque version for [`ObjectStore::replace`] (an ETag).
     pub version: Option<String>,
+    /// When it was written, by the store's clock, in milliseconds since the epoch; only in listings.
+    pub modified_ms: Option<i64>,
 }
 
 /// An object store. Keys use `/`, are relative to the prefix of the store's URL, and never begin with one.

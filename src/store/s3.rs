@@ -210,6 +210,7 @@ impl ObjectStore for S3Store {
             sha256: of(META_SHA256).and_then(unhex),
             put_id: of(META_PUT_ID).map(str::to_owned),
             version: output.e_tag().map(str::to_owned),
+            modified_ms: None,
         }))
     }
 
@@ -244,7 +245,9 @@ impl ObjectStore for S3Store {
                     return Err(Fault::corrupt(format!("the listing of {prefix:?} in {} is in no order at {key}", self.shown)));
                 }
                 if wanted {
-                    page.push(ObjectInfo { key: key.to_owned(), size: size_of(object.size()), sha256: None, put_id: None, version: None });
+                    let modified_ms = object.last_modified().and_then(|at| at.to_millis().ok());
+                    let (key, size) = (key.to_owned(), size_of(object.size()));
+                    page.push(ObjectInfo { key, size, sha256: None, put_id: None, version: None, modified_ms });
                 }
             }
             if page.len() == max || output.is_truncated() != Some(true) || output.contents().is_empty() {

@@ -1,9 +1,11 @@
 //! What the source no longer serves becomes a gap with exact bounds, and a new base ends it.
 
+use argon::branch::layout::segment_l0;
 use argon::branch::point::Point;
 use argon::branch::view::BranchView;
 use argon::devkit::MongodOptions;
-use argon::ledger::{Base, BaseOrigin, BaseState, BranchStatus};
+use argon::jobs::cleanup;
+use argon::ledger::{Base, BaseOrigin, BaseState, BranchStatus, JobFilter, JobKind, JobState};
 use argon::store::PutTag;
 use bson::{Document, doc};
 
@@ -83,5 +85,64 @@ async fn what_bases_leave_behind_that_were_given_up_is_removed() {
     assert!(left.len() >= 2 && left.iter().all(|object| object.key.contains(&kept.id)), "{left:?}");
     world.verify(BRANCH).await;
     assert_eq!(world.differences(BRANCH, Point::Head, &db).await, Vec::<String>::new());
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_were_never_committed_are_removed_and_nothing_else() {
+    let world = World::new().await;
+    let db = world.source();
+    let id = world.start().await.branch.id;
+    let engine = world.engine(&["--delete-grace", "0"]);
+    for n in 0..3 {
+        db.collection("orders").insert_many((0..50).map(|i| doc! {"_id": n * 50 + i})).await.unwrap();
+        world.caught_up(BRANCH).await;
+    }
+    let rows = world.ledger.segments(&id, 1, 100).await.unwrap();
+    let (row, head) = (&rows[rows.len() / 2], rows.last().unwrap().last_seq);
+    let put = async |epoch: u64, first: u64, last: u64| {
+        let key = segment_l0("test", &id, epoch, first, last, &[7; 32]);
+        world.store.put_new(&key, b"x".to_vec().into(), &PutTag { sha256: [7; 32], put_id: "x".into() }).await.unwrap();
+        key
+    };
+    // Of the job of a row, in the middle of one, across several; and what is not committed yet, and what another epoch has left.
+    let mut orphans = vec![
+        put(row.epoch, row.first_seq, row.last_seq).await,
+        put(row.epoch, row.first_seq, row.first_seq).await,
+        put(row.epoch, 1, head).await,
+    ];
+    let kept = [put(row.epoch, head, head + 1).await, put(row.epoch, head + 1, head + 5).await, put(row.epoch + 1, 1, 5).await];
+    assert!(cleanup::enqueue(&world.ledger, &id).await.unwrap());
+    wait_for("the orphans to go", async || {
+        for key in &orphans {
+            if world.store.head(key).await.unwrap().is_some() {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    engine.drain().await;
+    for key in kept.iter().chain(rows.iter().map(|row| &row.key)) {
+        assert!(world.store.head(key).await.unwrap().is_some(), "{key}");
+    }
+
+    // Within the grace nothing is touched.
+    orphans.clear();
+    orphans.push(put(row.epoch, row.first_seq, row.first_seq).await);
+    let engine = world.engine(&["--delete-grace", "1h"]);
+    cleanup::enqueue(&world.ledger, &id).await.unwrap();
+    wait_for("the job to end", async || {
+        world
+            .ledger
+            .jobs(&JobFilter { kind: Some(JobKind::Cleanup), ..JobFilter::default() }, 10)
+            .await
+            .unwrap()
+            .iter()
+            .all(|job| job.state == JobState::Done)
+    })
+    .await;
+    assert!(world.store.head(&orphans[0]).await.unwrap().is_some());
+    world.verify(BRANCH).await;
     engine.drain().await;
 }

@@ -1,0 +1,134 @@
+//! What is in the bucket of a branch that lives and nobody refers to: bases that were given up or cut off, and segments that were uploaded and never committed
+//! (correctness.md 21).
+//!
+//! Owns: the proof that nothing refers to an object, and never will. Does not own: when it is looked for (`engine::keeper`).
+
+use std::collections::BTreeMap;
+
+use super::PAGE;
+use crate::branch::layout::{self, SegmentName};
+use crate::fault::{Fault, Result};
+use crate::jobs::{Parts, Watch};
+use crate::ledger::{Base, BaseState, Branch, JobFilter, JobKind, JobState, SegmentRow};
+
+/// What bases leave behind that were given up before `before_ms`, and folds and copies that were cut off: objects below a base that no row knows. Ids of bases are never used
+/// twice, so what has no row and nobody at work has none for ever.
+///
+/// SUBTLE: the objects are listed first, then the jobs, then the rows. A base that is begun later is not in the listing, and one that was being made is either still at work
+/// or has its row by then.
+pub(super) async fn bases(parts: &Parts, branch: &Branch, before_ms: i64, watch: &Watch) -> Result<()> {
+    let prefix = layout::bases_prefix(layout::project_of(&branch.name), &branch.id);
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = parts.store.list(&prefix, after.as_deref(), PAGE).await?;
+        after = page.last().map(|object| object.key.clone());
+        let is_last = page.len() < PAGE;
+        for object in page {
+            if let Some(base) = layout::base_of(&prefix, &object.key) {
+                found.entry(base.to_owned()).or_default().push(object.key);
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    for state in [JobState::Scheduled, JobState::Ready, JobState::Running] {
+        let at_work =
+            JobFilter { state: Some(state), kind: Some(JobKind::Snapshot), branch: Some(branch.id.clone()), ..JobFilter::default() };
+        if !parts.ledger.jobs(&at_work, 1).await?.is_empty() {
+            return Ok(());
+        }
+    }
+    let bases = parts.ledger.bases(&branch.id).await?;
+    let given_up = |base: &&Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
+    for (id, keys) in &found {
+        if bases.iter().filter(|base| !given_up(base)).any(|base| base.id == *id) {
+            continue;
+        }
+        for key in keys {
+            if watch.cancel.is_cancelled() {
+                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
+            }
+            parts.store.delete(key).await?;
+        }
+        tracing::info!(branch = %branch.name, base = %id, objects = keys.len(), "removed what a base that was given up had left");
+    }
+    for base in bases.iter().filter(given_up) {
+        parts.ledger.remove_base(&base.id).await?;
+    }
+    Ok(())
+}
+
+/// Segments of changes that were uploaded before `before_ms` (server time; an object of unknown age stays) and are in no row: another attempt of their job, or the gap that
+/// took its place, has their range.
+///
+/// SUBTLE: no marker is left for a commit to stumble over, since none can come any more. What is behind the head is committed, all of it, and a job whose range is there has
+/// ended for good: a later commit of it is refused. So the head is read first and the rows after it, and what then has no row never gets one. Only where a row of the same
+/// epoch has the range: what a rebuild has hidden or could not read is left to people.
+pub(super) async fn segments(parts: &Parts, branch: &Branch, before_ms: i64, watch: &Watch) -> Result<u64> {
+    let Some(now) = parts.ledger.branch(&branch.id).await? else { return Ok(0) };
+    let head = now.head.seq;
+    let project = layout::project_of(&branch.name);
+    let prefix = layout::segments_l0(project, &branch.id);
+    let mut after: Option<String> = None;
+    let mut removed = 0;
+    loop {
+        let page = parts.store.list(&prefix, after.as_deref(), PAGE).await?;
+        after = page.last().map(|object| object.key.clone());
+        let is_last = page.len() < PAGE;
+        let mut found: Vec<(SegmentName, String)> = Vec::new();
+        for object in page {
+            let name = layout::split_key(&object.key).and_then(|(_, _, rest)| SegmentName::parse(rest));
+            let is_old = object.modified_ms.is_some_and(|at| at <= before_ms);
+            if let Some(name) = name.filter(|name| is_old && name.last <= head) {
+                found.push((name, object.key));
+            }
+        }
+        for (name, key) in unknown(parts, branch, found).await? {
+            if watch.cancel.is_cancelled() {
+                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
+            }
+            parts.store.delete(&key).await?;
+            removed += 1;
+            tracing::info!(branch = %branch.name, key, first = name.first, last = name.last, "removed an upload that was never committed");
+        }
+        if is_last {
+            return Ok(removed);
+        }
+    }
+}
+
+/// Those of one page that are in no row and whose range a row has.
+async fn unknown(parts: &Parts, branch: &Branch, mut found: Vec<(SegmentName, String)>) -> Result<Vec<(SegmentName, String)>> {
+    // A page may hold several epochs: each is in order of its seqs.
+    found.sort_unstable();
+    let mut orphans = Vec::new();
+    for of_epoch in found.chunk_by(|(a, _), (b, _)| a.epoch == b.epoch) {
+        let (Some(first), Some(last)) = (of_epoch.first(), of_epoch.iter().map(|(name, _)| name.last).max()) else { continue };
+        let rows = rows(parts, branch, first.0.first, last).await?;
+        for (name, key) in of_epoch {
+            // By last seq, as the rows are: the first that ends at or behind the beginning of this one.
+            let at = rows.partition_point(|row| row.last_seq < name.first);
+            let over: Vec<&SegmentRow> = rows[at..].iter().take_while(|row| row.first_seq <= name.last).collect();
+            if over.iter().all(|row| row.key != *key) && over.iter().any(|row| row.epoch == name.epoch) {
+                orphans.push((*name, key.clone()));
+            }
+        }
+    }
+    Ok(orphans)
+}
+
+/// All rows that hold something of a range.
+async fn rows(parts: &Parts, branch: &Branch, first: u64, last: u64) -> Result<Vec<SegmentRow>> {
+    let (mut all, mut next): (Vec<SegmentRow>, u64) = (Vec::new(), first);
+    loop {
+        let page = parts.ledger.segments(&branch.id, next, PAGE).await?;
+        let is_last = page.len() < PAGE || page.last().is_some_and(|row| row.first_seq > last);
+        next = page.last().map_or(next, |row| row.last_seq + 1);
+        all.extend(page.into_iter().take_while(|row| row.first_seq <= last));
+        if is_last {
+            return Ok(all);
+        }
+    }
+}
