@@ -6,6 +6,7 @@
 //! fit is spilled into hash partitions and replayed at the end, one partition at a time (`table`, `output`).
 
 mod output;
+mod settled;
 mod sorted;
 mod spill;
 mod state;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use bson::{RawDocument, RawDocumentBuf};
 
 pub use output::Output;
+pub use settled::Settled;
 pub use sorted::{Ordered, OrderedItem, OrderedSorter};
 
 use self::output::Fate;
@@ -72,6 +74,21 @@ pub struct Document {
     pub doc: RawDocumentBuf,
 }
 
+/// Takes documents of a base that are final: the collection's UUID and the document.
+pub type Sink = Box<dyn FnMut(&Uuid, &RawDocument) -> Result<()> + Send>;
+
+/// Hands on what is final as soon as it is read.
+pub struct Early {
+    pub settled: Settled,
+    pub sink: Sink,
+}
+
+impl std::fmt::Debug for Early {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Early").field("settled", &self.settled.bytes()).finish_non_exhaustive()
+    }
+}
+
 /// Folds changes in order of seq.
 #[derive(Debug)]
 pub struct Folder {
@@ -88,8 +105,13 @@ pub struct Folder {
     base_until: ClusterTime,
     /// Documents of the base so far.
     base_documents: u64,
+    /// Documents that are kept, as if no collection were dropped.
+    kept: u64,
     /// Collections that could not be read at one time.
     fuzzy: HashSet<Uuid>,
+    /// Collections whose documents are wanted; of others nothing is kept, and nothing is checked.
+    only: Option<HashSet<Uuid>>,
+    early: Option<Early>,
     notes: Vec<String>,
     key: Vec<u8>,
 }
@@ -107,6 +129,8 @@ pub struct Folded {
     pub notes: Vec<String>,
     /// How often memory was emptied to disk.
     pub spills: u64,
+    /// About how many documents come out: more where collections were dropped.
+    pub expected: u64,
 }
 
 /// Notes kept; a thousand identical ones help nobody.
@@ -118,7 +142,10 @@ impl Folder {
         Self {
             base_until: base.listed_at,
             base_documents: 0,
+            kept: 0,
             fuzzy: HashSet::new(),
+            only: None,
+            early: None,
             catalogue: base,
             table: Table::new(options.dir.clone(), options.budget, options.expected),
             index: HashMap::new(),
@@ -129,6 +156,20 @@ impl Folder {
             notes: Vec::new(),
             key: Vec::new(),
         }
+    }
+
+    /// Keeps documents of these collections alone, whatever they are called by and by. For histories in which no collection goes on under another UUID.
+    pub fn only(&mut self, collections: HashSet<Uuid>) {
+        self.only = Some(collections);
+    }
+
+    /// Documents that are final when they are read go there, and do not come out at the end.
+    pub fn early(&mut self, early: Early) {
+        self.early = Some(early);
+    }
+
+    fn is_wanted(&self, uuid: &Uuid) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(uuid))
     }
 
     /// The base has everything up to `seq`; its documents were read up to this time (correctness.md 12).
@@ -144,7 +185,7 @@ impl Folder {
     /// its place was read, so whatever came before then has ended with its deletion; and changes of documents that were not seen yet fit nothing,
     /// which is tolerated up to the time at which the last part was read (`Tolerance::during_base`), and to no later one.
     pub fn base_document(&mut self, uuid: Uuid, doc: &RawDocument, fuzzy: bool) -> Result<()> {
-        if !self.catalogue.collections.contains_key(&uuid) {
+        if !self.catalogue.collections.contains_key(&uuid) || !self.is_wanted(&uuid) {
             return Ok(()); // dropped by the time that history is at
         }
         if fuzzy {
@@ -154,8 +195,14 @@ impl Folder {
         if !crate::change::write_canonical_id(doc, &mut self.key) {
             return Err(Fault::corrupt("a document of the base has no _id"));
         }
+        if let Some(early) = self.early.as_mut().filter(|_| !fuzzy)
+            && early.settled.has(&uuid, &self.key)
+        {
+            return (early.sink)(&uuid, doc);
+        }
         let coll = self.index_of(uuid)?;
         self.base_documents += 1;
+        self.kept += 1;
         self.table.put(coll, &self.key, of_base(doc, self.base_documents))
     }
 
@@ -243,6 +290,9 @@ impl Folder {
         let Some(uuid) = change.uuid.or_else(|| self.catalogue.collection_named(change.coll).map(|c| c.uuid)) else {
             return self.refuse(seq, &format!("is about collection {:?}, which does not exist", change.coll));
         };
+        if !self.is_wanted(&uuid) {
+            return Ok(());
+        }
         if !self.catalogue.collections.contains_key(&uuid) {
             // Dropped before the listing, whose create was before the token.
             if change.time <= self.base_until {
@@ -254,6 +304,11 @@ impl Folder {
             return self.refuse(seq, "has no _id");
         }
         let coll = self.index_of(uuid)?;
+        match change.op {
+            Op::Insert => self.kept += 1,
+            Op::Delete => self.kept = self.kept.saturating_sub(1),
+            _ => {}
+        }
         let again = change.time <= self.base_until && self.fuzzy.contains(&uuid);
         match self.table.apply(coll, &self.key, seq, change, again)? {
             Ok(()) => Ok(()),
@@ -285,6 +340,14 @@ impl Folder {
             });
         let (fates, spills) = (fates.collect(), self.table.spills);
         let documents = Output::new(self.table, fates, self.tolerance)?;
-        Ok(Folded { catalogue: self.catalogue, collections: self.uuids, documents, seq: self.last, notes: self.notes, spills })
+        Ok(Folded {
+            catalogue: self.catalogue,
+            collections: self.uuids,
+            documents,
+            seq: self.last,
+            notes: self.notes,
+            spills,
+            expected: self.kept,
+        })
     }
 }

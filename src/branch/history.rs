@@ -51,6 +51,8 @@ pub struct Progress {
     pub changes: AtomicU64,
     /// Documents of a base that were read.
     pub base_documents: AtomicU64,
+    /// About how many documents are to be written; 0 while that is not known.
+    pub expected_documents: AtomicU64,
     /// Documents and their bytes written to the target (or compared).
     pub documents: AtomicU64,
     pub document_bytes: AtomicU64,

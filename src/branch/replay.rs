@@ -6,20 +6,20 @@
 //! segments (see `history`) ═════════════════════════════════════════════▶ fold, on one blocking thread
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
 use super::catalogue::{Catalogue, Effect, Uuid};
-use super::documents::BaseManifest;
-use super::fold::{Flow, FoldOptions, Folded, Folder};
+use super::documents::{BaseManifest, BasePart};
+use super::fold::{Early, Flow, FoldOptions, Folded, Folder, Settled};
 use super::history::{Consumer, Gaps, History, Loaded, Progress, Range, get, open_object};
 use super::layout::{self, unhex};
 use super::line::Based;
 use super::point::{Bound, Point};
-use crate::change::{ChangeRef, ClusterTime, Op};
+use crate::change::{ChangeRef, ClusterTime, Op, parse_stored_event};
 use crate::fault::{Fault, Result};
 use crate::ledger::SegmentKind;
 use crate::segment::RawBlock;
@@ -29,51 +29,147 @@ const AHEAD: usize = 1;
 
 /// Folds history up to the bound.
 pub async fn fold(history: &History, options: &FoldOptions, progress: Arc<Progress>) -> Result<Folded> {
-    let at = match options.until {
-        Bound::Seq(seq) => history.locate(Point::Seq(seq)).await?,
-        Bound::Time(time) => history.seq_at(time).await?,
-    };
-    let until = if let Bound::Seq(seq) = options.until { seq } else { at.seq };
-    let options = FoldOptions { until: Bound::Seq(until), ..options.clone() };
-    let based =
-        history.base_for(&at).ok_or_else(|| Fault::rejected(format!("seq:{until} is before every base of {}", history.branch.name)))?;
-    let from_seq = based.base.seq + 1;
-    if !options.tolerant {
-        history.refuse_loss(based, until).await?;
-    }
-    let replay = Replay::begin(history, based, &options, progress.clone()).await?;
-    if from_seq > until {
-        return finish(replay).await;
-    }
-    let gaps = if options.tolerant { Gaps::Cross } else { Gaps::Refuse };
-    let range = Range { from_seq, until: options.until, gaps };
-    finish(history.read(range, replay, progress).await?).await
+    Start::find(history, options.until, options.tolerant).await?.fold(options, Wish::default(), progress).await
 }
 
 /// The catalogue at a point, from the base and the segments that change it: documents are not read.
 pub async fn catalogue(history: &History, until: Bound, tolerant: bool) -> Result<Catalogue> {
-    let at = match until {
-        Bound::Seq(seq) => history.locate(Point::Seq(seq)).await?,
-        Bound::Time(time) => history.seq_at(time).await?,
-    };
-    let based =
-        history.base_for(&at).ok_or_else(|| Fault::rejected(format!("seq:{} is before every base of {}", at.seq, history.branch.name)))?;
-    if !tolerant {
-        history.refuse_loss(based, at.seq).await?;
+    Ok(Start::find(history, until, tolerant).await?.catalogue().await?.0)
+}
+
+/// Where a fold begins, and where it ends.
+pub(in crate::branch) struct Start<'a> {
+    history: &'a History,
+    based: &'a Based,
+    manifest: BaseManifest,
+    /// The last change that is in it.
+    until: u64,
+    tolerant: bool,
+}
+
+/// What of a fold is wanted, for one that need not know everything.
+#[derive(Debug, Default)]
+pub(in crate::branch) struct Wish {
+    /// Documents of these collections alone; see [`Folder::only`].
+    pub(in crate::branch) only: Option<HashSet<Uuid>>,
+    pub(in crate::branch) early: Option<Early>,
+}
+
+impl<'a> Start<'a> {
+    pub(in crate::branch) async fn find(history: &'a History, until: Bound, tolerant: bool) -> Result<Self> {
+        let at = match until {
+            Bound::Seq(seq) => history.locate(Point::Seq(seq)).await?,
+            Bound::Time(time) => history.seq_at(time).await?,
+        };
+        let until = if let Bound::Seq(seq) = until { seq } else { at.seq };
+        let before = || Fault::rejected(format!("seq:{until} is before every base of {}", history.branch.name));
+        let based = history.base_for(&at).ok_or_else(before)?;
+        if !tolerant {
+            history.refuse_loss(based, until).await?;
+        }
+        Ok(Self { history, based, manifest: history.manifest(based).await?, until, tolerant })
     }
-    let catalogue = history.manifest(based).await?.catalogue;
-    let follow = Follow { catalogue, tolerant };
-    if based.base.seq >= at.seq {
-        return Ok(follow.catalogue);
+
+    /// Changes behind the base.
+    pub(in crate::branch) fn changes(&self) -> u64 {
+        self.until.saturating_sub(self.based.base.seq)
     }
-    let range = Range { from_seq: based.base.seq + 1, until: Bound::Seq(at.seq), gaps: Gaps::Ddl };
-    Ok(history.read(range, follow, Arc::default()).await?.catalogue)
+
+    /// Documents of the base in these collections.
+    pub(in crate::branch) fn documents(&self, of: &HashSet<Uuid>) -> u64 {
+        self.manifest.parts.iter().filter(|part| uuid_of(part).is_some_and(|uuid| of.contains(&uuid))).map(|part| part.documents).sum()
+    }
+
+    fn range(&self, gaps: Gaps) -> Option<Range> {
+        let from_seq = self.based.base.seq + 1;
+        (from_seq <= self.until).then_some(Range { from_seq, until: Bound::Seq(self.until), gaps })
+    }
+
+    fn gaps(&self) -> Gaps {
+        if self.tolerant { Gaps::Cross } else { Gaps::Refuse }
+    }
+
+    /// The catalogue at the end, and whether collections go on under other UUIDs on the way.
+    pub(in crate::branch) async fn catalogue(&self) -> Result<(Catalogue, bool)> {
+        let follow = Follow { catalogue: self.manifest.catalogue.clone(), tolerant: self.tolerant, moves: false };
+        let follow = match self.range(Gaps::Ddl) {
+            Some(range) => self.history.read(range, follow, Arc::default()).await?,
+            None => follow,
+        };
+        Ok((follow.catalogue, follow.moves))
+    }
+
+    /// Which documents of the base no change touches: reads all changes once.
+    pub(in crate::branch) async fn settled(&self, collections: HashSet<Uuid>) -> Result<Settled> {
+        let settled = Settled::new(collections, self.changes());
+        let scan = Scan { catalogue: self.manifest.catalogue.clone(), settled, key: Vec::new() };
+        match self.range(self.gaps()) {
+            Some(range) => Ok(self.history.read(range, scan, Arc::default()).await?.settled),
+            None => Ok(scan.settled),
+        }
+    }
+
+    pub(in crate::branch) async fn fold(&self, options: &FoldOptions, wish: Wish, progress: Arc<Progress>) -> Result<Folded> {
+        let options = FoldOptions { until: Bound::Seq(self.until), ..options.clone() };
+        let replay = Replay::begin(self.history, self.based, self.manifest.clone(), &options, wish, progress.clone());
+        match self.range(self.gaps()) {
+            Some(range) => finish(self.history.read(range, replay, progress).await?).await,
+            None => finish(replay).await,
+        }
+    }
+}
+
+/// The UUID of the collection that a part is of.
+fn uuid_of(part: &BasePart) -> Option<Uuid> {
+    unhex(&part.uuid).and_then(|bytes| bytes.try_into().ok())
+}
+
+/// Notes what changes touch.
+struct Scan {
+    catalogue: Catalogue,
+    settled: Settled,
+    key: Vec<u8>,
+}
+
+impl Consumer for Scan {
+    fn segment(&mut self, loaded: &Loaded) -> Result<Flow> {
+        loaded.each(|seq, change| {
+            let data = match change.body.filter(|_| change.op == Op::Event) {
+                None => *change,
+                Some(body) => match parse_stored_event(body) {
+                    Ok(Some(data)) => data,
+                    // The fold says what is wrong with a hole, and whether that matters.
+                    Err(_) => return Ok(Flow::Continue),
+                    Ok(None) => {
+                        match self.catalogue.apply(body) {
+                            Ok(Effect::Dropped(uuids)) => uuids.iter().for_each(|uuid| self.settled.hold(uuid)),
+                            Ok(Effect::Moved { .. }) => self.settled.hold_all(),
+                            _ => {}
+                        }
+                        return Ok(Flow::Continue);
+                    }
+                },
+            };
+            if crate::change::is_passed_over(data.coll) {
+                return Ok(Flow::Continue);
+            }
+            let uuid = data.uuid.or_else(|| self.catalogue.collection_named(data.coll).map(|c| c.uuid));
+            if let Some(uuid) = uuid {
+                if !data.write_document_key(&mut self.key) {
+                    return Err(Fault::corrupt(format!("change seq:{seq} has no _id")));
+                }
+                self.settled.touch(uuid, &self.key);
+            }
+            Ok(Flow::Continue)
+        })
+    }
 }
 
 /// Follows a catalogue alone.
 struct Follow {
     catalogue: Catalogue,
     tolerant: bool,
+    moves: bool,
 }
 
 impl Consumer for Follow {
@@ -86,6 +182,10 @@ impl Consumer for Follow {
             match self.catalogue.apply(body) {
                 Ok(Effect::Unrecognised(what)) if !self.tolerant => Err(Fault::corrupt(format!("change seq:{seq} is {what}"))),
                 Err(fault) if !self.tolerant => Err(fault.at(format!("change seq:{seq}"))),
+                Ok(Effect::Moved { .. }) => {
+                    self.moves = true;
+                    Ok(Flow::Continue)
+                }
                 _ => Ok(Flow::Continue),
             }
         })
@@ -122,15 +222,28 @@ struct Documents {
 }
 
 impl Replay {
-    /// Reads the manifest of the base and begins to fetch its parts.
-    pub(in crate::branch) async fn begin(history: &History, based: &Based, options: &FoldOptions, progress: Arc<Progress>) -> Result<Self> {
-        let manifest = history.manifest(based).await?;
-        let times = manifest.parts.iter().map(|part| part.read_at).collect();
+    /// Begins to fetch the parts of the base.
+    pub(in crate::branch) fn begin(
+        history: &History,
+        based: &Based,
+        mut manifest: BaseManifest,
+        options: &FoldOptions,
+        wish: Wish,
+        progress: Arc<Progress>,
+    ) -> Self {
         let mut folder = Folder::new(manifest.catalogue.clone(), options);
         folder.base_until(manifest.seq, manifest.consistent_at);
+        if let Some(only) = wish.only {
+            manifest.parts.retain(|part| uuid_of(part).is_none_or(|uuid| only.contains(&uuid)));
+            folder.only(only);
+        }
+        if let Some(early) = wish.early {
+            folder.early(early);
+        }
+        let times = manifest.parts.iter().map(|part| part.read_at).collect();
         let (to, from) = mpsc::channel(AHEAD);
         tokio::spawn(feed(history.clone(), based.clone(), manifest, to));
-        Ok(Self { folder, base: Parts { of: based.part, times, from, progress } })
+        Self { folder, base: Parts { of: based.part, times, from, progress } }
     }
 
     /// Applies a change of a part of the line, and before it what of the base was read before it.
@@ -187,7 +300,7 @@ async fn feed(history: History, based: Based, manifest: BaseManifest, to: mpsc::
     }
 }
 
-async fn load(history: &History, key: String, part: &super::documents::BasePart, branch: &str) -> Result<Documents> {
+async fn load(history: &History, key: String, part: &BasePart, branch: &str) -> Result<Documents> {
     let bytes = get(history.store(), &key).await?;
     let (part, branch) = (part.clone(), branch.to_owned());
     let decoding = tokio::task::spawn_blocking(move || decode(key, &part, &branch, bytes));
@@ -195,10 +308,9 @@ async fn load(history: &History, key: String, part: &super::documents::BasePart,
 }
 
 /// Checks an object against its place in the manifest, and decodes it. CPU only.
-fn decode(key: String, part: &super::documents::BasePart, branch: &str, bytes: bytes::Bytes) -> Result<Documents> {
+fn decode(key: String, part: &BasePart, branch: &str, bytes: bytes::Bytes) -> Result<Documents> {
     let bad = |what: String| Fault::corrupt(format!("{key}: {what}"));
-    let uuid = unhex(&part.uuid).and_then(|bytes| bytes.try_into().ok());
-    let uuid: Uuid = uuid.ok_or_else(|| bad(format!("the manifest has {:?} for a collection's UUID", part.uuid)))?;
+    let uuid = uuid_of(part).ok_or_else(|| bad(format!("the manifest has {:?} for a collection's UUID", part.uuid)))?;
     let file = open_object(&key, bytes, part.stored_bytes, &part.sha256)?;
     let header = file.header();
     if (header.kind, header.branch.as_str()) != (SegmentKind::Base, branch) {

@@ -1,14 +1,15 @@
 //! Owns: restoring a branch at a point into a database: folding, checking the target, writing, comparing counts.
 //! Does not own: history (`history`), its folding (`fold`), the writes themselves (`write`), what the target holds and the marker (`target`).
 //!
-//! The fold ends before the first write, so that damage or a gap leaves the target untouched. While a restore is incomplete the target holds a
+//! Where something is dropped for it the fold ends before the first write, so that damage or a gap leaves the target untouched; into an empty target documents go as soon
+//! as they are known to be final. While a restore is incomplete the target holds a
 //! marker document ([`MARKER`]); a restore that was killed is run again and then drops what it had begun, never half and ok.
 
 mod indexes;
 mod target;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,11 +19,12 @@ use futures_util::stream::{self, TryStreamExt};
 use mongodb::Database;
 use serde::Serialize;
 
-use super::catalogue::{Catalogue, Collection, Kind, View};
-use super::fold::FoldOptions;
+use super::catalogue::{Catalogue, Collection, Kind, Uuid, View};
+use super::fold::{Early, FoldOptions, Folded};
 use super::history::{History, Progress};
-use super::point::Point;
+use super::point::{Bound, Point};
 pub(crate) use super::replay::fold;
+use super::replay::{Start, Wish};
 use super::server;
 use crate::fault::{Fault, Result};
 use crate::runtime::clock;
@@ -50,6 +52,8 @@ pub struct RestoreOptions {
     pub writers: usize,
     /// Other names in the target: what it is called in history, what it is to be called.
     pub rename: Vec<(String, String)>,
+    /// Whether documents are written before the fold has ended; `None`: where it pays.
+    pub early: Option<bool>,
     /// Leave the mark of an incomplete restore: the caller has more to do, and takes it away ([`complete`]).
     pub keep_mark: bool,
 }
@@ -68,6 +72,7 @@ impl RestoreOptions {
             temp_dir: std::env::temp_dir(),
             writers: WRITERS,
             rename: Vec::new(),
+            early: None,
             keep_mark: false,
         }
     }
@@ -125,64 +130,129 @@ struct Wanted {
 
 /// Restores. The report comes only when everything is in the target and counted.
 pub async fn restore(history: &History, target: &Database, options: &RestoreOptions, progress: Arc<Progress>) -> Result<RestoreReport> {
+    Box::pin(run(history, target, options, progress)).await
+}
+
+async fn run(history: &History, target: &Database, options: &RestoreOptions, progress: Arc<Progress>) -> Result<RestoreReport> {
     let began = clock::now();
-    let bound = history.resolve(options.at).await?;
-    let fold_options = FoldOptions {
-        budget: fold_share(options.budget),
-        dir: options.temp_dir.clone(),
-        expected: history.line().raw_bytes(),
-        until: bound,
-        tolerant: options.across_gap,
-    };
-    let folded = fold(history, &fold_options, progress.clone()).await?;
-    let mut wanted = Wanted::choose(&folded.catalogue, &options.collections)?;
+    let start = Start::find(history, history.resolve(options.at).await?, options.across_gap).await?;
+    let (catalogue, moves) = start.catalogue().await?;
+    let mut wanted = Wanted::choose(&catalogue, &options.collections)?;
     wanted.rename(&options.rename)?;
-    wanted.notes.extend(folded.notes.iter().cloned());
-    let seq = folded.seq;
-    let mut report = RestoreReport {
-        branch: history.branch.name.clone(),
-        at: options.at.to_string(),
-        seq,
-        db: target.name().to_owned(),
-        dry_run: options.dry_run,
-        collections: Vec::new(),
-        views: wanted.views.iter().map(|v| v.name.clone()).collect(),
-        documents: 0,
-        bytes: 0,
-        ttl: indexes::ttl_names(&wanted.collections),
-        left_out: 0,
-        read_bytes: progress.stored_bytes.load(Ordering::Relaxed),
-        estimated_seconds: None,
-        notes: wanted.notes.clone(),
-    };
+    let mut report = RestoreReport::begin(history, target, options, &wanted);
     let plan = target::check(target, &wanted, options.drop).await?;
-    if options.dry_run {
-        let counted = write::count(folded, &wanted.collections).await?;
-        report.fill(&wanted.collections, &counted);
+    let mut work = Restoring { history, target, options, start, wanted, progress: progress.clone() };
+    let counted = if options.dry_run {
+        let folded = work.fold(Wish { only: work.only(moves), early: None }).await?;
+        report.told_by(&folded);
         report.notes.extend(plan.describe());
+        write::count(folded, &work.wanted.collections).await?
+    } else if work.may_write_early(moves, &plan) {
+        work.write_early(&plan, &mut report).await?
+    } else {
+        // What is in the way goes only when all of history has been read and is sound.
+        let folded = work.fold(Wish { only: work.only(moves), early: None }).await?;
+        report.told_by(&folded);
+        progress.expected_documents.store(folded.expected, Ordering::Relaxed);
+        let plan = target::check(target, &work.wanted, options.drop).await?;
+        work.begin(&plan, &report).await?;
+        work.writing().finish(Ok(folded)).await?
+    };
+    report.read_bytes = progress.stored_bytes.load(Ordering::Relaxed);
+    report.fill(&work.wanted.collections, &counted);
+    if options.dry_run {
         report.estimated_seconds = Some(began.elapsed().as_secs() + report.bytes / WRITE_RATE + 1);
-        return Ok(report);
+    } else {
+        work.complete(&counted, &mut report).await?;
     }
-    plan.begin(target, &wanted, &report).await?;
-    for collection in &wanted.collections {
-        create(target, &collection.name, indexes::create_options(collection)).await?;
-    }
-    let counted = write::documents(folded, &wanted.collections, target, options.writers, progress).await?;
-    for collection in &wanted.collections {
-        let expected = counted.by_name.get(&collection.name).map_or(0, |c| c.0);
-        report.notes.extend(compare_count(target, collection, expected).await?);
-    }
-    // Collected: a lazy iterator over borrows makes the future less general than a job's handler needs.
-    let builds: Vec<_> = wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, options.no_ttl))).collect();
-    stream::iter(builds).try_buffer_unordered(INDEX_BUILDS).try_collect::<()>().await?;
-    for view in views_in_order(&wanted.views) {
-        create(target, &view.name, view.options.clone()).await?;
-    }
-    if !options.keep_mark {
-        complete(target).await?;
-    }
-    report.fill(&wanted.collections, &counted);
     Ok(report)
+}
+
+/// A restore at work.
+struct Restoring<'a> {
+    history: &'a History,
+    target: &'a Database,
+    options: &'a RestoreOptions,
+    start: Start<'a>,
+    wanted: Wanted,
+    progress: Arc<Progress>,
+}
+
+impl Restoring<'_> {
+    /// The collections whose documents are wanted, if they are known by one UUID all the way.
+    fn only(&self, moves: bool) -> Option<HashSet<Uuid>> {
+        (!moves).then(|| self.wanted.collections.iter().map(|c| c.uuid).collect())
+    }
+
+    async fn fold(&self, wish: Wish) -> Result<Folded> {
+        let held = wish.early.as_ref().map_or(0, |early| early.settled.bytes());
+        let fold_options = FoldOptions {
+            budget: fold_share(self.options.budget).saturating_sub(held).max(MIN_FOLD),
+            dir: self.options.temp_dir.clone(),
+            expected: self.history.line().raw_bytes(),
+            until: Bound::Seq(0), // the start knows
+            tolerant: self.options.across_gap,
+        };
+        self.start.fold(&fold_options, wish, self.progress.clone()).await
+    }
+
+    /// Documents that nothing touches go to the target while the rest is read: worth reading the changes twice where most documents are of that kind. Not where
+    /// something of somebody is dropped for it, since damage is found on the way.
+    fn may_write_early(&self, moves: bool, plan: &target::Plan) -> bool {
+        let documents = self.only(moves).map_or(0, |only| self.start.documents(&only));
+        !moves && !plan.replaces() && self.options.early.unwrap_or(self.start.changes() <= documents / 2)
+    }
+
+    async fn write_early(&self, plan: &target::Plan, report: &mut RestoreReport) -> Result<write::Counted> {
+        let only: HashSet<Uuid> = self.wanted.collections.iter().map(|c| c.uuid).collect();
+        let plain = self.wanted.collections.iter().filter(|c| !c.is_capped()).map(|c| c.uuid).collect();
+        self.progress.expected_documents.store(self.start.documents(&only), Ordering::Relaxed);
+        let settled = self.start.settled(plain).await?;
+        self.begin(plan, report).await?;
+        let writing = self.writing();
+        let early = Early { settled, sink: writing.sink() };
+        let folded = self.fold(Wish { only: Some(only), early: Some(early) }).await;
+        if let Ok(folded) = &folded {
+            report.told_by(folded);
+            // Those that went early are written or about to be.
+            let written = self.progress.documents.load(Ordering::Relaxed);
+            self.progress.expected_documents.fetch_max(written + folded.expected, Ordering::Relaxed);
+        }
+        writing.finish(folded).await
+    }
+
+    fn writing(&self) -> write::Writing {
+        write::Writing::start(&self.wanted.collections, self.target, self.options.writers, self.progress.clone())
+    }
+
+    /// Marks the target, drops what is in the way, and makes the collections.
+    async fn begin(&self, plan: &target::Plan, report: &RestoreReport) -> Result<()> {
+        plan.begin(self.target, &self.wanted, report).await?;
+        for collection in &self.wanted.collections {
+            create(self.target, &collection.name, indexes::create_options(collection)).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts, indexes, views, and the mark goes.
+    async fn complete(&mut self, counted: &write::Counted, report: &mut RestoreReport) -> Result<()> {
+        let (target, wanted) = (self.target, &self.wanted);
+        for collection in &wanted.collections {
+            let expected = counted.by_name.get(&collection.name).map_or(0, |c| c.0);
+            report.notes.extend(compare_count(target, collection, expected).await?);
+        }
+        // Collected: a lazy iterator over borrows makes the future less general than a job's handler needs.
+        let builds: Vec<_> =
+            wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, self.options.no_ttl))).collect();
+        stream::iter(builds).try_buffer_unordered(INDEX_BUILDS).try_collect::<()>().await?;
+        for view in views_in_order(&wanted.views) {
+            create(target, &view.name, view.options.clone()).await?;
+        }
+        if !self.options.keep_mark {
+            complete(target).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Takes away the mark of an incomplete restore.
@@ -194,6 +264,9 @@ pub async fn complete(target: &Database) -> Result<()> {
 pub async fn is_incomplete(target: &Database) -> Result<bool> {
     target::is_marked(target).await
 }
+
+/// Least memory of a fold.
+const MIN_FOLD: u64 = 4 << 20;
 
 /// Beside the fold there are two decoded segments or parts, objects in flight and batches on their way to the writers.
 fn fold_share(budget: u64) -> u64 {
@@ -265,6 +338,31 @@ impl Wanted {
 }
 
 impl RestoreReport {
+    fn begin(history: &History, target: &Database, options: &RestoreOptions, wanted: &Wanted) -> Self {
+        Self {
+            branch: history.branch.name.clone(),
+            at: options.at.to_string(),
+            seq: 0,
+            db: target.name().to_owned(),
+            dry_run: options.dry_run,
+            collections: Vec::new(),
+            views: wanted.views.iter().map(|v| v.name.clone()).collect(),
+            documents: 0,
+            bytes: 0,
+            ttl: indexes::ttl_names(&wanted.collections),
+            left_out: 0,
+            read_bytes: 0,
+            estimated_seconds: None,
+            notes: wanted.notes.clone(),
+        }
+    }
+
+    /// What only the fold knows.
+    fn told_by(&mut self, folded: &Folded) {
+        self.seq = folded.seq;
+        self.notes.extend(folded.notes.iter().cloned());
+    }
+
     fn fill(&mut self, collections: &[Collection], counted: &write::Counted) {
         for collection in collections {
             let (documents, bytes) = counted.by_name.get(&collection.name).copied().unwrap_or_default();

@@ -149,6 +149,10 @@ pub(super) async fn show_progress(output: Output, progress: Arc<Progress>, chang
             bar.unset_length();
         }
         if writing {
+            let expected = progress.expected_documents.load(Ordering::Relaxed);
+            if expected > 0 {
+                bar.set_length(expected.max(documents));
+            }
             bar.set_position(documents);
             bar.set_message(readable(progress.document_bytes.load(Ordering::Relaxed)));
         } else {

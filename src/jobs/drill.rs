@@ -40,7 +40,7 @@ pub(super) fn handler(parts: &Parts) -> Arc<dyn Handler> {
 #[async_trait]
 impl Handler for Drill {
     async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<Outcome> {
-        stay_alive(&self.0, lease, watch, self.attempt(job, watch)).await
+        stay_alive(&self.0, lease, watch, Box::pin(self.attempt(job, watch))).await
     }
 }
 

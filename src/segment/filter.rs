@@ -11,7 +11,7 @@ const POSITIONS: u64 = 5;
 const MIN_BYTES: usize = 8;
 
 /// The hash of a key: xxh3-64 of what [`write_collection`] writes and the canonical key.
-pub(super) fn key_hash(scratch: &mut Vec<u8>, coll: &str, uuid: Option<&[u8; 16]>, canonical: &[u8]) -> u64 {
+pub(crate) fn key_hash(scratch: &mut Vec<u8>, coll: &str, uuid: Option<&[u8; 16]>, canonical: &[u8]) -> u64 {
     scratch.clear();
     write_collection(scratch, coll, uuid);
     scratch.extend_from_slice(canonical);
@@ -35,17 +35,21 @@ pub(super) fn build(mut hashes: Vec<u64>) -> Vec<u8> {
     hashes.sort_unstable();
     hashes.dedup();
     let mut bits = vec![0u8; hashes.len().max(MIN_BYTES)];
-    let len = bits.len();
     for hash in hashes {
-        for (byte, mask) in positions(hash, len) {
-            bits[byte] |= mask;
-        }
+        insert(&mut bits, hash);
     }
     bits
 }
 
+/// Puts a key into a filter that is not empty.
+pub(crate) fn insert(bits: &mut [u8], hash: u64) {
+    for (byte, mask) in positions(hash, bits.len()) {
+        bits[byte] |= mask;
+    }
+}
+
 /// False only if no key of this hash went in.
-pub(super) fn may_contain(bits: &[u8], hash: u64) -> bool {
+pub(crate) fn may_contain(bits: &[u8], hash: u64) -> bool {
     bits.is_empty() || positions(hash, bits.len()).all(|(byte, mask)| bits[byte] & mask != 0)
 }
 

@@ -17,7 +17,7 @@ mod encode;
 mod file;
 #[cfg(test)]
 mod file_tests;
-mod filter;
+pub(crate) mod filter;
 mod footer;
 mod header;
 mod packed;

@@ -1,6 +1,7 @@
 //! Owns: a server, metadata, a store, engines, and comparing what is restored with the source. Does not own: what is expected.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use argon::branch::history::{History, Progress};
@@ -129,7 +130,11 @@ impl World {
     }
 
     pub(crate) async fn restore(&self, branch: &str, at: Point, to: &str) -> Result<RestoreReport> {
-        let options = RestoreOptions { drop: true, budget: 64 << 20, temp_dir: self.dir.path().to_path_buf(), ..RestoreOptions::new(at) };
+        // Both ways, one after the other.
+        static RESTORES: AtomicU64 = AtomicU64::new(0);
+        let early = Some(RESTORES.fetch_add(1, Ordering::Relaxed).is_multiple_of(2));
+        let options =
+            RestoreOptions { drop: true, early, budget: 64 << 20, temp_dir: self.dir.path().to_path_buf(), ..RestoreOptions::new(at) };
         restore(&self.history(branch).await, &self.client.database(to), &options, Arc::new(Progress::default())).await
     }
 

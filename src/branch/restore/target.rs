@@ -22,6 +22,8 @@ const MAX_NAMESPACE: usize = 255;
 #[derive(Debug)]
 pub(super) struct Plan {
     drop: BTreeSet<String>,
+    /// Something of it is not what an earlier restore has begun.
+    replaces: bool,
     resumes: bool,
 }
 
@@ -39,7 +41,7 @@ pub(super) async fn check(target: &Database, wanted: &Wanted, drop: bool) -> Res
             target.name()
         )));
     }
-    let mut plan = Plan { drop: BTreeSet::new(), resumes: marker.is_some() };
+    let mut plan = Plan { drop: BTreeSet::new(), replaces: false, resumes: marker.is_some() };
     let mut in_the_way = Vec::new();
     for view in catalogue.views.values().filter(|v| names.contains(v.name.as_str())) {
         if view.kind == Kind::Timeseries || !begun.contains(&view.name) {
@@ -67,6 +69,7 @@ pub(super) async fn check(target: &Database, wanted: &Wanted, drop: bool) -> Res
         let list = in_the_way.join(", ");
         return Err(Fault::rejected(format!("target database {db:?} already has {list}{more}: choose another database, or give --drop")));
     }
+    plan.replaces = !in_the_way.is_empty();
     Ok(plan)
 }
 
@@ -82,6 +85,11 @@ impl Wanted {
 }
 
 impl Plan {
+    /// Whether what somebody has there goes.
+    pub(super) fn replaces(&self) -> bool {
+        self.replaces
+    }
+
     /// What would happen, for a dry run.
     pub(super) fn describe(&self) -> Vec<String> {
         self.drop.iter().map(|name| format!("would drop {name} in the target")).collect()

@@ -2,11 +2,11 @@
 //! Does not own: what the documents are (`fold`), collections and indexes (`indexes`).
 //!
 //! ```text
-//! fold output (blocking thread) ══ 4 batches ══▶ writers (several, any order)
-//!                               ══ 2 batches ══▶ one writer, capped collections in order, after the others
+//! fold, early and late (blocking thread) ══ 4 batches ══▶ writers (several, any order)
+//!                                        ══ 2 batches ══▶ one writer, capped collections in order, after the others
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,9 +17,10 @@ use mongodb::Database;
 use mongodb::error::Error;
 use mongodb::options::WriteConcern;
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::branch::catalogue::{Collection, Uuid};
-use crate::branch::fold::Folded;
+use crate::branch::fold::{Folded, Sink};
 use crate::branch::history::Progress;
 use crate::branch::server;
 use crate::fault::{Fault, Result};
@@ -27,6 +28,8 @@ use crate::fault::{Fault, Result};
 /// A batch closes at these; far below the server's 48 MB and 100,000, so that several writers share the work of a small restore.
 const BATCH_BYTES: usize = 8 << 20;
 const BATCH_DOCUMENTS: usize = 2_000;
+/// Bytes of batches that are not full yet, all collections together.
+const OPEN_BYTES: usize = 16 << 20;
 
 /// Documents and bytes by collection name.
 #[derive(Debug, Default)]
@@ -41,40 +44,101 @@ struct Batch {
     docs: Vec<RawDocumentBuf>,
 }
 
-/// What the producer knows of a collection index.
-struct Names(Vec<Option<(String, bool)>>);
+/// Takes a batch; whether it is of a capped collection.
+type Send = Box<dyn FnMut(Batch, bool) -> Result<()> + std::marker::Send>;
 
-impl Names {
-    fn new(uuids: &[Uuid], wanted: &[Collection]) -> Self {
-        let of = |uuid: &Uuid| wanted.iter().find(|c| c.uuid == *uuid).map(|c| (c.name.clone(), c.is_capped()));
-        Self(uuids.iter().map(of).collect())
+/// Groups documents into batches by collection.
+struct Producer {
+    /// Name in the target, and whether it is capped, of what is wanted.
+    names: HashMap<Uuid, (String, bool)>,
+    open: BTreeMap<Uuid, (Vec<RawDocumentBuf>, usize)>,
+    /// Bytes of all open batches.
+    bytes: usize,
+    /// Capped collections have begun: nothing else comes any more.
+    in_order: bool,
+    counted: Counted,
+    send: Option<Send>,
+}
+
+impl Producer {
+    fn new(wanted: &[Collection], send: Send) -> Self {
+        let names = wanted.iter().map(|c| (c.uuid, (c.name.clone(), c.is_capped()))).collect();
+        Self { names, open: BTreeMap::new(), bytes: 0, in_order: false, counted: Counted::default(), send: Some(send) }
     }
 
-    fn get(&self, coll: u32) -> Option<&(String, bool)> {
-        self.0.get(coll as usize).and_then(Option::as_ref)
+    fn take(&mut self, uuid: &Uuid, doc: RawDocumentBuf) -> Result<()> {
+        let Some((name, capped)) = self.names.get(uuid) else { return Ok(()) };
+        if *capped && !self.in_order {
+            // The other writers end with the first of these.
+            self.in_order = true;
+            self.flush()?;
+            return self.take(uuid, doc);
+        }
+        let len = doc.as_bytes().len();
+        match self.counted.by_name.get_mut(name) {
+            Some(count) => *count = (count.0 + 1, count.1 + len as u64),
+            None => drop(self.counted.by_name.insert(name.clone(), (1, len as u64))),
+        }
+        let (docs, bytes) = self.open.entry(*uuid).or_default();
+        docs.push(doc);
+        *bytes += len;
+        self.bytes += len;
+        if *bytes >= BATCH_BYTES || docs.len() >= BATCH_DOCUMENTS {
+            self.close(*uuid)?;
+        }
+        // Many collections at a time: none of them gets far.
+        if self.bytes >= OPEN_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn close(&mut self, uuid: Uuid) -> Result<()> {
+        let (Some((docs, bytes)), Some((name, capped))) = (self.open.remove(&uuid), self.names.get(&uuid)) else { return Ok(()) };
+        self.bytes -= bytes;
+        let send = self.send.as_mut().ok_or_else(|| Fault::cancelled("the writers have stopped"))?;
+        send(Batch { coll: name.clone(), docs }, *capped)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let open: Vec<Uuid> = self.open.keys().copied().collect();
+        open.into_iter().try_for_each(|uuid| self.close(uuid))
+    }
+
+    /// What a fold has kept until its end, the last of it.
+    fn drain(&mut self, mut folded: Folded) -> Result<Counted> {
+        while let Some(documents) = folded.documents.next_batch()? {
+            for document in documents {
+                if let Some(uuid) = folded.collections.get(document.coll as usize) {
+                    self.take(uuid, document.doc)?;
+                }
+            }
+        }
+        self.flush()?;
+        self.send = None; // the writers end
+        self.counted.left_out = folded.documents.left_out();
+        Ok(std::mem::take(&mut self.counted))
     }
 }
 
 /// Counts what would be written.
 pub(super) async fn count(folded: Folded, wanted: &[Collection]) -> Result<Counted> {
-    let names = Names::new(&folded.collections, wanted);
-    run_blocking(move || produce(folded, &names, |_, _| Ok(()))).await
+    let mut producer = Producer::new(wanted, Box::new(|_, _| Ok(())));
+    run_blocking(move || producer.drain(folded)).await
 }
 
-/// Writes all documents; returns what was written.
-pub(super) async fn documents(
-    folded: Folded,
-    wanted: &[Collection],
-    target: &Database,
-    writers: usize,
+/// Writers at work.
+pub(super) struct Writing {
+    producer: Arc<parking_lot::Mutex<Producer>>,
+    writers: Vec<JoinHandle<Result<()>>>,
+    ordered: mpsc::Receiver<Batch>,
+    target: Database,
     progress: Arc<Progress>,
-) -> Result<Counted> {
-    let names = Names::new(&folded.collections, wanted);
-    let (plain, from_plain) = mpsc::channel::<Batch>(4); // keeps the writers busy while the fold replays a partition
-    let (ordered, mut from_ordered) = mpsc::channel::<Batch>(2);
-    let producing = tokio::spawn(run_blocking(move || {
+}
+
+impl Writing {
+    pub(super) fn start(wanted: &[Collection], target: &Database, writers: usize, progress: Arc<Progress>) -> Self {
+        let (plain, from_plain) = mpsc::channel::<Batch>(4); // keeps the writers busy while the fold replays a partition
+        let (ordered, from_ordered) = mpsc::channel::<Batch>(2);
         let mut plain = Some(plain);
-        produce(folded, &names, |batch, capped| {
+        let send = move |batch, capped| {
             let sent = if capped {
                 plain = None; // the other writers end, then this one's turn comes
                 ordered.blocking_send(batch)
@@ -85,56 +149,49 @@ pub(super) async fn documents(
                 }
             };
             sent.map_err(|_| Fault::cancelled("the writers have stopped"))
-        })
-    }));
-    let shared = Arc::new(Mutex::new(from_plain));
-    let tasks: Vec<_> = (0..writers.max(1)).map(|_| tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone()))).collect();
-    drop(shared); // with the last writer gone the producer notices
-    let mut outcome = Ok(());
-    for task in tasks {
-        let ended = task.await.map_err(|e| Fault::corrupt(format!("a writer panicked: {e}"))).and_then(|r| r);
-        outcome = outcome.and(ended);
+        };
+        let producer = Arc::new(parking_lot::Mutex::new(Producer::new(wanted, Box::new(send))));
+        // With the last writer gone the producer notices.
+        let shared = Arc::new(Mutex::new(from_plain));
+        let write = || tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone()));
+        let writers = (0..writers.max(1)).map(|_| write()).collect();
+        Self { producer, writers, ordered: from_ordered, target: target.clone(), progress }
     }
-    while outcome.is_ok() {
-        let Some(batch) = from_ordered.recv().await else { break };
-        outcome = write(&batch, target, true, &progress).await;
+
+    /// Takes documents on a thread that may block.
+    pub(super) fn sink(&self) -> Sink {
+        let producer = self.producer.clone();
+        Box::new(move |uuid, doc| producer.lock().take(uuid, doc.to_owned()))
     }
-    drop(from_ordered);
-    let produced = producing.await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}"))).and_then(|r| r);
-    outcome?;
-    produced
+
+    /// Writes what the fold has kept, and waits until everything is written; what was written. Why the writers have stopped counts for more than that
+    /// the fold could not go on for it.
+    pub(super) async fn finish(self, folded: Result<Folded>) -> Result<Counted> {
+        let Self { producer, writers, ordered: mut from_ordered, target, progress } = self;
+        let producing = tokio::spawn(run_blocking(move || {
+            let mut producer = producer.lock();
+            let drained = folded.and_then(|folded| producer.drain(folded));
+            producer.send = None;
+            drained
+        }));
+        let mut outcome = Ok(());
+        for task in writers {
+            let ended = task.await.map_err(|e| Fault::corrupt(format!("a writer panicked: {e}"))).and_then(|r| r);
+            outcome = outcome.and(ended);
+        }
+        while outcome.is_ok() {
+            let Some(batch) = from_ordered.recv().await else { break };
+            outcome = write(&batch, &target, true, &progress).await;
+        }
+        drop(from_ordered);
+        let produced = producing.await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}"))).and_then(|r| r);
+        outcome?;
+        produced
+    }
 }
 
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn run_blocking<T: std::marker::Send + 'static>(work: impl FnOnce() -> Result<T> + std::marker::Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Fault::corrupt(format!("folding panicked: {e}")))?
-}
-
-/// Groups the fold's output into batches by collection.
-fn produce(mut folded: Folded, names: &Names, mut send: impl FnMut(Batch, bool) -> Result<()>) -> Result<Counted> {
-    let mut counted = Counted::default();
-    while let Some(documents) = folded.documents.next_batch()? {
-        let mut open: BTreeMap<u32, (Vec<RawDocumentBuf>, usize)> = BTreeMap::new();
-        for document in documents {
-            let Some((name, capped)) = names.get(document.coll) else { continue };
-            let len = document.doc.as_bytes().len();
-            let count = counted.by_name.entry(name.clone()).or_default();
-            *count = (count.0 + 1, count.1 + len as u64);
-            let (docs, bytes) = open.entry(document.coll).or_default();
-            docs.push(document.doc);
-            *bytes += len;
-            if *bytes >= BATCH_BYTES || docs.len() >= BATCH_DOCUMENTS {
-                *bytes = 0;
-                send(Batch { coll: name.clone(), docs: std::mem::take(docs) }, *capped)?;
-            }
-        }
-        for (coll, (docs, _)) in open {
-            if let Some((name, capped)) = names.get(coll).filter(|_| !docs.is_empty()) {
-                send(Batch { coll: name.clone(), docs }, *capped)?;
-            }
-        }
-    }
-    counted.left_out = folded.documents.left_out();
-    Ok(counted)
 }
 
 async fn write_shared(from: Arc<Mutex<mpsc::Receiver<Batch>>>, target: Database, progress: Arc<Progress>) -> Result<()> {

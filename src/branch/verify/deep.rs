@@ -10,7 +10,7 @@ use super::{DeepOptions, VerifyReport};
 use crate::branch::fold::{Flow, FoldOptions};
 use crate::branch::history::{Consumer, Gaps, History, Loaded, Progress, Range};
 use crate::branch::point::Bound;
-use crate::branch::replay::{Replay, check_parts};
+use crate::branch::replay::{Replay, Wish, check_parts};
 use crate::change::ChangeRef;
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::SegmentKind;
@@ -30,9 +30,10 @@ pub(super) async fn check(history: &History, options: &DeepOptions, report: &mut
     let (mut folding, mut token, mut from) = (Folding::Given, None, 1);
     if let Some(first) = history.line().bases().first() {
         // One that cannot be read is in the report already.
-        match Replay::begin(history, first, &fold, progress.clone()).await {
-            Ok(replay) => {
-                token = Some((first.base.seq, history.manifest(first).await?.token));
+        match history.manifest(first).await {
+            Ok(manifest) => {
+                token = Some((first.base.seq, manifest.token.clone()));
+                let replay = Replay::begin(history, first, manifest, &fold, Wish::default(), progress.clone());
                 from = first.base.seq + 1;
                 folding = Folding::On(Box::new(replay));
             }
