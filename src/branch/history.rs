@@ -216,14 +216,17 @@ fn cost(row: &SegmentRow) -> u64 {
 #[derive(Debug, Default)]
 struct Chain {
     part: usize,
+    /// Where it goes on: what is passed over in between ends nothing.
+    next: u64,
     last_end: Option<RawDocumentBuf>,
 }
 
 impl Chain {
     fn check(&mut self, loaded: &Loaded) -> Result<()> {
-        if loaded.part != self.part {
+        if loaded.part != self.part || loaded.row.first_seq != self.next {
             (self.part, self.last_end) = (loaded.part, None);
         }
+        self.next = loaded.row.last_seq + 1;
         let Some(file) = &loaded.file else {
             self.last_end = None;
             return Ok(());

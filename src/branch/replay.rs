@@ -40,10 +40,10 @@ pub async fn catalogue(history: &History, until: Bound, tolerant: bool) -> Resul
 /// Where a fold begins, and where it ends.
 pub(in crate::branch) struct Start<'a> {
     history: &'a History,
-    based: &'a Based,
-    manifest: BaseManifest,
+    pub(in crate::branch) based: &'a Based,
+    pub(in crate::branch) manifest: BaseManifest,
     /// The last change that is in it.
-    until: u64,
+    pub(in crate::branch) until: u64,
     tolerant: bool,
 }
 

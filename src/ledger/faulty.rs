@@ -347,6 +347,9 @@ impl Ledger for FaultyLedger {
     async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         self.through(C::Read, self.inner.segments_before(branch, from_seq, max)).await
     }
+    async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        self.through(C::Read, self.inner.ddl_segments(branch, from_seq, max)).await
+    }
     async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         self.through(C::Read, self.inner.losses(branch, from_seq, max)).await
     }

@@ -187,6 +187,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
     /// Segments of a branch that begin at or before `from_seq`, the newest first, at most `max`.
     async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
+    /// Segments of a branch that change its catalogue and end at or after `from_seq`, in order, at most `max`.
+    async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
     /// Segments of a branch of which something is lost, a recorded gap or changes that cannot be applied, that begin at or after `from_seq`, in order,
     /// at most `max`.
     async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;

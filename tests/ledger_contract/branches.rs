@@ -146,6 +146,8 @@ pub(crate) async fn rule_18_a_capture_is_attached_right_behind_the_fork(bench: B
     assert_eq!((stored.head.seq, stored.source_db.as_str(), stored.drop_db), (8, "$copy", true));
     assert!(stored.expires_ms.is_some());
     assert_eq!(bench.ledger.segments(&fork.id, 0, 5).await.unwrap().len(), 1);
+    assert_eq!(bench.ledger.ddl_segments(&fork.id, 8, 5).await.unwrap().len(), 1);
+    assert_eq!(bench.ledger.ddl_segments(&fork.id, 9, 5).await.unwrap(), []);
     let second = Attach { capture: Capture { id: random::id(), ..capture }, ..attach };
     assert_eq!(bench.ledger.attach_capture(&second).await.unwrap_err().kind, Kind::Rejected, "it has one");
 }
@@ -164,6 +166,7 @@ pub(crate) async fn a_gap_of_a_capture_moves_position_head_and_status_together(b
     assert_eq!(bench.ledger.capture(&line.capture).await.unwrap().unwrap().position, after);
     assert_eq!(bench.ledger.losses(&line.branch, 0, 5).await.unwrap().len(), 1);
     assert_eq!(bench.ledger.losses(&line.branch, 2, 5).await.unwrap(), []);
+    assert_eq!(bench.ledger.ddl_segments("other", 0, 5).await.unwrap(), []);
     bench.ledger.set_capture_state(&line.capture, CaptureState::Stopped, None).await.unwrap();
     let next = CaptureGap { expected_next_seq: 2, after: Position { next_seq: 3, ..after }, row: gap(&line.branch, 2), ..write };
     assert_eq!(bench.ledger.record_gap(&next).await.unwrap(), Checkpointed::NotRunning);

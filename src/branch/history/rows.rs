@@ -41,6 +41,9 @@ impl<'a> Rows<'a> {
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Wanted>> {
+        if self.gaps == Gaps::Ddl {
+            return self.next_ddl().await;
+        }
         if self.next_seq > self.until {
             return Ok(None);
         }
@@ -69,6 +72,33 @@ impl<'a> Rows<'a> {
         let (first, last) = (self.next_seq, row.last_seq.min(of.last).min(self.until));
         (self.next_seq, self.epoch, self.first) = (row.last_seq.min(of.last) + 1, row.epoch, false);
         Ok(Some(Wanted { row, first, last, part }))
+    }
+
+    /// Those that change the catalogue alone, so there is nothing to say of what is between them.
+    async fn next_ddl(&mut self) -> Result<Option<Wanted>> {
+        while self.next_seq <= self.until {
+            let part = self.history.line.part_of(self.next_seq);
+            let of = &self.history.line.parts()[part];
+            if part != self.part || self.first {
+                (self.part, self.first) = (part, false);
+                self.page.clear();
+            }
+            if self.page.is_empty() {
+                self.page = self.history.ledger.ddl_segments(&of.branch.id, self.next_seq, PAGE).await?.into();
+            }
+            match self.page.pop_front().filter(|row| row.first_seq <= of.last) {
+                Some(row) => {
+                    let (first, last) = (self.next_seq.max(row.first_seq), row.last_seq.min(of.last).min(self.until));
+                    if first > self.until {
+                        return Ok(None);
+                    }
+                    self.next_seq = row.last_seq.min(of.last) + 1;
+                    return Ok(Some(Wanted { row, first, last, part }));
+                }
+                None => self.next_seq = of.last.max(self.next_seq) + 1,
+            }
+        }
+        Ok(None)
     }
 
     /// Refuses what is lost, where that is not accepted.

@@ -4,12 +4,14 @@
 //! Owns: which bytes are read. Does not own: what the changes come to (`get`), reading history whole (`history`).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bson::RawDocumentBuf;
 use futures_util::stream::{self, StreamExt};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::branch::catalogue::Uuid;
-use crate::branch::documents::BasePart;
+use crate::branch::documents::{BaseManifest, BasePart};
 use crate::branch::history::History;
 use crate::branch::layout;
 use crate::branch::line::Based;
@@ -20,7 +22,7 @@ use crate::ledger::{SegmentKind, SegmentRow};
 use crate::segment::RawBlock;
 use crate::store::Store;
 
-/// Objects that are looked at together.
+/// Objects that are looked at together, each by a task of its own: decoding takes about as long as fetching.
 const TOGETHER: usize = 32;
 /// Rows per page.
 const PAGE: usize = 500;
@@ -48,74 +50,103 @@ pub(super) struct Changes {
 }
 
 /// The document that is looked for.
+#[derive(Debug, Clone)]
 pub(super) struct Finder<'a> {
     pub(super) history: &'a History,
+    pub(super) sought: Arc<Sought>,
+}
+
+/// What names it.
+#[derive(Debug)]
+pub(super) struct Sought {
     pub(super) key: CanonicalKey,
     pub(super) uuid: Uuid,
-    pub(super) name: &'a str,
+    pub(super) name: String,
 }
 
 impl Finder<'_> {
     /// Changes up to `until` and behind `after`, as far back as they are needed: up to a whole state that is later than `base_until`.
     pub(super) async fn changes(&self, after: u64, until: u64, base_until: ClusterTime, all: bool) -> Result<Changes> {
-        let mut found = Changes { uuid: self.uuid, ..Changes::default() };
+        let mut found = Changes { uuid: self.sought.uuid, ..Changes::default() };
         let mut rows = Backwards { history: self.history, page: VecDeque::new(), next: until, after };
+        let mut flying: VecDeque<JoinHandle<Result<Vec<Event>>>> = VecDeque::new();
+        let mut tasks = Abort::default();
+        let mut is_last = false;
         loop {
-            let batch = rows.next(TOGETHER).await?;
-            if batch.is_empty() {
-                return Ok(found);
+            while !is_last && flying.len() < TOGETHER {
+                match rows.next().await? {
+                    Some((row, last)) => {
+                        let task = tokio::spawn(self.sought.clone().look(self.history.store().clone(), row, last));
+                        tasks.0.push_back(task.abort_handle());
+                        flying.push_back(task);
+                    }
+                    None => is_last = true,
+                }
             }
-            let store = self.history.store();
-            let looks = stream::iter(batch.into_iter().map(|(row, last)| self.look(store, row, last, found.uuid))).buffered(TOGETHER);
-            let looked: Vec<Result<Vec<Event>>> = looks.collect().await;
-            for events in looked {
-                // A remapped UUID is noticed while the batch is gone through: what was looked at under the new one is looked at again.
-                for event in events?.into_iter().filter(|event| event.seq() > after).rev() {
-                    match event {
-                        Event::Begins(_) => {
+            let Some(task) = flying.pop_front() else { return Ok(found) };
+            tasks.0.pop_front();
+            let events = task.await.map_err(|e| Fault::corrupt(format!("looking into a segment panicked: {e}")))??;
+            for event in events.into_iter().filter(|event| event.seq() > after).rev() {
+                match event {
+                    Event::Begins(_) => {
+                        found.complete = true;
+                        return Ok(found);
+                    }
+                    // What was looked at under this UUID is looked at again under the one before.
+                    Event::Moved(seq, from) => {
+                        let Sought { key, name, .. } = &*self.sought;
+                        let sought = Arc::new(Sought { key: key.clone(), uuid: from, name: name.clone() });
+                        let before = Finder { history: self.history, sought };
+                        let more = Box::pin(before.changes(after, seq - 1, base_until, all)).await?;
+                        found.newest_first.extend(more.newest_first);
+                        return Ok(Changes { newest_first: found.newest_first, ..more });
+                    }
+                    Event::Change(change) => {
+                        let whole = matches!(change.op, Op::Insert | Op::Replace | Op::Delete) && change.time > base_until;
+                        found.newest_first.push(change);
+                        if found.newest_first.len() > MAX_CHANGES {
+                            return Err(Fault::rejected(format!(
+                                "this document changed more than {MAX_CHANGES} times: restore its collection instead"
+                            )));
+                        }
+                        if whole && !all {
                             found.complete = true;
                             return Ok(found);
-                        }
-                        Event::Moved(seq, from) => {
-                            let before = Finder { uuid: from, key: self.key.clone(), ..*self };
-                            let more = Box::pin(before.changes(after, seq - 1, base_until, all)).await?;
-                            found.newest_first.extend(more.newest_first);
-                            return Ok(Changes { newest_first: found.newest_first, ..more });
-                        }
-                        Event::Change(change) => {
-                            let whole = matches!(change.op, Op::Insert | Op::Replace | Op::Delete) && change.time > base_until;
-                            found.newest_first.push(change);
-                            if found.newest_first.len() > MAX_CHANGES {
-                                return Err(Fault::rejected(format!(
-                                    "this document changed more than {MAX_CHANGES} times: restore its collection instead"
-                                )));
-                            }
-                            if whole && !all {
-                                found.complete = true;
-                                return Ok(found);
-                            }
                         }
                     }
                 }
             }
         }
     }
+}
 
+/// Stops what is being looked at when nobody waits for it any more.
+#[derive(Debug, Default)]
+struct Abort(VecDeque<AbortHandle>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Sought {
     /// What one segment has of the document, in order.
-    async fn look(&self, store: &Store, row: SegmentRow, last: u64, uuid: Uuid) -> Result<Vec<Event>> {
+    async fn look(self: Arc<Self>, store: Store, row: SegmentRow, last: u64) -> Result<Vec<Event>> {
         let mut events = Vec::new();
-        let object = Object::open(store, &row.key, row.stored_bytes).await?;
+        let object = Object::open(&store, &row.key, row.stored_bytes).await?;
         for (i, entry) in object.footer.blocks.iter().enumerate() {
-            let may = entry.may_contain(&object.footer, self.name, Some(&uuid), &self.key);
+            let may = entry.may_contain(&object.footer, &self.name, Some(&self.uuid), &self.key);
             if (may || entry.has_ddl) && entry.first_seq <= last {
-                let block = object.block(store, i).await?;
-                self.rows_of(&block, &row.key, last, uuid, &mut events)?;
+                let block = object.block(&store, i).await?;
+                self.rows_of(&block, &row.key, last, &mut events)?;
             }
         }
         Ok(events)
     }
 
-    fn rows_of(&self, block: &RawBlock, object: &str, last: u64, uuid: Uuid, events: &mut Vec<Event>) -> Result<()> {
+    fn rows_of(&self, block: &RawBlock, object: &str, last: u64, events: &mut Vec<Event>) -> Result<()> {
+        let uuid = self.uuid;
         let mut key = Vec::new();
         for row in block.rows().map_err(|f| f.at(object))? {
             let (seq, change) = row.map_err(|f| f.at(object))?;
@@ -142,16 +173,17 @@ impl Finder<'_> {
         }
         Ok(())
     }
+}
 
+impl Finder<'_> {
     /// The document as the base has it, and when it was read.
-    pub(super) async fn in_base(&self, based: &Based, uuid: Uuid) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
-        let manifest = self.history.manifest(based).await?;
+    pub(super) async fn in_base(&self, based: &Based, manifest: &BaseManifest) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
         let branch = &self.history.line().parts()[based.part].branch;
-        let of = layout::hex(&uuid);
-        let parts: Vec<&BasePart> = manifest.parts.iter().filter(|part| part.uuid == of).collect();
+        let of = layout::hex(&self.sought.uuid);
+        let parts = manifest.parts.iter().filter(|part| part.uuid == of);
         let place =
             |part: &BasePart| layout::base_part(layout::project_of(&branch.name), &branch.id, manifest.seq, &manifest.id, &part.object);
-        let looks = parts.iter().map(|part| self.look_in_part(place(part), part, uuid));
+        let looks = parts.map(|part| self.look_in_part(place(part), part));
         let mut looks = stream::iter(looks).buffered(TOGETHER);
         let mut found = None;
         while let Some(one) = looks.next().await {
@@ -160,18 +192,18 @@ impl Finder<'_> {
         Ok(found)
     }
 
-    async fn look_in_part(&self, key: String, part: &BasePart, uuid: Uuid) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
+    async fn look_in_part(&self, key: String, part: &BasePart) -> Result<Option<(RawDocumentBuf, ClusterTime)>> {
         let store = self.history.store();
         let object = Object::open(store, &key, part.stored_bytes).await?;
         for (i, entry) in object.footer.blocks.iter().enumerate() {
-            if !entry.may_contain(&object.footer, "", Some(&uuid), &self.key) {
+            if !entry.may_contain(&object.footer, "", Some(&self.sought.uuid), &self.sought.key) {
                 continue;
             }
             let block = object.block(store, i).await?;
             for row in block.rows().map_err(|f| f.at(&key))? {
                 let (_, change) = row.map_err(|f| f.at(&key))?;
                 if let Some(doc) = change.body
-                    && canonical_id(doc).is_some_and(|id| id.as_bytes() == self.key.as_bytes())
+                    && canonical_id(doc).is_some_and(|id| id.as_bytes() == self.sought.key.as_bytes())
                 {
                     return Ok(Some((doc.to_owned(), part.read_at)));
                 }
@@ -223,23 +255,22 @@ struct Backwards<'a> {
 }
 
 impl Backwards<'_> {
-    async fn next(&mut self, max: usize) -> Result<Vec<(SegmentRow, u64)>> {
-        let mut batch = Vec::new();
-        while batch.len() < max && self.next > self.after {
+    async fn next(&mut self) -> Result<Option<(SegmentRow, u64)>> {
+        while self.next > self.after {
             let part = &self.history.line().parts()[self.history.line().part_of(self.next)];
             if self.page.front().is_none_or(|row| row.branch != part.branch.id) {
                 self.page = self.history.ledger().segments_before(&part.branch.id, self.next, PAGE).await?.into();
             }
-            let Some(row) = self.page.pop_front() else {
+            // One that ends before is of what lies behind a hole in history.
+            let Some(row) = self.page.pop_front().filter(|row| row.last_seq >= self.next) else {
                 return Err(Fault::corrupt(format!("no segment of {} holds seq:{}", part.branch.name, self.next)));
             };
             let last = row.last_seq.min(self.next);
             self.next = row.first_seq.max(part.first) - 1;
-            if row.kind == SegmentKind::Gap {
-                continue;
+            if row.kind != SegmentKind::Gap {
+                return Ok(Some((row, last)));
             }
-            batch.push((row, last));
         }
-        Ok(batch)
+        Ok(None)
     }
 }

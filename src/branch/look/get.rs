@@ -2,12 +2,15 @@
 //!
 //! Owns: putting its changes together. Does not own: finding them (`find`).
 
+use std::pin::pin;
+use std::sync::Arc;
+
 use bson::{Bson, RawDocumentBuf};
 
-use super::find::{Change, Finder};
+use super::find::{Change, Finder, Sought};
 use crate::branch::history::History;
-use crate::branch::point::{Bound, Point};
-use crate::branch::replay;
+use crate::branch::point::Point;
+use crate::branch::replay::Start;
 use crate::change::{ClusterTime, Op, apply_delta, apply_delta_tolerant, apply_update_description, canonical_id};
 use crate::fault::{Fault, Result};
 
@@ -24,21 +27,33 @@ pub struct Found {
 /// `None` where there was no such document; `Rejected` where there was no such collection.
 pub async fn get(history: &History, collection: &str, id: &Bson, at: Point) -> Result<Option<Found>> {
     let until = history.resolve(at).await?;
-    let catalogue = replay::catalogue(history, until, false).await?;
+    let start = Start::find(history, until, false).await?;
+    let (catalogue, _) = start.catalogue().await?;
     let missing = || Fault::rejected(format!("there was no collection {collection:?} at {at}"));
     let uuid = catalogue.collection_named(collection).ok_or_else(missing)?.uuid;
-    let Bound::Seq(until) = until else { return Err(Fault::corrupt("a point that is no seq")) };
-    let at = history.locate(Point::Seq(until)).await?;
-    let based =
-        history.base_for(&at).ok_or_else(|| Fault::rejected(format!("seq:{until} is before every base of {}", history.branch.name)))?;
     let mut holder = RawDocumentBuf::new();
     let raw = bson::RawBson::try_from(id.clone()).map_err(|e| Fault::config(format!("--id: {e}")))?;
     holder.append(bson::cstr!("_id"), raw);
     let key = canonical_id(&holder).ok_or_else(|| Fault::config("--id is no key"))?;
-    let finder = Finder { history, key, uuid, name: collection };
+    let (based, manifest, until) = (start.based, &start.manifest, start.until);
     let base_until = based.base.consistent_at;
-    let found = finder.changes(based.base.seq, until, base_until, false).await?;
-    let base = if found.complete { None } else { finder.in_base(based, found.uuid).await? };
+    let finder = |uuid| Finder { history, sought: Arc::new(Sought { key: key.clone(), uuid, name: collection.to_owned() }) };
+    let finding = finder(uuid);
+    // The base is asked at the same time: most documents that changed lately are in it too.
+    let (mut in_base, mut asked) = (pin!(finding.in_base(based, manifest)), None);
+    let mut changes = pin!(finding.changes(based.base.seq, until, base_until, false));
+    let found = loop {
+        tokio::select! {
+            found = &mut changes => break found?,
+            base = &mut in_base, if asked.is_none() => asked = Some(base?),
+        }
+    };
+    let base = match asked {
+        _ if found.complete => None,
+        Some(base) if found.uuid == uuid => base,
+        None if found.uuid == uuid => in_base.await?,
+        _ => finder(found.uuid).in_base(based, manifest).await?,
+    };
     let fuzzy = catalogue.collection_named(collection).is_some_and(|c| c.is_capped());
     Ok(fold(base, found.newest_first, found.complete, base_until, fuzzy)?.map(|(doc, seq)| Found { doc, seq, at: until }))
 }

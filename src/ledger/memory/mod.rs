@@ -247,6 +247,9 @@ impl Ledger for MemoryLedger {
     async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         Ok(self.run(|s, _| s.segments_before(branch, from_seq, max)))
     }
+    async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        Ok(self.run(|s, _| s.ddl_segments(branch, from_seq, max)))
+    }
     async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         Ok(self.run(|s, _| s.losses(branch, from_seq, max)))
     }

@@ -245,6 +245,10 @@ impl State {
         rows
     }
 
+    pub(super) fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
+        self.segments_after(branch, from_seq).filter(|s| s.has_ddl).take(max).cloned().collect()
+    }
+
     pub(super) fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
         let mut lost: Vec<_> = self.segments_after(branch, 0).filter(|s| s.holes > 0 && s.first_seq >= from_seq).cloned().collect();
         lost.sort_by_key(|s| s.first_seq);

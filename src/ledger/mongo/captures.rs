@@ -144,6 +144,13 @@ impl Inner {
         Ok(rows)
     }
 
+    pub(super) async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        let from = doc! { "branch": branch, "has_ddl": true, "last_seq": { "$gte": int(from_seq) } };
+        let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
+        let cursor = self.segments_coll().find(from).sort(doc! { "last_seq": 1 }).limit(limit).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
     pub(super) async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         let lost = doc! { "branch": branch, "holes": { "$gt": 0 }, "first_seq": { "$gte": int(from_seq) } };
         let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);

@@ -94,6 +94,7 @@ fn indexes() -> Vec<Index> {
         // The walk of the head, reading from a seq, and the promise that no range is in a level of an epoch twice.
         unique("segments", "range", doc! { "branch": 1, "last_seq": 1, "level": 1, "epoch": 1 }),
         index("segments", "losses", doc! { "branch": 1, "first_seq": 1 }, Some(doc! { "holes": { "$gt": 0 } })),
+        index("segments", "ddl", doc! { "branch": 1, "last_seq": 1 }, Some(doc! { "has_ddl": true })),
         index("segments", "gaps", doc! { "kind": 1, "branch": 1, "first_seq": 1 }, Some(doc! { "kind": "gap" })),
     ]
 }

@@ -303,6 +303,9 @@ impl Ledger for MongoLedger {
     async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         call!(self, "list segments", |i| i.segments_before(&branch, from_seq, max); branch = branch.to_owned())
     }
+    async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
+        call!(self, "list segments", |i| i.ddl_segments(&branch, from_seq, max); branch = branch.to_owned())
+    }
     async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         call!(self, "read the gaps", |i| i.losses(&branch, from_seq, max); branch = branch.to_owned())
     }
