@@ -6,7 +6,6 @@
 //! taken away. The capture begins at a token that was taken when all had been written, and its first change says which collection goes on under which
 //! new UUID (correctness.md 18), and how the catalogue is by then.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use std::time::Duration;
 use bson::{RawDocumentBuf, doc};
 use mongodb::Database;
 
-use super::catalogue::{Catalogue, Kind as CollectionKind, Uuid, read_catalogue};
+use super::catalogue::{Catalogue, Kind as CollectionKind, read_catalogue};
 use super::documents::{self, EpochDocument};
 use super::history::{History, Progress};
 use super::layout;
@@ -62,6 +61,7 @@ pub async fn checkout(
         return Err(Fault::rejected(format!("{} was not forked from another branch: there is nothing to check out", branch.name)));
     }
     let before = catalogue_at_head(history, options).await?;
+    refuse_strangers(&before, target).await?;
     let restored =
         RestoreOptions { at: Point::Head, keep_mark: true, collections: Vec::new(), rename: Vec::new(), ..options.restore.clone() };
     let report = restore::restore(history, target, &restored, progress).await?;
@@ -70,13 +70,25 @@ pub async fn checkout(
     Ok((capture, Some(report)))
 }
 
-/// UUIDs by name, as history has them.
-async fn catalogue_at_head(history: &History, options: &CheckoutOptions) -> Result<HashMap<String, Uuid>> {
-    let catalogue = super::replay::catalogue(history, history.resolve(Point::Head).await?, options.restore.across_gap).await?;
-    Ok(catalogue.collections.values().map(|c| (c.name.clone(), c.uuid)).collect())
+async fn catalogue_at_head(history: &History, options: &CheckoutOptions) -> Result<Catalogue> {
+    super::replay::catalogue(history, history.resolve(Point::Head).await?, options.restore.across_gap).await
 }
 
-async fn attach(history: &History, target: &Database, options: &CheckoutOptions, before: &HashMap<String, Uuid>) -> Result<Capture> {
+/// The whole database becomes the branch's: what else is in it would be in history without its documents, and go with the branch.
+async fn refuse_strangers(before: &Catalogue, target: &Database) -> Result<()> {
+    let (now, _) = read_catalogue(target).await?;
+    let known = |name: &str| name == restore::MARKER || before.views.contains_key(name) || before.collection_named(name).is_some();
+    let names = now.collections.values().map(|c| &c.name).chain(now.views.keys());
+    match names.into_iter().find(|name| !known(name)) {
+        None => Ok(()),
+        Some(stranger) => Err(Fault::rejected(format!(
+            "database {:?} has {stranger:?}, which the branch has not: a checkout takes a whole database, choose another --to-db",
+            target.name()
+        ))),
+    }
+}
+
+async fn attach(history: &History, target: &Database, options: &CheckoutOptions, before: &Catalogue) -> Result<Capture> {
     let (ledger, store, branch) = (history.ledger(), history.store(), &history.branch);
     let feed = MongoFeed::new(target.client().clone(), target.name());
     let mut cursor = feed.open(None).await.map_err(|f| f.at("opening the change stream"))?;
@@ -108,10 +120,10 @@ async fn attach(history: &History, target: &Database, options: &CheckoutOptions,
 }
 
 /// The whole catalogue as it is, each collection with the UUID that it had in history.
-fn observed(now: &Catalogue, before: &HashMap<String, Uuid>, listed_at: ClusterTime) -> Observed {
+fn observed(now: &Catalogue, before: &Catalogue, listed_at: ClusterTime) -> Observed {
     let collections = now.collections.values().filter(|c| c.kind == CollectionKind::Collection).map(|c| ObservedCollection {
         uuid: c.uuid,
-        from: before.get(&c.name).copied(),
+        from: before.collection_named(&c.name).map(|c| c.uuid),
         name: c.name.clone(),
         options: c.options.clone(),
         indexes: c.indexes.clone(),

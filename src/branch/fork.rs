@@ -19,10 +19,12 @@ use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 /// Forks a branch off `from` at a point. `ttl`: it deletes itself after that.
 pub async fn fork(from: &History, name: &str, at: Point, ttl: Option<Duration>) -> Result<Branch> {
     let name = BranchName::parse(name)?;
-    let at = place(from, at).await?;
+    let (at, is_sound) = place(from, at).await?;
     let based =
         from.base_for(&at).ok_or_else(|| Fault::rejected(format!("seq:{} is before every base of {}", at.seq, from.branch.name)))?;
-    from.refuse_loss(based, at.seq).await?;
+    if !is_sound {
+        from.refuse_loss(based, at.seq).await?;
+    }
     // The branch that holds the point: one further down the line may be deleted without it.
     let parts = from.line().parts();
     let parent = &parts[from.line().part_of(at.seq)].branch;
@@ -48,8 +50,8 @@ pub async fn fork(from: &History, name: &str, at: Point, ttl: Option<Duration>) 
     store(from.ledger(), from.store(), &branch, ttl).await
 }
 
-/// The head by the metadata alone where that is enough; every other point as a restore finds it.
-async fn place(from: &History, at: Point) -> Result<Located> {
+/// The head by the metadata alone where that is enough, every other point as a restore finds it; whether nothing is known to be lost before it.
+async fn place(from: &History, at: Point) -> Result<(Located, bool)> {
     let head = &from.branch.head;
     if at == Point::Head
         && let Some(stretch) = from.line().stretches(&**from.ledger()).await?.last()
@@ -57,9 +59,9 @@ async fn place(from: &History, at: Point) -> Result<Located> {
         && stretch.loss.is_none()
     {
         // Nothing has happened yet: there is no change whose time it could be.
-        return Ok(Located { seq: head.seq, time: (head.seq > 0).then_some(head.time), next_time: None });
+        return Ok((Located { seq: head.seq, time: (head.seq > 0).then_some(head.time), next_time: None }, true));
     }
-    from.locate(at).await
+    Ok((from.locate(at).await?, false))
 }
 
 /// Both at once: each takes a round trip, and neither is worth waiting for alone. Where the metadata refuses, the object goes again; where only the

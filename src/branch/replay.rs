@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::catalogue::{Catalogue, Effect, Uuid};
 use super::documents::{BaseManifest, BasePart};
 use super::fold::{Early, Flow, FoldOptions, Folded, Folder, Settled};
-use super::history::{Consumer, Gaps, History, Loaded, Progress, Range, get, open_object};
+use super::history::{Consumer, Gaps, History, Loaded, Located, Progress, Range, get, open_object};
 use super::layout::{self, unhex};
 use super::line::Based;
 use super::point::{Bound, Point};
@@ -62,8 +62,18 @@ impl<'a> Start<'a> {
             Bound::Time(time) => history.seq_at(time).await?,
         };
         let until = if let Bound::Seq(seq) = until { seq } else { at.seq };
+        Self::from(history, &at, until, tolerant).await
+    }
+
+    /// Where a point is that can be restored.
+    pub(in crate::branch) async fn at(history: &'a History, point: Point, tolerant: bool) -> Result<Self> {
+        let at = history.restorable(point).await?;
+        Self::from(history, &at, at.seq, tolerant).await
+    }
+
+    async fn from(history: &'a History, at: &Located, until: u64, tolerant: bool) -> Result<Self> {
         let before = || Fault::rejected(format!("seq:{until} is before every base of {}", history.branch.name));
-        let based = history.base_for(&at).ok_or_else(before)?;
+        let based = history.base_for(at).ok_or_else(before)?;
         if !tolerant {
             history.refuse_loss(based, until).await?;
         }
@@ -100,11 +110,16 @@ impl<'a> Start<'a> {
     }
 
     /// Which documents of the base no change touches: reads all changes once.
-    pub(in crate::branch) async fn settled(&self, collections: HashSet<Uuid>) -> Result<Settled> {
+    pub(in crate::branch) async fn settled(&self, collections: HashSet<Uuid>, progress: &Progress) -> Result<Settled> {
         let settled = Settled::new(collections, self.changes());
         let scan = Scan { catalogue: self.manifest.catalogue.clone(), settled, key: Vec::new() };
         match self.range(self.gaps()) {
-            Some(range) => Ok(self.history.read(range, scan, Arc::default()).await?.settled),
+            Some(range) => {
+                let read = Arc::new(Progress::default());
+                let scan = self.history.read(range, scan, read.clone()).await?;
+                progress.stored_bytes.fetch_add(read.stored_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+                Ok(scan.settled)
+            }
             None => Ok(scan.settled),
         }
     }
@@ -218,6 +233,7 @@ struct Documents {
     uuid: Uuid,
     fuzzy: bool,
     key: String,
+    stored_bytes: u64,
     blocks: Vec<RawBlock>,
 }
 
@@ -271,7 +287,8 @@ impl Parts {
     fn next_into(&mut self, folder: &mut Folder) -> Result<()> {
         self.times.pop_front();
         let gone = || Fault::cancelled("the parts of the base are not read any more");
-        let Documents { uuid, fuzzy, key, blocks } = self.from.blocking_recv().ok_or_else(gone)??;
+        let Documents { uuid, fuzzy, key, stored_bytes, blocks } = self.from.blocking_recv().ok_or_else(gone)??;
+        self.progress.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
         for (i, block) in blocks.iter().enumerate() {
             let place = |fault: Fault| fault.at(format!("{key}, block {i}"));
             for row in block.rows().map_err(place)? {
@@ -323,7 +340,7 @@ fn decode(key: String, part: &BasePart, branch: &str, bytes: bytes::Bytes) -> Re
         return Err(bad(format!("does not hold {} documents of collection {}", part.documents, part.uuid)));
     }
     let blocks = (0..file.block_count()).map(|i| file.block(i)).collect::<Result<Vec<_>>>()?;
-    Ok(Documents { uuid, fuzzy: part.fuzzy, key, blocks })
+    Ok(Documents { uuid, fuzzy: part.fuzzy, key, stored_bytes: part.stored_bytes, blocks })
 }
 
 impl Consumer for Replay {

@@ -135,7 +135,7 @@ pub async fn restore(history: &History, target: &Database, options: &RestoreOpti
 
 async fn run(history: &History, target: &Database, options: &RestoreOptions, progress: Arc<Progress>) -> Result<RestoreReport> {
     let began = clock::now();
-    let start = Start::find(history, history.resolve(options.at).await?, options.across_gap).await?;
+    let start = Start::at(history, options.at, options.across_gap).await?;
     let (catalogue, moves) = start.catalogue().await?;
     let mut wanted = Wanted::choose(&catalogue, &options.collections)?;
     wanted.rename(&options.rename)?;
@@ -148,7 +148,7 @@ async fn run(history: &History, target: &Database, options: &RestoreOptions, pro
         report.notes.extend(plan.describe());
         write::count(folded, &work.wanted.collections).await?
     } else if work.may_write_early(moves, &plan) {
-        work.write_early(&plan, &mut report).await?
+        work.write_early(&mut report).await?
     } else {
         // What is in the way goes only when all of history has been read and is sound.
         let folded = work.fold(Wish { only: work.only(moves), early: None }).await?;
@@ -203,12 +203,17 @@ impl Restoring<'_> {
         !moves && !plan.replaces() && self.options.early.unwrap_or(self.start.changes() <= documents / 2)
     }
 
-    async fn write_early(&self, plan: &target::Plan, report: &mut RestoreReport) -> Result<write::Counted> {
+    async fn write_early(&self, report: &mut RestoreReport) -> Result<write::Counted> {
         let only: HashSet<Uuid> = self.wanted.collections.iter().map(|c| c.uuid).collect();
         let plain = self.wanted.collections.iter().filter(|c| !c.is_capped()).map(|c| c.uuid).collect();
         self.progress.expected_documents.store(self.start.documents(&only), Ordering::Relaxed);
-        let settled = self.start.settled(plain).await?;
-        self.begin(plan, report).await?;
+        let settled = self.start.settled(plain, &self.progress).await?;
+        // That took a while: what somebody has put there meanwhile is not to be dropped.
+        let plan = target::check(self.target, &self.wanted, self.options.drop).await?;
+        if plan.replaces() {
+            return Err(Fault::rejected(format!("somebody writes to {:?} while it is restored: run it again", self.target.name())));
+        }
+        self.begin(&plan, report).await?;
         let writing = self.writing();
         let early = Early { settled, sink: writing.sink() };
         let folded = self.fold(Wish { only: Some(only), early: Some(early) }).await;

@@ -78,8 +78,8 @@ pub enum ScanOutcome {
     Chunk(ChunkEnd),
     /// It was cut off, what was handed out of it does not count: ask again for the same chunk.
     Again,
-    /// The collection was dropped, or renamed into another database.
-    Gone,
+    /// The collection was dropped, or renamed into another database, at this time at the latest. What was handed out of it does not count.
+    Gone(ClusterTime),
 }
 
 /// A collection that is read.
@@ -173,7 +173,11 @@ impl Scan {
                 self.name = name;
                 Ok(ScanOutcome::Again)
             }
-            None => Ok(ScanOutcome::Gone),
+            None => match self.now().await {
+                Ok(at) => Ok(ScanOutcome::Gone(at)),
+                Err(Halt::Fault(fault)) => Err(fault),
+                Err(Halt::Driver(error)) => Err(fault("ask for the time", &error)),
+            },
         }
     }
 

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How often all branches are looked at, for those whose time is over: one read.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
 
-/// How often buckets are searched for what was cut off, at least so long apart: a listing of the bases of each branch.
+/// How often buckets are searched for what was cut off, at least so long apart: a listing of each branch, and its rows.
 const SWEEP: Duration = Duration::from_secs(3_600);
 /// Dead jobs of a branch that are looked through.
 const MAX_DEAD: usize = 50;

@@ -61,6 +61,7 @@ impl Handler for Cleanup {
                 None if branch.expires_ms.is_some_and(|at| at <= now_ms) => expire(parts, &branch).await?,
                 Some(at) if at.saturating_add(grace_ms) <= now_ms => purge(parts, &branch, watch).await?,
                 Some(_) => {}
+                None if !sweep::is_ours(parts, &branch).await? => {}
                 None => {
                     let before_ms = now_ms.saturating_sub(grace_ms);
                     sweep::bases(parts, &branch, before_ms, watch).await?;

@@ -31,9 +31,14 @@ impl History {
     /// How far to read for a point, checked against what is known and what can be restored, and snapped down to the end of a transaction
     /// (correctness.md 6).
     pub async fn resolve(&self, point: Point) -> Result<Bound> {
+        Ok(Bound::Seq(self.restorable(point).await?.seq))
+    }
+
+    /// The same with the times around it.
+    pub(in crate::branch) async fn restorable(&self, point: Point) -> Result<Located> {
         let at = self.locate(point).await?;
         match self.base_for(&at) {
-            Some(_) => Ok(Bound::Seq(at.seq)),
+            Some(_) => Ok(at),
             None => Err(self.no_base(point).await?),
         }
     }

@@ -49,6 +49,21 @@ pub(super) struct Changes {
     pub(super) uuid: Uuid,
 }
 
+/// What a base may have of later changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Behind {
+    /// Changes up to this time may be in it.
+    pub(super) base_until: ClusterTime,
+    /// From this seq on they are of another part of the line than the base is: none of them is in it, whatever its time.
+    pub(super) foreign_from: u64,
+}
+
+impl Behind {
+    pub(super) fn is_later(self, change: &Change, time: ClusterTime) -> bool {
+        change.seq >= self.foreign_from || change.time > time
+    }
+}
+
 /// The document that is looked for.
 #[derive(Debug, Clone)]
 pub(super) struct Finder<'a> {
@@ -65,8 +80,8 @@ pub(super) struct Sought {
 }
 
 impl Finder<'_> {
-    /// Changes up to `until` and behind `after`, as far back as they are needed: up to a whole state that is later than `base_until`.
-    pub(super) async fn changes(&self, after: u64, until: u64, base_until: ClusterTime, all: bool) -> Result<Changes> {
+    /// Changes up to `until` and behind `after`, as far back as they are needed: up to a whole state that the base cannot have.
+    pub(super) async fn changes(&self, after: u64, until: u64, behind: Behind, all: bool) -> Result<Changes> {
         let mut found = Changes { uuid: self.sought.uuid, ..Changes::default() };
         let mut rows = Backwards { history: self.history, page: VecDeque::new(), next: until, after };
         let mut flying: VecDeque<JoinHandle<Result<Vec<Event>>>> = VecDeque::new();
@@ -97,12 +112,13 @@ impl Finder<'_> {
                         let Sought { key, name, .. } = &*self.sought;
                         let sought = Arc::new(Sought { key: key.clone(), uuid: from, name: name.clone() });
                         let before = Finder { history: self.history, sought };
-                        let more = Box::pin(before.changes(after, seq - 1, base_until, all)).await?;
+                        let more = Box::pin(before.changes(after, seq - 1, behind, all)).await?;
                         found.newest_first.extend(more.newest_first);
                         return Ok(Changes { newest_first: found.newest_first, ..more });
                     }
                     Event::Change(change) => {
-                        let whole = matches!(change.op, Op::Insert | Op::Replace | Op::Delete) && change.time > base_until;
+                        let whole =
+                            matches!(change.op, Op::Insert | Op::Replace | Op::Delete) && behind.is_later(&change, behind.base_until);
                         found.newest_first.push(change);
                         if found.newest_first.len() > MAX_CHANGES {
                             return Err(Fault::rejected(format!(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bson::{Bson, RawDocumentBuf};
 
-use super::find::{Change, Finder, Sought};
+use super::find::{Behind, Change, Finder, Sought};
 use crate::branch::history::History;
 use crate::branch::point::Point;
 use crate::branch::replay::Start;
@@ -26,8 +26,7 @@ pub struct Found {
 
 /// `None` where there was no such document; `Rejected` where there was no such collection.
 pub async fn get(history: &History, collection: &str, id: &Bson, at: Point) -> Result<Option<Found>> {
-    let until = history.resolve(at).await?;
-    let start = Start::find(history, until, false).await?;
+    let start = Start::at(history, at, false).await?;
     let (catalogue, _) = start.catalogue().await?;
     let missing = || Fault::rejected(format!("there was no collection {collection:?} at {at}"));
     let uuid = catalogue.collection_named(collection).ok_or_else(missing)?.uuid;
@@ -36,26 +35,28 @@ pub async fn get(history: &History, collection: &str, id: &Bson, at: Point) -> R
     holder.append(bson::cstr!("_id"), raw);
     let key = canonical_id(&holder).ok_or_else(|| Fault::config("--id is no key"))?;
     let (based, manifest, until) = (start.based, &start.manifest, start.until);
-    let base_until = based.base.consistent_at;
+    // Times behind a fork are of a cluster whose clock may differ: all of that is behind the base.
+    let foreign_from = history.line().parts().get(based.part + 1).map_or(u64::MAX, |part| part.first);
+    let behind = Behind { base_until: based.base.consistent_at, foreign_from };
     let finder = |uuid| Finder { history, sought: Arc::new(Sought { key: key.clone(), uuid, name: collection.to_owned() }) };
     let finding = finder(uuid);
     // The base is asked at the same time: most documents that changed lately are in it too.
     let (mut in_base, mut asked) = (pin!(finding.in_base(based, manifest)), None);
-    let mut changes = pin!(finding.changes(based.base.seq, until, base_until, false));
+    let mut changes = pin!(finding.changes(based.base.seq, until, behind, false));
     let found = loop {
         tokio::select! {
             found = &mut changes => break found?,
-            base = &mut in_base, if asked.is_none() => asked = Some(base?),
+            base = &mut in_base, if asked.is_none() => asked = Some(base),
         }
     };
     let base = match asked {
         _ if found.complete => None,
-        Some(base) if found.uuid == uuid => base,
+        Some(base) if found.uuid == uuid => base?,
         None if found.uuid == uuid => in_base.await?,
         _ => finder(found.uuid).in_base(based, manifest).await?,
     };
     let fuzzy = catalogue.collection_named(collection).is_some_and(|c| c.is_capped());
-    Ok(fold(base, found.newest_first, found.complete, base_until, fuzzy)?.map(|(doc, seq)| Found { doc, seq, at: until }))
+    Ok(fold(base, found.newest_first, found.complete, behind, fuzzy)?.map(|(doc, seq)| Found { doc, seq, at: until }))
 }
 
 /// The same rules as those of a fold (see `fold::Folder::base_document`). `complete`: the first change needs nothing before it.
@@ -63,19 +64,19 @@ fn fold(
     base: Option<(RawDocumentBuf, ClusterTime)>,
     newest_first: Vec<Change>,
     complete: bool,
-    base_until: ClusterTime,
+    behind: Behind,
     fuzzy: bool,
 ) -> Result<Option<(RawDocumentBuf, u64)>> {
     let read_at = base.as_ref().map(|(_, at)| *at);
     let mut state = base.map(|(doc, _)| (doc, 0));
     for (n, change) in newest_first.into_iter().rev().enumerate() {
         let is_start = complete && n == 0;
-        if read_at.is_some_and(|read_at| change.time <= read_at) {
+        if read_at.is_some_and(|read_at| !behind.is_later(&change, read_at)) {
             continue; // it is in the base
         }
         let misfit = |what: &str| {
             let fault = Fault::corrupt(format!("change seq:{} {what}", change.seq));
-            if change.time <= base_until { Ok(()) } else { Err(fault) }
+            if behind.is_later(&change, behind.base_until) { Err(fault) } else { Ok(()) }
         };
         let body = || change.body.clone().ok_or_else(|| Fault::corrupt(format!("change seq:{} has no body", change.seq)));
         match (change.op, state.take()) {
@@ -90,7 +91,7 @@ fn fold(
                 let diff = body()?;
                 let applied = match change.op {
                     Op::Described => apply_update_description(&doc, &diff),
-                    _ if fuzzy && change.time <= base_until => apply_delta_tolerant(&doc, &diff),
+                    _ if fuzzy && !behind.is_later(&change, behind.base_until) => apply_delta_tolerant(&doc, &diff),
                     _ => apply_delta(&doc, &diff),
                 };
                 state = match applied {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bson::{Bson, Document, RawDocument, RawDocumentBuf};
 use tokio::sync::mpsc;
 
-use super::find::{Finder, Sought};
+use super::find::{Behind, Finder, Sought};
 use crate::branch::catalogue::Uuid;
 use crate::branch::fold::Flow;
 use crate::branch::history::{Consumer, Gaps, History, Loaded, Progress, Range};
@@ -80,7 +80,7 @@ async fn of_document(
     holder.append(bson::cstr!("_id"), bson::RawBson::try_from(id.clone()).map_err(|e| Fault::config(format!("--id: {e}")))?);
     let key = canonical_id(&holder).ok_or_else(|| Fault::config("--id is no key"))?;
     let finder = Finder { history, sought: Arc::new(Sought { key, uuid, name: name.to_owned() }) };
-    let found = finder.changes(since, until, ClusterTime::default(), true).await?;
+    let found = finder.changes(since, until, Behind { base_until: ClusterTime::default(), foreign_from: u64::MAX }, true).await?;
     let mut shown = 0;
     for change in found.newest_first.into_iter().rev() {
         if limit.is_some_and(|limit| shown >= limit) {

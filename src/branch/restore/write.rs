@@ -17,7 +17,7 @@ use mongodb::Database;
 use mongodb::error::Error;
 use mongodb::options::WriteConcern;
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::branch::catalogue::{Collection, Uuid};
 use crate::branch::fold::{Folded, Sink};
@@ -127,7 +127,8 @@ pub(super) async fn count(folded: Folded, wanted: &[Collection]) -> Result<Count
 /// Writers at work.
 pub(super) struct Writing {
     producer: Arc<parking_lot::Mutex<Producer>>,
-    writers: Vec<JoinHandle<Result<()>>>,
+    /// Stopped when nobody waits for them: what they write into may be dropped next.
+    writers: Vec<AbortOnDropHandle<Result<()>>>,
     ordered: mpsc::Receiver<Batch>,
     target: Database,
     progress: Arc<Progress>,
@@ -153,7 +154,7 @@ impl Writing {
         let producer = Arc::new(parking_lot::Mutex::new(Producer::new(wanted, Box::new(send))));
         // With the last writer gone the producer notices.
         let shared = Arc::new(Mutex::new(from_plain));
-        let write = || tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone()));
+        let write = || AbortOnDropHandle::new(tokio::spawn(write_shared(shared.clone(), target.clone(), progress.clone())));
         let writers = (0..writers.max(1)).map(|_| write()).collect();
         Self { producer, writers, ordered: from_ordered, target: target.clone(), progress }
     }

@@ -9,7 +9,7 @@ use super::PAGE;
 use crate::branch::layout::{self, SegmentName};
 use crate::fault::{Fault, Result};
 use crate::jobs::{Parts, Watch};
-use crate::ledger::{Base, BaseState, Branch, JobFilter, JobKind, JobState, SegmentRow};
+use crate::ledger::{Base, BaseState, Branch, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
 
 /// What bases leave behind that were given up before `before_ms`, and folds and copies that were cut off: objects below a base that no row knows. Ids of bases are never used
 /// twice, so what has no row and nobody at work has none for ever.
@@ -25,7 +25,9 @@ pub(super) async fn bases(parts: &Parts, branch: &Branch, before_ms: i64, watch:
         after = page.last().map(|object| object.key.clone());
         let is_last = page.len() < PAGE;
         for object in page {
-            if let Some(base) = layout::base_of(&prefix, &object.key) {
+            // One of a fold that nobody waits for any more may be young, and its base yet to come.
+            let is_old = object.modified_ms.is_some_and(|at| at <= before_ms);
+            if let Some(base) = layout::base_of(&prefix, &object.key).filter(|_| is_old) {
                 found.entry(base.to_owned()).or_default().push(object.key);
             }
         }
@@ -43,7 +45,10 @@ pub(super) async fn bases(parts: &Parts, branch: &Branch, before_ms: i64, watch:
     let bases = parts.ledger.bases(&branch.id).await?;
     let given_up = |base: &&Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
     for (id, keys) in &found {
-        if bases.iter().filter(|base| !given_up(base)).any(|base| base.id == *id) {
+        let row = bases.iter().find(|base| base.id == *id);
+        // Whole as far as the bucket can tell, though no row has it: a rebuild could not use it. That is left to people.
+        let is_whole = || keys.iter().any(|key| key.ends_with("/manifest.json"));
+        if row.is_some_and(|base| !given_up(&base)) || (row.is_none() && is_whole()) {
             continue;
         }
         for key in keys {
@@ -60,8 +65,14 @@ pub(super) async fn bases(parts: &Parts, branch: &Branch, before_ms: i64, watch:
     Ok(())
 }
 
-/// Segments of changes that were uploaded before `before_ms` (server time; an object of unknown age stays) and are in no row: another attempt of their job, or the gap that
-/// took its place, has their range.
+/// Whether somebody else numbers this branch by now: other metadata, which was rebuilt from the bucket, knows what is in use.
+pub(super) async fn is_ours(parts: &Parts, branch: &Branch) -> Result<bool> {
+    let next = layout::epoch(layout::project_of(&branch.name), &branch.id, branch.epoch + 1);
+    Ok(parts.store.head(&next).await?.is_none())
+}
+
+/// Segments of changes that were uploaded before `before_ms` (server time; an object of unknown age stays) and are in no row: another attempt of their job
+/// has their range.
 ///
 /// SUBTLE: no marker is left for a commit to stumble over, since none can come any more. What is behind the head is committed, all of it, and a job whose range is there has
 /// ended for good: a later commit of it is refused. So the head is read first and the rows after it, and what then has no row never gets one. Only where a row of the same
@@ -111,7 +122,10 @@ async fn unknown(parts: &Parts, branch: &Branch, mut found: Vec<(SegmentName, St
             // By last seq, as the rows are: the first that ends at or behind the beginning of this one.
             let at = rows.partition_point(|row| row.last_seq < name.first);
             let over: Vec<&SegmentRow> = rows[at..].iter().take_while(|row| row.first_seq <= name.last).collect();
-            if over.iter().all(|row| row.key != *key) && over.iter().any(|row| row.epoch == name.epoch) {
+            let mut same = over.iter().filter(|row| row.epoch == name.epoch).peekable();
+            // Below a gap it is the only copy of what happened: a rebuild finds it there.
+            let is_held = same.peek().is_some() && same.all(|row| row.kind == SegmentKind::Changes);
+            if is_held && over.iter().all(|row| row.key != *key) {
                 orphans.push((*name, key.clone()));
             }
         }

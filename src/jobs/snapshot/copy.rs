@@ -228,8 +228,12 @@ impl<'a> Copy<'a> {
                     }
                     continue;
                 }
-                // What was read of it before goes with its drop, which is in the stream.
-                ScanOutcome::Gone => ChunkEnd { done: true, ..ChunkEnd::nothing(self.base.time) },
+                // What was read of it before goes with its drop, which is in the stream: before that the base has a part of it alone, so it is consistent
+                // only from there on.
+                ScanOutcome::Gone(at) => {
+                    builder = PartBuilder::new(collection.uuid);
+                    ChunkEnd::nothing(at)
+                }
             };
             let part = match builder.finish() {
                 Some(part) => Some(self.store_part(part, &end).await?),
