@@ -9,6 +9,7 @@ use argon::branch::history::Progress;
 use argon::branch::point::Point;
 use argon::branch::restore::RestoreOptions;
 use argon::devkit::oracle;
+use argon::fault::Result;
 use argon::ledger::{BranchStatus, Source, server_facts};
 use bson::{Document, doc};
 
@@ -16,11 +17,15 @@ use crate::source::{Writer, fill};
 use crate::world::{BRANCH, World, wait_for};
 
 async fn check_out(world: &World, branch: &str, db: &str, ttl: Option<Duration>) {
+    try_check_out(world, branch, db, ttl).await.unwrap();
+}
+
+async fn try_check_out(world: &World, branch: &str, db: &str, ttl: Option<Duration>) -> Result<()> {
     let source = Source::new(None, db.into(), server_facts(&world.client).await.unwrap().identity);
     let options =
         CheckoutOptions { restore: RestoreOptions { temp_dir: world.dir.path().into(), ..RestoreOptions::new(Point::Head) }, source, ttl };
     let history = world.history(branch).await;
-    checkout(&history, &world.client.database(db), &options, Arc::new(Progress::default())).await.unwrap();
+    checkout(&history, &world.client.database(db), &options, Arc::new(Progress::default())).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,6 +46,13 @@ async fn rule_18_a_checkout_continues_its_branch_and_forks_of_it_see_all_of_it()
 
     // What happens in the parent does not happen in the child, and the other way round.
     db.collection("orders").insert_one(doc! {"_id": "after the fork"}).await.unwrap();
+    // Somebody's own collection would be in history without its documents, and go with a branch that has a time to live.
+    let notes = world.client.database("shop_dev").collection::<Document>("notes");
+    notes.insert_one(doc! {"_id": 1}).await.unwrap();
+    let refused = try_check_out(&world, "test/dev", "shop_dev", None).await.unwrap_err();
+    assert!(refused.what.contains("notes") && refused.what.contains("another --to-db"), "{refused}");
+    assert_eq!(notes.count_documents(doc! {}).await.unwrap(), 1);
+    notes.drop().await.unwrap();
     check_out(&world, "test/dev", "shop_dev", None).await;
     let copy = world.client.database("shop_dev");
     let writer = Writer::start(&world.client, "shop_dev", 2_000, 0);

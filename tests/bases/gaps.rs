@@ -76,13 +76,17 @@ async fn what_bases_leave_behind_that_were_given_up_is_removed() {
     world.ledger.create_base(&given_up).await.unwrap();
     world.ledger.abandon_base("given-up", "a test").await.unwrap();
     let prefix = format!("projects/test/branches/{id}/bases/");
-    for base in ["given-up", "cut-off"] {
-        let tag = PutTag { sha256: [1; 32], put_id: base.into() };
+    let tag = PutTag { sha256: [1; 32], put_id: "x".into() };
+    for base in ["given-up", "cut-off", "whole"] {
         world.store.put_new(&format!("{prefix}{:016x}-{base}/x.seg", 7), b"x".to_vec().into(), &tag).await.unwrap();
     }
+    // One with a manifest may be what a rebuild could not use: it is left to people.
+    let manifest = format!("{prefix}{:016x}-whole/manifest.json", 7);
+    world.store.put_new(&manifest, b"{}".to_vec().into(), &tag).await.unwrap();
     wait_for("their objects to go", async || world.ledger.base("given-up").await.unwrap().is_none()).await;
     let left = world.store.list(&prefix, None, 100).await.unwrap();
-    assert!(left.len() >= 2 && left.iter().all(|object| object.key.contains(&kept.id)), "{left:?}");
+    let is_kept = |key: &str| key.contains(&kept.id) || key.contains("-whole/");
+    assert!(left.len() >= 4 && left.iter().all(|object| is_kept(&object.key)), "{left:?}");
     world.verify(BRANCH).await;
     assert_eq!(world.differences(BRANCH, Point::Head, &db).await, Vec::<String>::new());
     engine.drain().await;
