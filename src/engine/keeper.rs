@@ -107,9 +107,8 @@ async fn look(ledger: &SharedLedger, settings: &BaseSettings, sweep: bool) -> Re
         let Some(branch) = ledger.branch(&capture.branch).await? else { continue };
         let bases = ledger.bases(&branch.id).await?;
         let before_ms = now_ms.saturating_sub(i64::try_from(settings.delete_grace.as_millis()).unwrap_or(i64::MAX));
-        let given_up = |base: &Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
         // What was cut off without a row is looked for as often.
-        if sweep || bases.iter().any(given_up) {
+        if sweep || bases.iter().any(|base| base.was_given_up_by(before_ms)) {
             cleanup::enqueue(ledger, &branch.id).await?;
         }
         let newest = bases.iter().filter(|base| base.state != BaseState::Abandoned).map(|base| base.seq).max();

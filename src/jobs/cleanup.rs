@@ -114,6 +114,11 @@ async fn drop_database(parts: &Parts, branch: &Branch, capture: Capture) -> Resu
     Ok(())
 }
 
+/// Refuses to go on once the job is stopped.
+fn go_on(watch: &Watch) -> Result<()> {
+    if watch.cancel.is_cancelled() { Err(Fault::cancelled("the removal was stopped; it goes on from here")) } else { Ok(()) }
+}
+
 /// Objects, then rows. `branch.json` goes last of the objects: until then a rebuild knows that the rest is not wanted.
 async fn purge(parts: &Parts, branch: &Branch, watch: &Watch) -> Result<()> {
     let project = layout::project_of(&branch.name);
@@ -127,18 +132,14 @@ async fn purge(parts: &Parts, branch: &Branch, watch: &Watch) -> Result<()> {
             break;
         }
         for key in keys {
-            if watch.cancel.is_cancelled() {
-                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
-            }
+            go_on(watch)?;
             parts.store.delete(key).await?;
             removed += 1;
         }
     }
     parts.store.delete(&last).await?;
     while !parts.ledger.purge_branch(&branch.id).await? {
-        if watch.cancel.is_cancelled() {
-            return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
-        }
+        go_on(watch)?;
     }
     tracing::info!(branch = %branch.name, objects = removed + 1, "removed what a deleted branch held");
     Ok(())

@@ -107,6 +107,11 @@ pub fn chunk_id(base: &str, uuid: &str, n: u32) -> String {
 }
 
 impl Base {
+    /// Whether it was given up at or before this time of the server.
+    pub fn was_given_up_by(&self, time_ms: i64) -> bool {
+        self.state == BaseState::Abandoned && self.finished_ms.is_some_and(|at| at <= time_ms)
+    }
+
     /// The catalogue of a database without documents, from which history starts.
     pub fn empty(id: &str, branch: &str, time: ClusterTime, sha256: String) -> Self {
         Self {

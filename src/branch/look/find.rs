@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bson::RawDocumentBuf;
 use futures_util::stream::{self, StreamExt};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::branch::catalogue::Uuid;
 use crate::branch::documents::{BaseManifest, BasePart};
@@ -84,22 +84,20 @@ impl Finder<'_> {
     pub(super) async fn changes(&self, after: u64, until: u64, behind: Behind, all: bool) -> Result<Changes> {
         let mut found = Changes { uuid: self.sought.uuid, ..Changes::default() };
         let mut rows = Backwards { history: self.history, page: VecDeque::new(), next: until, after };
-        let mut flying: VecDeque<JoinHandle<Result<Vec<Event>>>> = VecDeque::new();
-        let mut tasks = Abort::default();
+        // Those that nobody waits for any more are stopped.
+        let mut flying: VecDeque<AbortOnDropHandle<Result<Vec<Event>>>> = VecDeque::new();
         let mut is_last = false;
         loop {
             while !is_last && flying.len() < TOGETHER {
                 match rows.next().await? {
                     Some((row, last)) => {
                         let task = tokio::spawn(self.sought.clone().look(self.history.store().clone(), row, last));
-                        tasks.0.push_back(task.abort_handle());
-                        flying.push_back(task);
+                        flying.push_back(AbortOnDropHandle::new(task));
                     }
                     None => is_last = true,
                 }
             }
             let Some(task) = flying.pop_front() else { return Ok(found) };
-            tasks.0.pop_front();
             let events = task.await.map_err(|e| Fault::corrupt(format!("looking into a segment panicked: {e}")))??;
             for event in events.into_iter().filter(|event| event.seq() > after).rev() {
                 match event {
@@ -133,16 +131,6 @@ impl Finder<'_> {
                 }
             }
         }
-    }
-}
-
-/// Stops what is being looked at when nobody waits for it any more.
-#[derive(Debug, Default)]
-struct Abort(VecDeque<AbortHandle>);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::PAGE;
+use super::{PAGE, go_on};
 use crate::branch::layout::{self, SegmentName};
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::jobs::{Parts, Watch};
-use crate::ledger::{Base, BaseState, Branch, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
+use crate::ledger::{Branch, JobFilter, JobKind, JobState, SegmentKind, SegmentRow};
 
 /// What bases leave behind that were given up before `before_ms`, and folds and copies that were cut off: objects below a base that no row knows. Ids of bases are never used
 /// twice, so what has no row and nobody at work has none for ever.
@@ -43,23 +43,20 @@ pub(super) async fn bases(parts: &Parts, branch: &Branch, before_ms: i64, watch:
         }
     }
     let bases = parts.ledger.bases(&branch.id).await?;
-    let given_up = |base: &&Base| base.state == BaseState::Abandoned && base.finished_ms.is_some_and(|at| at <= before_ms);
     for (id, keys) in &found {
         let row = bases.iter().find(|base| base.id == *id);
         // Whole as far as the bucket can tell, though no row has it: a rebuild could not use it. That is left to people.
         let is_whole = || keys.iter().any(|key| key.ends_with("/manifest.json"));
-        if row.is_some_and(|base| !given_up(&base)) || (row.is_none() && is_whole()) {
+        if row.is_some_and(|base| !base.was_given_up_by(before_ms)) || (row.is_none() && is_whole()) {
             continue;
         }
         for key in keys {
-            if watch.cancel.is_cancelled() {
-                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
-            }
+            go_on(watch)?;
             parts.store.delete(key).await?;
         }
         tracing::info!(branch = %branch.name, base = %id, objects = keys.len(), "removed what a base that was given up had left");
     }
-    for base in bases.iter().filter(given_up) {
+    for base in bases.iter().filter(|base| base.was_given_up_by(before_ms)) {
         parts.ledger.remove_base(&base.id).await?;
     }
     Ok(())
@@ -97,9 +94,7 @@ pub(super) async fn segments(parts: &Parts, branch: &Branch, before_ms: i64, wat
             }
         }
         for (name, key) in unknown(parts, branch, found).await? {
-            if watch.cancel.is_cancelled() {
-                return Err(Fault::cancelled("the removal was stopped; it goes on from here"));
-            }
+            go_on(watch)?;
             parts.store.delete(&key).await?;
             removed += 1;
             tracing::info!(branch = %branch.name, key, first = name.first, last = name.last, "removed an upload that was never committed");
