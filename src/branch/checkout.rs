@@ -4,7 +4,7 @@
 //!
 //! SUBTLE: the mark of an incomplete restore stays until the capture exists. Run again before that, everything begins anew; after that, only the mark is
 //! taken away. The capture begins at a token that was taken when all had been written, and its first change says which collection goes on under which
-//! new UUID (correctness.md 18), and how the catalogue is by then.
+//! new UUID (correctness.md 18), and how the catalogue is by then. Nothing expires before that token.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -94,6 +94,10 @@ async fn attach(history: &History, target: &Database, options: &CheckoutOptions,
     let mut cursor = feed.open(None).await.map_err(|f| f.at("opening the change stream"))?;
     let token = cursor.next().await?.token()?.to_owned();
     drop(cursor);
+    // What expires from here on is a change of the branch.
+    if !options.restore.no_ttl {
+        restore::expire(target, before).await?;
+    }
     let (catalogue, listed_at) = read_catalogue(target).await?;
     let seq = branch.head.seq + 1;
     let time = token_time(&token)?;

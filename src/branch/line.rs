@@ -57,18 +57,12 @@ impl Line {
     /// Of a branch by name or id. Reads position, then branch, so that `captured_until` errs on the safe side.
     pub async fn open(ledger: &dyn Ledger, name: &str) -> Result<Self> {
         let missing = || Fault::missing(format!("there is no branch {name:?}"));
-        let id = match ledger.branch_named(name).await? {
-            Some(branch) => branch.id,
-            None => ledger.branch(name).await?.ok_or_else(missing)?.id,
+        let branch = match ledger.branch_named(name).await? {
+            Some(branch) => branch,
+            None => ledger.branch(name).await?.ok_or_else(missing)?,
         };
-        // The bases at the same time: what becomes complete after this look is not of it.
-        let ((capture, branch), bases) = tokio::try_join!(
-            async {
-                let capture = ledger.capture_of(&id).await?;
-                Ok((capture, ledger.branch(&id).await?.ok_or_else(missing)?))
-            },
-            ledger.bases(&id)
-        )?;
+        // Whatever moves on between these looks: a head that is older than the position only makes less known.
+        let (capture, bases) = tokio::try_join!(ledger.capture_of(&branch.id), ledger.bases(&branch.id))?;
         let position = match &capture {
             Some(c) => Some((token_time(&c.position.token)?, c.position.next_seq)),
             None => None,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::fault::{Fault, Kind, Result};
 use crate::runtime::random::jitter;
-use crate::segment::{Footer, RawBlock, TAIL_BYTES, TailResult};
+use crate::segment::{Footer, RawBlock, TailResult, tail_bytes};
 use crate::store::Store;
 
 /// An object of which the end has been read.
@@ -22,7 +22,7 @@ pub(in crate::branch) struct Object {
 
 impl Object {
     pub(in crate::branch) async fn open(store: &Store, key: &str, size: u64) -> Result<Self> {
-        let mut from = size.saturating_sub(TAIL_BYTES);
+        let mut from = size.saturating_sub(tail_bytes(size));
         loop {
             let tail = range(store, key, from, size).await?;
             match Footer::from_tail(key, size, &tail)? {

@@ -54,7 +54,7 @@ pub struct RestoreOptions {
     pub rename: Vec<(String, String)>,
     /// Whether documents are written before the fold has ended; `None`: where it pays.
     pub early: Option<bool>,
-    /// Leave the mark of an incomplete restore: the caller has more to do, and takes it away ([`complete`]).
+    /// Leave the mark of an incomplete restore, and let nothing expire: the caller has more to do ([`expire`]) and takes the mark away ([`complete`]).
     pub keep_mark: bool,
 }
 
@@ -247,8 +247,8 @@ impl Restoring<'_> {
             report.notes.extend(compare_count(target, collection, expected).await?);
         }
         // Collected: a lazy iterator over borrows makes the future less general than a job's handler needs.
-        let builds: Vec<_> =
-            wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, self.options.no_ttl))).collect();
+        let without_ttl = self.options.no_ttl || self.options.keep_mark;
+        let builds: Vec<_> = wanted.collections.iter().map(|collection| Ok(indexes::build(target, collection, without_ttl))).collect();
         stream::iter(builds).try_buffer_unordered(INDEX_BUILDS).try_collect::<()>().await?;
         for view in views_in_order(&wanted.views) {
             create(target, &view.name, view.options.clone()).await?;
@@ -263,6 +263,15 @@ impl Restoring<'_> {
 /// Takes away the mark of an incomplete restore.
 pub async fn complete(target: &Database) -> Result<()> {
     target::end(target).await
+}
+
+/// Lets the documents of a restore that kept its mark expire, as history says; may be repeated.
+pub async fn expire(target: &Database, catalogue: &Catalogue) -> Result<()> {
+    let restored = |c: &&Collection| c.kind == Kind::Collection && !c.options.get_bool("temp").unwrap_or(false);
+    for collection in catalogue.collections.values().filter(restored) {
+        indexes::expire(target, collection).await?;
+    }
+    Ok(())
 }
 
 /// Whether a restore into this database is incomplete.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::scan::{Scan, scan};
-use super::{BlockEntry, Footer, MAX_BLOCK_BYTES, PackedBlock, SegmentFile, SegmentHeader, Summary, codec};
+use super::{BlockEntry, Footer, MAX_BLOCK_BYTES, PackedBlock, SegmentFile, SegmentHeader, Summary, codec, filter};
 use crate::fault::{Fault, Result};
 use crate::ledger::SegmentKind;
 
@@ -88,9 +88,19 @@ fn scan_block(block: &PackedBlock, cancel: &AtomicBool) -> Result<Scan> {
     scan(block).map_err(|e| e.at(format_args!("block from seq {}", block.first_seq)))
 }
 
-/// A key filter saves reading a block. One this small (bytes, stored) comes along with the end of its object, which a reader has to
-/// fetch for the footer anyway, so a filter would only be one more part to store: a tenth of a small segment.
-const SMALL_BLOCK: usize = 16 << 10;
+/// A key filter saves reading and decoding a block, and a small block comes along with the end of its object, which a reader has to fetch for the footer anyway.
+/// So a block of up to this many stored bytes has a filter of half the size, which keeps a filter at a small part of its block and still saves five of six.
+const SMALL_BLOCK: usize = 32 << 10;
+/// A block that is decoded as fast as its filter is asked.
+const TINY_BLOCK: usize = 2 << 10;
+
+fn filter_for(frame: &[u8], whole: Vec<u8>) -> Vec<u8> {
+    match frame.len() {
+        ..=TINY_BLOCK => Vec::new(),
+        ..=SMALL_BLOCK => filter::halved(whole),
+        _ => whole,
+    }
+}
 
 fn entry(block: &PackedBlock, scan: Scan, offset: u64, names: &[(String, Option<[u8; 16]>)]) -> Result<BlockEntry> {
     let len32 = |len: usize| u32::try_from(len).map_err(|_| Fault::rejected(format!("a block of {len} bytes is over {MAX_BLOCK_BYTES}")));
@@ -110,6 +120,6 @@ fn entry(block: &PackedBlock, scan: Scan, offset: u64, names: &[(String, Option<
         codec: codec::ZSTD,
         has_ddl: scan.has_ddl,
         collections,
-        filter: if frame.len() > SMALL_BLOCK { scan.filter } else { Vec::new() },
+        filter: filter_for(frame, scan.filter),
     })
 }

@@ -241,10 +241,16 @@ fn the_key_filter_finds_what_is_there_and_follows_the_uuid() {
 }
 
 #[test]
-fn a_block_that_comes_with_the_tail_has_no_filter() {
-    let (entry, footer) = entry_of(&inserts(20));
+fn small_blocks_have_small_filters_and_tiny_ones_none() {
     let stranger = canonical_id(&rawdoc! {"_id": "never seen"}).unwrap();
-    assert!(entry.filter.is_empty() && entry.may_contain(&footer, "orders", None, &stranger));
+    let (tiny, footer) = entry_of(&inserts(20));
+    assert!(tiny.stored_len <= 2 << 10 && tiny.filter.is_empty() && tiny.may_contain(&footer, "orders", None, &stranger));
+    let (small, _) = entry_of(&inserts(500));
+    assert!(small.stored_len > 2 << 10 && small.stored_len <= 32 << 10, "{}", small.stored_len);
+    assert_eq!(small.filter.len(), 250, "four bits a key");
+    let (large, _) = entry_of(&inserts(5_000));
+    assert!(large.stored_len > 32 << 10, "{}", large.stored_len);
+    assert_eq!(large.filter.len(), 5_000);
 }
 
 #[test]

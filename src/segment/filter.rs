@@ -30,14 +30,24 @@ pub(super) fn write_collection(out: &mut Vec<u8>, coll: &str, uuid: Option<&[u8;
     }
 }
 
-/// A filter of eight bits per distinct key.
+/// A filter of eight bits per distinct key, of an even number of bytes.
 pub(super) fn build(mut hashes: Vec<u64>) -> Vec<u8> {
     hashes.sort_unstable();
     hashes.dedup();
-    let mut bits = vec![0u8; hashes.len().max(MIN_BYTES)];
+    let mut bits = vec![0u8; hashes.len().next_multiple_of(2).max(MIN_BYTES)];
     for hash in hashes {
         insert(&mut bits, hash);
     }
+    bits
+}
+
+/// The same keys in half the bytes: a position modulo half the bits is that of the whole filter, modulo half the bits. One lookup in six says "maybe" then.
+pub(super) fn halved(mut bits: Vec<u8>) -> Vec<u8> {
+    if bits.len() < 2 * MIN_BYTES || !bits.len().is_multiple_of(2) {
+        return bits;
+    }
+    let upper = bits.split_off(bits.len() / 2);
+    bits.iter_mut().zip(upper).for_each(|(byte, other)| *byte |= other);
     bits
 }
 
@@ -77,10 +87,14 @@ mod tests {
     fn what_went_in_is_found_and_few_others_are() {
         for count in [0u64, 1, 7, 100, 5000] {
             let bits = build((0..count).chain(0..count).map(hash).collect());
-            assert_eq!(bits.len() as u64, count.max(8));
+            assert_eq!(bits.len() as u64, count.next_multiple_of(2).max(8));
+            let wrong = |bits: &[u8]| (1 << 20..(1 << 20) + 10_000).filter(|&n| may_contain(bits, hash(n))).count();
             assert!((0..count).all(|n| may_contain(&bits, hash(n))));
-            let wrong = (1 << 20..(1 << 20) + 10_000).filter(|&n| may_contain(&bits, hash(n))).count();
-            assert!(wrong < 400, "{wrong} of 10,000 with {count} keys");
+            assert!(wrong(&bits) < 400, "{} of 10,000 with {count} keys", wrong(&bits));
+            let half = halved(bits.clone());
+            assert_eq!(half.len(), if bits.len() < 16 { bits.len() } else { bits.len() / 2 });
+            assert!((0..count).all(|n| may_contain(&half, hash(n))));
+            assert!(wrong(&half) < 2_500, "{} of 10,000 with {count} keys in half", wrong(&half));
         }
         assert!(may_contain(&[], 1), "no filter excludes nothing");
     }

@@ -20,8 +20,17 @@ const AFTER_TOTAL: usize = 24;
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
 /// The most collections of a footer: an entry takes ten times its bytes in memory once it is read.
 const MAX_COLLECTIONS: usize = 1 << 20;
-/// A range that nearly always holds the whole footer (bytes).
+/// A range that holds every usual header, and at the other end every usual footer (bytes).
 pub const TAIL_BYTES: u64 = 64 << 10;
+/// Holds a block with a small filter or none, or most of it, and the footer behind it (bytes).
+const LEAST_TAIL_BYTES: u64 = 24 << 10;
+
+/// How much of the end of an object of so many bytes nearly always holds its whole footer, whose filters are about a twentieth of it: a look at many
+/// small segments takes longer by what it fetches in vain.
+#[must_use]
+pub fn tail_bytes(object_size: u64) -> u64 {
+    (object_size / 8).clamp(LEAST_TAIL_BYTES, TAIL_BYTES)
+}
 
 /// Fixed bytes of a block's entry; its collections and its filter follow.
 const ENTRY_LEN: usize = 80;

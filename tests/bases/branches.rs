@@ -6,6 +6,7 @@ use std::time::Duration;
 use argon::branch::checkout::{CheckoutOptions, checkout};
 use argon::branch::fork::fork;
 use argon::branch::history::Progress;
+use argon::branch::look::{LogOptions, log};
 use argon::branch::point::Point;
 use argon::branch::restore::RestoreOptions;
 use argon::devkit::oracle;
@@ -108,5 +109,47 @@ async fn a_branch_with_a_time_to_live_takes_its_database_and_its_objects_along()
     assert!(world.ledger.capture_of(&made.id).await.unwrap().is_none());
     world.caught_up(BRANCH).await;
     assert_eq!(world.differences(BRANCH, Point::Head, &db).await, Vec::<String>::new());
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_18_what_expires_after_a_checkout_is_history_of_the_branch() {
+    let world = World::new().await;
+    let admin = world.client.database("admin");
+    // Documents whose time is over must stay until the checkout.
+    admin.run_command(doc! {"setParameter": 1, "ttlMonitorEnabled": false}).await.unwrap();
+    let db = world.source();
+    let clustered = doc! {"create": "clustered", "clusteredIndex": {"key": {"_id": 1}, "unique": true}, "expireAfterSeconds": 3_600i64};
+    db.run_command(clustered).await.unwrap();
+    let index = doc! {"createIndexes": "sessions", "indexes": [{"key": {"at": 1}, "name": "at", "expireAfterSeconds": 60}]};
+    db.run_command(index).await.unwrap();
+    let session = |n: i32| doc! {"_id": n, "at": bson::DateTime::from_millis(0)};
+    db.collection("sessions").insert_many((0..50).map(session)).await.unwrap();
+    world.start().await;
+    let engine = world.engine(&[]);
+    world.bases(BRANCH, 1).await;
+    world.caught_up(BRANCH).await;
+    fork(&world.history(BRANCH).await, "test/dev", Point::Head, None).await.unwrap();
+    check_out(&world, "test/dev", "shop_dev", None).await;
+    admin.run_command(doc! {"setParameter": 1, "ttlMonitorSleepSecs": 1}).await.unwrap();
+    admin.run_command(doc! {"setParameter": 1, "ttlMonitorEnabled": true}).await.unwrap();
+    let copy = world.client.database("shop_dev");
+    let sessions = copy.collection::<Document>("sessions");
+    wait_for("the sessions to expire", async || sessions.count_documents(doc! {}).await.unwrap() == 0).await;
+    world.caught_up("test/dev").await;
+    assert_eq!(world.differences("test/dev", Point::Head, &copy).await, Vec::<String>::new());
+
+    // The expiry itself was set when the branch was captured already.
+    let mut events = Vec::new();
+    let dev = world.history("test/dev").await;
+    log(&dev, &LogOptions::default(), |_, event| {
+        events.push((event.get_str("operationType").unwrap_or("?").to_owned(), event.get_document("ns").cloned().unwrap_or_default()));
+        Ok(true)
+    })
+    .await
+    .unwrap();
+    let of = |what: &str, coll: &str| events.iter().filter(|(op, ns)| op == what && ns.get_str("coll") == Ok(coll)).count();
+    let own = |coll: &str| (of("modify", coll), of("delete", coll));
+    assert_eq!((own("sessions"), own("clustered")), ((1, 50), (1, 0)), "{events:?}");
     engine.drain().await;
 }

@@ -155,8 +155,8 @@ fn limits(report: &mut Report, args: &Restore, found: f64, replay: f64, peak: u6
 fn quantiles(report: &mut Report, name: &str, mut times: Vec<Duration>) -> Duration {
     times.sort();
     let at = |share: f64| {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // a place in a short list
-        let i = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // a rank in a short list
+        let i = ((times.len() as f64 * share).ceil() as usize).saturating_sub(1);
         times.get(i).copied().unwrap_or_default()
     };
     let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));

@@ -15,7 +15,7 @@ use crate::branch::layout::{SegmentName, object_hash, unhex};
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Ends, SegmentKind};
 use crate::runtime::random::jitter;
-use crate::segment::{SegmentFile, SegmentHeader, Summary, TAIL_BYTES, TailResult};
+use crate::segment::{SegmentFile, SegmentHeader, Summary, TAIL_BYTES, TailResult, tail_bytes};
 use crate::store::{ObjectInfo, Store};
 
 /// Objects of a page of a listing.
@@ -135,7 +135,7 @@ async fn ends(store: &Store, key: &str, size: u64, name: &SegmentName) -> Result
         return Err(Fault::corrupt(format!("{key}: was put with another sha256 than its key says")));
     }
     let start = store.get(key, Some(0..TAIL_BYTES.min(size))).await?;
-    let tail = store.get(key, Some(size.saturating_sub(TAIL_BYTES)..size)).await?;
+    let tail = store.get(key, Some(size.saturating_sub(tail_bytes(size))..size)).await?;
     let footer = match crate::segment::Footer::from_tail(key, size, &tail) {
         Ok(TailResult::Footer(footer)) => footer,
         Ok(TailResult::NeedMore(from)) => match crate::segment::Footer::from_tail(key, size, &store.get(key, Some(from..size)).await?)? {

@@ -54,11 +54,32 @@ pub(super) async fn build(target: &Database, collection: &Collection, no_ttl: bo
         let command = doc! {"createIndexes": name, "indexes": specs, "writeConcern": {"w": "majority"}};
         target.run_command(command).await.map_err(|e| server::fault(&format!("build the indexes of {name:?}"), &e))?;
     }
-    if let Some(seconds) = collection.options.get("expireAfterSeconds").filter(|_| !no_ttl) {
-        let command = doc! {"collMod": name, "expireAfterSeconds": seconds.clone(), "writeConcern": {"w": "majority"}};
-        target.run_command(command).await.map_err(|e| server::fault(&format!("set the expiry of {name:?}"), &e))?;
+    if no_ttl { Ok(()) } else { expire_clustered(target, collection).await }
+}
+
+/// Lets documents expire that were restored without it.
+pub(super) async fn expire(target: &Database, collection: &Collection) -> Result<()> {
+    for spec in &collection.indexes {
+        if let (Some(seconds), Ok(index)) = (spec.get("expireAfterSeconds"), spec.get_str("name")) {
+            let index = doc! {"name": index, "expireAfterSeconds": seconds.clone()};
+            modify(target, &collection.name, doc! {"index": index}).await?;
+        }
     }
-    Ok(())
+    expire_clustered(target, collection).await
+}
+
+async fn expire_clustered(target: &Database, collection: &Collection) -> Result<()> {
+    match collection.options.get("expireAfterSeconds") {
+        Some(seconds) => modify(target, &collection.name, doc! {"expireAfterSeconds": seconds.clone()}).await,
+        None => Ok(()),
+    }
+}
+
+async fn modify(target: &Database, name: &str, what: Document) -> Result<()> {
+    let mut command = doc! {"collMod": name, "writeConcern": {"w": "majority"}};
+    command.extend(what);
+    let outcome = target.run_command(command).await;
+    outcome.map(|_| ()).map_err(|e| server::fault(&format!("set the expiry of {name:?}"), &e))
 }
 
 #[cfg(test)]
