@@ -187,6 +187,7 @@ fn segment(
         stored_bytes: encoded.bytes.len() as u64,
         sha256: layout::hex(&encoded.sha256),
         committed_ms: 0,
+        filter: None,
     };
     Ok((row, encoded.bytes.to_vec()))
 }

@@ -126,6 +126,7 @@ impl Gap {
             stored_bytes: encoded.bytes.len() as u64,
             sha256: layout::hex(&encoded.sha256),
             committed_ms: 0,
+            filter: None,
         };
         let after = Position { token: token.clone(), chain: token, next_seq: seq + 1, last_txn: None };
         Ok(Self { row, body: encoded.bytes.to_vec(), after })

@@ -185,7 +185,7 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     async fn branch_named(&self, name: &str) -> Result<Option<Branch>>;
     /// Segments of a branch that end at or after `from_seq`, by first seq, at most `max`.
     async fn segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
-    /// Segments of a branch that begin at or before `from_seq`, the newest first, at most `max`.
+    /// Segments of a branch that begin at or before `from_seq`, the newest first, at most `max`, with their filters.
     async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;
     /// Segments of a branch that change its catalogue and end at or after `from_seq`, in order, at most `max`.
     async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>>;

@@ -263,7 +263,16 @@ pub struct SegmentRow {
     pub stored_bytes: u64,
     pub sha256: String,
     pub committed_ms: i64,
+    /// The key filter of a segment that has one block: most lookups then need not read it. Only [`Ledger::segments_before`](super::Ledger::segments_before)
+    /// tells it, and rows that were made from the bucket have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<RowFilter>,
 }
+
+/// The bytes of a key filter, see `docs/segment-format.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RowFilter(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 /// Liveness of a process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::scan::{Scan, scan};
 use super::{BlockEntry, Footer, MAX_BLOCK_BYTES, PackedBlock, SegmentFile, SegmentHeader, Summary, codec, filter};
 use crate::fault::{Fault, Result};
-use crate::ledger::SegmentKind;
+use crate::ledger::{RowFilter, SegmentKind};
 
 /// A finished segment.
 #[derive(Debug, Clone)]
@@ -22,6 +22,16 @@ pub struct Encoded {
     pub sha256: [u8; 32],
     /// Totals, as in the footer.
     pub summary: Summary,
+    /// The key filter of the only block, where that is small.
+    pub filter: Option<RowFilter>,
+}
+
+/// Longest filter that is kept beside the metadata of a segment too (bytes): that of a small block.
+const MAX_ROW_FILTER: usize = 2 << 10;
+
+fn row_filter(footer: &Footer) -> Option<RowFilter> {
+    let [block] = footer.blocks.as_slice() else { return None };
+    (1..=MAX_ROW_FILTER).contains(&block.filter.len()).then(|| RowFilter(block.filter.clone()))
 }
 
 /// Encodes a segment. CPU only, parallel over blocks where it is called inside a rayon pool; the same input gives the same bytes.
@@ -46,7 +56,7 @@ pub fn encode(header: &SegmentHeader, blocks: &[PackedBlock], cancel: &AtomicBoo
     footer.collections = names;
     footer.write(&mut out)?;
     let bytes = Bytes::from(out);
-    Ok(Encoded { sha256: Sha256::digest(&bytes).into(), bytes, summary: footer.summary })
+    Ok(Encoded { sha256: Sha256::digest(&bytes).into(), bytes, summary: footer.summary, filter: row_filter(&footer) })
 }
 
 /// Reads a segment as a reader would and compares it with what went in, byte by byte. Anything but equality is `Corrupt`. A block

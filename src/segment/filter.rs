@@ -63,6 +63,13 @@ pub(crate) fn may_contain(bits: &[u8], hash: u64) -> bool {
     bits.is_empty() || positions(hash, bits.len()).all(|(byte, mask)| bits[byte] & mask != 0)
 }
 
+/// Whether a document of a collection may be in a filter, by the UUID or by the name that its rows have.
+pub(crate) fn may_contain_document(bits: &[u8], name: &str, uuid: &[u8; 16], canonical: &[u8]) -> bool {
+    let mut scratch = Vec::new();
+    let mut may = |uuid| may_contain(bits, key_hash(&mut scratch, name, uuid, canonical));
+    may(Some(uuid)) || may(None)
+}
+
 /// Position n is (low half + n * (high half | 1)) modulo the number of bits; bit b is bit b % 8, from the lowest, of byte b / 8.
 fn positions(hash: u64, bytes: usize) -> impl Iterator<Item = (usize, u8)> {
     let (low, high) = (hash & 0xffff_ffff, (hash >> 32) | 1);

@@ -32,6 +32,7 @@ pub use block::{BLOCK_BYTES, MAX_BLOCK_BYTES, RawBlock};
 pub use builder::BlockBuilder;
 pub use encode::{Encoded, encode, verify_encoded};
 pub use file::SegmentFile;
+pub(crate) use filter::may_contain_document;
 pub use footer::{BlockEntry, Footer, Summary, TAIL_BYTES, TailResult, tail_bytes};
 pub use header::SegmentHeader;
 pub use packed::PackedBlock;

@@ -123,6 +123,7 @@ mod tests {
             stored_bytes: 1,
             sha256: String::new(),
             committed_ms: 0,
+            filter: None,
         };
         let lease = JobLease { id: job.to_owned(), token: format!("{job}-{attempt}"), attempt };
         (SegmentCommit { lease, segment, payload_bytes: 1 }, oneshot::channel().0)

@@ -229,5 +229,6 @@ pub(super) fn row(job: &Job, spec: &SyncSpec, key: String, encoded: &Encoded) ->
         stored_bytes: encoded.bytes.len() as u64,
         sha256: layout::hex(&encoded.sha256),
         committed_ms: 0,
+        filter: encoded.filter.clone(),
     }
 }

@@ -148,7 +148,8 @@ async fn rule_18_what_expires_after_a_checkout_is_history_of_the_branch() {
     })
     .await
     .unwrap();
-    let of = |what: &str, coll: &str| events.iter().filter(|(op, ns)| op == what && ns.get_str("coll") == Ok(coll)).count();
+    let of =
+        |what: &str, coll: &str| events.iter().filter(|(op, ns)| op == what && ns.get_str("coll").is_ok_and(|name| name == coll)).count();
     let own = |coll: &str| (of("modify", coll), of("delete", coll));
     assert_eq!((own("sessions"), own("clustered")), ((1, 50), (1, 0)), "{events:?}");
     engine.drain().await;

@@ -165,6 +165,7 @@ fn segment(job: &Job) -> SegmentRow {
         stored_bytes: 40,
         sha256: "ab".to_owned(),
         committed_ms: 0,
+        filter: None,
     }
 }
 

@@ -218,6 +218,7 @@ pub(crate) fn segment(job: &Job, kind: SegmentKind) -> SegmentRow {
         stored_bytes: 10,
         sha256: "ab".to_owned(),
         committed_ms: 0,
+        filter: Some(RowFilter(vec![0x80, 1, 0, 255])),
     }
 }
 

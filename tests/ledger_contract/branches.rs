@@ -35,6 +35,7 @@ fn gap(branch: &str, seq: u64) -> SegmentRow {
         stored_bytes: 9,
         sha256: String::new(),
         committed_ms: 0,
+        filter: None,
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn a_commit_does_everything_at_once(b: Bench) {
     assert_eq!(b.ledger.payload(&id).await.unwrap_err().kind, Kind::Missing);
     let rows = b.ledger.segments(&line.branch, 1, 9).await.unwrap();
     assert!(rows[0].committed_ms >= before);
-    assert_eq!(rows, [SegmentRow { committed_ms: rows[0].committed_ms, ..commit(&job).segment }]);
+    assert_eq!(rows, [SegmentRow { committed_ms: rows[0].committed_ms, filter: None, ..commit(&job).segment }]);
 }
 
 pub(crate) async fn commits_out_of_order_move_the_head_over_the_prefix_only(b: Bench) {
@@ -178,6 +178,12 @@ pub(crate) async fn segments_are_read_from_a_seq_on(b: Bench) {
     ] {
         let rows = b.ledger.segments(&line.branch, from, max).await.unwrap();
         assert_eq!(rows.iter().map(|r| r.first_seq).collect::<Vec<u64>>(), firsts, "from {from}, at most {max}");
+        assert!(rows.iter().all(|r| r.filter.is_none()), "a restore reads many rows and needs no filter");
+    }
+    for (from, max, firsts) in [(0, 9, vec![]), (1, 9, vec![1]), (6, 9, vec![5, 3, 1]), (9, 2, vec![9, 7]), (99, 1, vec![9])] {
+        let rows = b.ledger.segments_before(&line.branch, from, max).await.unwrap();
+        assert_eq!(rows.iter().map(|r| r.first_seq).collect::<Vec<u64>>(), firsts, "from {from} back, at most {max}");
+        assert!(rows.iter().all(|r| r.filter == Some(RowFilter(vec![0x80, 1, 0, 255]))));
     }
     assert!(b.ledger.segments("none", 0, 9).await.unwrap().is_empty());
 }

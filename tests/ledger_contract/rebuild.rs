@@ -25,6 +25,7 @@ fn row(branch: &str, first_seq: u64, last_seq: u64) -> SegmentRow {
         stored_bytes: 8,
         sha256: "$cd".to_owned(),
         committed_ms: 4_711,
+        filter: None,
     }
 }
 

@@ -215,6 +215,7 @@ impl Recorder {
             stored_bytes: encoded.bytes.len() as u64,
             sha256: layout::hex(&encoded.sha256),
             committed_ms: 0,
+            filter: None,
         };
         let outcome = self.ledger.commit(&[SegmentCommit { lease, segment, payload_bytes: 1 }]).await.unwrap();
         assert_eq!(outcome, [Committed::Now]);

@@ -394,6 +394,7 @@ async fn forks(rig: &Rig, store: &Store, segments: u64, count: u32) -> Result<(V
         stored_bytes: 1,
         sha256: String::new(),
         committed_ms: 0,
+        filter: None,
     };
     let mut next = 0;
     while next < segments {

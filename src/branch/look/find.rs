@@ -18,8 +18,8 @@ use crate::branch::line::Based;
 use crate::branch::object::Object;
 use crate::change::{CanonicalKey, ClusterTime, Ddl, Op, canonical_id, parse_ddl, parse_stored_event};
 use crate::fault::{Fault, Result};
-use crate::ledger::{SegmentKind, SegmentRow};
-use crate::segment::RawBlock;
+use crate::ledger::{RowFilter, SegmentKind, SegmentRow};
+use crate::segment::{RawBlock, may_contain_document};
 use crate::store::Store;
 
 /// Objects that are looked at together, each by a task of its own: decoding takes about as long as fetching.
@@ -90,6 +90,7 @@ impl Finder<'_> {
         loop {
             while !is_last && flying.len() < TOGETHER {
                 match rows.next().await? {
+                    Some((row, _)) if !self.sought.may_be_in(&row) => {}
                     Some((row, last)) => {
                         let task = tokio::spawn(self.sought.clone().look(self.history.store().clone(), row, last));
                         flying.push_back(AbortOnDropHandle::new(task));
@@ -135,6 +136,12 @@ impl Finder<'_> {
 }
 
 impl Sought {
+    /// What changes the catalogue is always looked at.
+    fn may_be_in(&self, row: &SegmentRow) -> bool {
+        let may = |filter: &RowFilter| may_contain_document(&filter.0, &self.name, &self.uuid, self.key.as_bytes());
+        row.has_ddl || row.filter.as_ref().is_none_or(may)
+    }
+
     /// What one segment has of the document, in order.
     async fn look(self: Arc<Self>, store: Store, row: SegmentRow, last: u64) -> Result<Vec<Event>> {
         let mut events = Vec::new();

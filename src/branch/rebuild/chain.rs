@@ -71,6 +71,8 @@ impl Found {
             sha256: crate::branch::layout::hex(&self.sha256),
             // When it was committed is not in the bucket; it was soon after.
             committed_ms: self.last_wall_ms.unwrap_or(i64::from(self.last_time.t) * 1_000),
+            // Lookups ask the object instead.
+            filter: None,
         }
     }
 }

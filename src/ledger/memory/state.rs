@@ -246,11 +246,12 @@ impl State {
     }
 
     pub(super) fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
-        self.segments_after(branch, from_seq).filter(|s| s.has_ddl).take(max).cloned().collect()
+        self.segments_after(branch, from_seq).filter(|s| s.has_ddl).take(max).map(without_filter).collect()
     }
 
     pub(super) fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
-        let mut lost: Vec<_> = self.segments_after(branch, 0).filter(|s| s.holes > 0 && s.first_seq >= from_seq).cloned().collect();
+        let mut lost: Vec<_> =
+            self.segments_after(branch, 0).filter(|s| s.holes > 0 && s.first_seq >= from_seq).map(without_filter).collect();
         lost.sort_by_key(|s| s.first_seq);
         lost.truncate(max);
         lost
@@ -385,7 +386,7 @@ impl State {
     }
 
     pub(super) fn segments_from(&self, branch: &str, from_seq: u64, max: usize) -> Vec<SegmentRow> {
-        let mut rows: Vec<SegmentRow> = self.segments_after(branch, from_seq).take(max).cloned().collect();
+        let mut rows: Vec<SegmentRow> = self.segments_after(branch, from_seq).take(max).map(without_filter).collect();
         rows.sort_by_key(|s| (s.first_seq, s.last_seq));
         rows
     }
@@ -416,4 +417,9 @@ pub(super) fn no_capture(id: &str) -> Fault {
 
 pub(super) fn name_taken(name: &str) -> Fault {
     Fault::rejected(format!("branch {name} exists already"))
+}
+
+/// Only who looks for a document wants the filters.
+fn without_filter(row: &SegmentRow) -> SegmentRow {
+    SegmentRow { filter: None, ..row.clone() }
 }

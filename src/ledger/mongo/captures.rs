@@ -125,7 +125,8 @@ impl Inner {
         }
         let from = doc! { "branch": branch, "last_seq": { "$gte": int(from_seq) } };
         let limit = i64::try_from(max).unwrap_or(i64::MAX);
-        let cursor = self.segments_coll().find(from).sort(doc! { "last_seq": 1, "level": 1 }).limit(limit).await.map_err(fault_of)?;
+        let sort = doc! { "last_seq": 1, "level": 1 };
+        let cursor = self.segments_coll().find(from).projection(without_filter()).sort(sort).limit(limit).await.map_err(fault_of)?;
         let mut rows: Vec<SegmentRow> = cursor.try_collect().await.map_err(fault_of)?;
         rows.sort_by_key(|s| (s.first_seq, s.last_seq));
         Ok(rows)
@@ -133,8 +134,9 @@ impl Inner {
 
     /// The one that holds `from_seq` is found by its end, which is at or behind it; then those before it follow each other.
     pub(super) async fn segments_before(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
-        let mut rows = self.segments(branch, from_seq, 1).await?;
-        rows.retain(|row| row.first_seq <= from_seq);
+        let from = doc! { "branch": branch, "last_seq": { "$gte": int(from_seq) } };
+        let holds = self.segments_coll().find_one(from).sort(doc! { "last_seq": 1, "level": 1 }).await.map_err(fault_of)?;
+        let mut rows: Vec<SegmentRow> = holds.into_iter().filter(|row: &SegmentRow| row.first_seq <= from_seq).collect();
         let before = rows.first().map_or(from_seq.saturating_add(1), |row| row.first_seq);
         let which = doc! { "branch": branch, "last_seq": { "$lt": int(before) } };
         let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
@@ -147,16 +149,35 @@ impl Inner {
     pub(super) async fn ddl_segments(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         let from = doc! { "branch": branch, "has_ddl": true, "last_seq": { "$gte": int(from_seq) } };
         let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
-        let cursor = self.segments_coll().find(from).sort(doc! { "last_seq": 1 }).limit(limit).await.map_err(fault_of)?;
+        let cursor = self
+            .segments_coll()
+            .find(from)
+            .projection(without_filter())
+            .sort(doc! { "last_seq": 1 })
+            .limit(limit)
+            .await
+            .map_err(fault_of)?;
         cursor.try_collect().await.map_err(fault_of)
     }
 
     pub(super) async fn losses(&self, branch: &str, from_seq: u64, max: usize) -> Result<Vec<SegmentRow>> {
         let lost = doc! { "branch": branch, "holes": { "$gt": 0 }, "first_seq": { "$gte": int(from_seq) } };
         let limit = i64::try_from(max.max(1)).unwrap_or(i64::MAX);
-        let cursor = self.segments_coll().find(lost).sort(doc! { "first_seq": 1 }).limit(limit).await.map_err(fault_of)?;
+        let cursor = self
+            .segments_coll()
+            .find(lost)
+            .projection(without_filter())
+            .sort(doc! { "first_seq": 1 })
+            .limit(limit)
+            .await
+            .map_err(fault_of)?;
         cursor.try_collect().await.map_err(fault_of)
     }
+}
+
+/// Of segments: only who looks for a document wants their filters.
+fn without_filter() -> Document {
+    doc! { "filter": 0 }
 }
 
 struct CreateTxn<'a> {
