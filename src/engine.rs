@@ -49,6 +49,7 @@ use crate::runtime::identity;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
 use crate::sync::Committer;
+use crate::telemetry::meters::LinkName;
 
 use captures::Captures;
 pub use captures::SourceOpener;
@@ -56,7 +57,7 @@ use peers::Peers;
 use scale::ScaleLoop;
 use upkeep::{Of, Upkeep};
 use view::Life;
-pub use view::{EngineFacts, EngineHandle};
+pub use view::{EngineFacts, EngineHandle, Pressure};
 
 /// CPU units waiting or running per CPU: one runs while one waits.
 const CPU_UNITS_PER_THREAD: usize = 2;
@@ -102,15 +103,17 @@ impl Engine {
     /// As [`Self::run`], under a given identity: several engines in one process must not take each other for earlier lives of it.
     pub async fn run_as(self, me: EngineBeat) -> Result<EngineEnd> {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let cpu = CpuPool::new(threads, threads * CPU_UNITS_PER_THREAD)?;
+        let meters = self.view.meters().clone();
+        let cpu = CpuPool::new(threads, threads * CPU_UNITS_PER_THREAD)?.metered(meters.link(LinkName::Cpu).clone());
         let in_work = InWork::default();
         let pauses = SharedPauses::default();
         let peers = Peers::new(me.id.clone(), self.settings.lease);
-        let (committer, commits) = Committer::new(self.ledger.clone());
-        let (marker, marks) = Marker::new(self.ledger.clone(), in_work.clone());
+        let (committer, commits) = Committer::new(self.ledger.clone(), &meters);
+        let (marker, marks) = Marker::new(self.ledger.clone(), in_work.clone(), &meters);
         let registry = Registry::new(self.kinds, &self.parts(cpu.clone(), commits, marks.clone()));
         let pool = Pool::new(&registry, self.settings.pool_size, self.settings.slots);
-        let life = self.life(&me, &pool);
+        let memory = MemoryBudget::new(self.settings.memory_budget);
+        let life = self.life(&me, &pool, memory.clone(), cpu.clone());
         self.view.attach(life.clone());
 
         // The heartbeat comes first: nothing is owned by a process that is not known to live.
@@ -120,14 +123,7 @@ impl Engine {
         let mut upkeep = started.inspect_err(|_| self.view.detach())?;
         tracing::info!(engine = %me.id, workers = pool.target(), store = %self.store.describe(), "engine started");
 
-        let runner = Runner::new(
-            registry,
-            settings.process_timeout,
-            MemoryBudget::new(settings.memory_budget),
-            marks,
-            self.stop.clone(),
-            life.sick.clone(),
-        );
+        let runner = Runner::new(registry, settings.process_timeout, memory, marks, self.stop.clone(), life.sick.clone());
         let mut stages = self.start_pool(&me, &life, runner, &pauses, in_work);
         stages.spawn(named("committer", committer.run()));
         stages.spawn(named("marker", marker.run()));
@@ -142,7 +138,7 @@ impl Engine {
         end
     }
 
-    fn life(&self, me: &EngineBeat, pool: &Pool) -> Arc<Life> {
+    fn life(&self, me: &EngineBeat, pool: &Pool, memory: MemoryBudget, cpu: CpuPool) -> Arc<Life> {
         Arc::new(Life {
             engine: me.id.clone(),
             pool: pool.clone(),
@@ -152,6 +148,9 @@ impl Engine {
             beat: Default::default(),
             work: Arc::default(),
             stop: self.stop.clone(),
+            memory,
+            cpu,
+            meters: self.view.meters().clone(),
         })
     }
 
@@ -170,6 +169,7 @@ impl Engine {
             // The other half is for the jobs of the stream.
             fold_memory: self.settings.memory_budget / 2,
             stop: self.stop.clone(),
+            meters: self.view.meters().clone(),
         }
     }
 
@@ -205,7 +205,7 @@ impl Engine {
     ) -> JoinSet<&'static str> {
         let room = Arc::new(Notify::new());
         let (classes, changed) = life.pool.parts();
-        let (finisher, finishes) = Finisher::new(self.ledger.clone(), me.id.clone(), room.clone(), self.stop.clone());
+        let (finisher, finishes) = Finisher::new(self.ledger.clone(), me.id.clone(), room.clone(), self.stop.clone(), &life.meters);
         let template = classes.iter().map(|class| Worker {
             class: class.clone(),
             runner: runner.clone(),
@@ -214,6 +214,7 @@ impl Engine {
             retry: self.retry(),
             room: room.clone(),
             stop: self.stop.clone(),
+            meters: life.meters.clone(),
         });
         let crew = Crew { template: template.collect(), changed: changed.clone() };
         let claimer = Claimer {
@@ -226,6 +227,7 @@ impl Engine {
             closed: changed,
             in_work,
             stop: self.stop.clone(),
+            meters: life.meters.clone(),
         };
         let mut stages = JoinSet::new();
         stages.spawn(named("crew", crew.run()));

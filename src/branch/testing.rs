@@ -19,6 +19,7 @@ use crate::runtime::random;
 use crate::segment::{BlockBuilder, PackedBlock, pack_payload};
 use crate::store::{MemoryStore, ObjectStore, PutTag};
 use crate::sync::{Committer, SyncJob, Targets, discard};
+use crate::telemetry::meters::Meters;
 
 pub(crate) const NAME: &str = "test/main";
 pub(crate) const ID: &str = "b1";
@@ -69,9 +70,9 @@ impl Bed {
     /// With another base than history goes with.
     pub(crate) async fn with_base(edit: impl FnOnce(&mut BaseManifest)) -> Self {
         let (ledger, store) = (Arc::new(MemoryLedger::new()), Arc::new(MemoryStore::new()));
-        let (committer, commits) = Committer::new(ledger.clone());
+        let (committer, commits) = Committer::new(ledger.clone(), &Meters::default());
         tokio::spawn(committer.run());
-        let (marker, marks) = Marker::new(ledger.clone(), InWork::default());
+        let (marker, marks) = Marker::new(ledger.clone(), InWork::default(), &Meters::default());
         tokio::spawn(marker.run());
         let sync = SyncJob {
             ledger: ledger.clone(),
@@ -81,6 +82,7 @@ impl Bed {
             marks,
             targets: Targets::default(),
             upload_time: std::time::Duration::from_secs(60),
+            meters: Meters::default(),
         };
         let collection = Collection {
             name: "c".into(),

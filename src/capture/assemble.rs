@@ -138,6 +138,11 @@ impl Assembler {
         Self { select: Select::new(selection), ..self }
     }
 
+    /// The number of the next change.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
     /// Takes in a whole reply; returns the batches that had to close inside it.
     pub fn feed(&mut self, reply: &Reply, now: Instant) -> Result<Vec<Batch>> {
         let mut closed = Vec::new();

@@ -13,11 +13,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use crate::fault::{Fault, Result};
 use crate::ledger::{Checkpoint, Checkpointed, Position, SharedLedger};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::link::LinkRx;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 use crate::segment::{PackedBlock, pack_payload};
+use crate::telemetry::meters::{Meters, Stage};
 
 use super::batch::{Batch, Owner, PAYLOAD_PART_BYTES};
 use super::waits::{By, Waits};
@@ -62,6 +64,7 @@ pub(crate) struct CheckpointStage {
     /// Payload bytes this capture has ever queued.
     pub queued_bytes: u64,
     pub stop: Shutdown,
+    pub meters: Meters,
 }
 
 impl CheckpointStage {
@@ -81,7 +84,13 @@ impl CheckpointStage {
                     (checkpoint, permit, bytes)
                 }
             };
-            match self.store(&checkpoint).await? {
+            let began = clock::now();
+            let stored = self.store(&checkpoint).await?;
+            if let Some(batch) = &checkpoint.batch {
+                let changes = batch.spec.last_seq + 1 - batch.spec.first_seq;
+                self.meters.stage(Stage::Checkpoint).done(began.elapsed(), changes, bytes);
+            }
+            match stored {
                 Some(Checkpointed::Stored | Checkpointed::Already) => {}
                 Some(Checkpointed::Fenced) => return Ok(StoreEnd::Fenced),
                 Some(Checkpointed::NotRunning) => return Ok(StoreEnd::NotRunning),

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bson::{RawDocument, RawDocumentBuf};
 use mongodb::raw_batch_cursor::RawBatch;
 
+use crate::change::ClusterTime;
 use crate::fault::{Fault, Result};
 use crate::ledger::Coverage;
 
@@ -21,6 +22,10 @@ pub trait ChangeFeed: Send + Sync + std::fmt::Debug {
     async fn identity(&self) -> Result<String>;
     /// Opens the stream right after `token`, or at the present. `HistoryLost` when the token is no longer served.
     async fn open(&self, after: Option<&RawDocument>) -> Result<Box<dyn FeedCursor>>;
+    /// From when on the source keeps changes: a position before it is lost. `None` where that cannot be read.
+    async fn oldest_kept(&self) -> Result<Option<ClusterTime>> {
+        Ok(None)
+    }
 }
 
 /// An open stream. After any error it is dropped and a new one opened (correctness.md 4).
@@ -85,6 +90,12 @@ impl Reply {
         self.cursor()?
             .get_document("postBatchResumeToken")
             .map_err(|_| Fault::rejected("the server sends no postBatchResumeToken: MongoDB 6.0 or newer is needed"))
+    }
+
+    /// The newest time that the server knew when it answered.
+    pub fn server_time(&self) -> Option<ClusterTime> {
+        let time = self.document().get_timestamp("operationTime").ok()?;
+        Some(ClusterTime { t: time.time, i: time.increment })
     }
 
     /// Bytes held.

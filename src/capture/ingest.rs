@@ -3,6 +3,7 @@
 //! Owns: the resume loop: which errors end it, how long it waits, the source's identity at every open (correctness.md 4, 7).
 //! Does not own: the events' meaning (`assemble`), the stored checkpoint (`checkpoint`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bson::RawDocumentBuf;
@@ -16,6 +17,8 @@ use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 
 use super::feed::{FeedCursor, Reply, SharedFeed};
+use crate::change::token_time;
+use crate::telemetry::meters::{CaptureMeter, Meters, Stage};
 
 /// Pauses between reopenings: quick after a stepdown, never at full speed.
 const REOPEN: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(10) };
@@ -49,11 +52,36 @@ pub(crate) struct Ingest {
     failures: u32,
     /// The source has an id that it does not show at present.
     id_hidden: bool,
+    metered: Option<(Meters, Arc<CaptureMeter>)>,
+    /// The stream has been open before.
+    was_open: bool,
 }
 
 impl Ingest {
     pub(crate) fn new(feed: SharedFeed, identity: String, resume: RawDocumentBuf, out: LinkTx<Ingested>, stop: Shutdown) -> Self {
-        Self { feed, identity, resume, out, stop, failures: 0, id_hidden: false }
+        Self { feed, identity, resume, out, stop, failures: 0, id_hidden: false, metered: None, was_open: false }
+    }
+
+    /// With meters for what is read.
+    pub(crate) fn metered(mut self, meters: Meters, capture: Arc<CaptureMeter>) -> Self {
+        self.metered = Some((meters, capture));
+        self
+    }
+
+    /// `waited`: the reply was asked for when the one before had brought everything there was.
+    fn count(&self, reply: &Reply, spent: Duration, waited: bool) -> Result<()> {
+        let Some((meters, capture)) = &self.metered else { return Ok(()) };
+        let at = token_time(reply.token()?)?;
+        let behind = match reply.server_time() {
+            Some(server) if !reply.is_empty() => Duration::from_secs(u64::from(server.t.saturating_sub(at.t))),
+            _ => Duration::ZERO,
+        };
+        capture.is_at(at.t, behind);
+        if !reply.is_empty() {
+            // Waiting for something to happen is no work.
+            meters.stage(Stage::Ingest).done(if waited { Duration::ZERO } else { spent }, 0, reply.len() as u64);
+        }
+        Ok(())
     }
 
     /// Ends with `Ok` when stopped, else with the fatal fault.
@@ -90,9 +118,16 @@ impl Ingest {
         if self.out.send(Ingested::Opened(cursor.coverage())).await.is_err() {
             return Ok(());
         }
-        let (opened, mut healthy) = (clock::now(), false);
+        if let Some((_, capture)) = self.metered.as_ref().filter(|_| self.was_open) {
+            capture.resumed();
+        }
+        self.was_open = true;
+        let (opened, mut healthy, mut waits) = (clock::now(), false, true);
         while !self.stop.is_draining() {
+            let asked = clock::now();
             let reply = cursor.next().await?;
+            self.count(&reply, asked.elapsed(), waits)?;
+            waits = reply.is_empty();
             // The first reply comes with the opening and says nothing: a stream that breaks at its first read answers it too.
             if !healthy && (!reply.is_empty() || opened.elapsed() >= HEALTHY_AFTER) {
                 healthy = true;

@@ -21,6 +21,7 @@ mod select;
 pub mod source;
 mod start;
 mod waits;
+mod window;
 
 pub use assemble::{AssemblePolicy, Assembler, Due, Seen};
 pub use batch::Batch;

@@ -9,8 +9,9 @@ use mongodb::Client;
 use mongodb::options::{ReadConcern, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
+use crate::change::ClusterTime;
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Coverage, Fidelity, MongoPhase, classify_mongo_error, server_facts};
+use crate::ledger::{Coverage, Fidelity, MongoPhase, classify_mongo_error, oldest_in_oplog, server_facts};
 
 use super::feed::{ChangeFeed, FeedCursor, Reply};
 
@@ -116,6 +117,12 @@ fn refuses_option(fault: &Fault) -> bool {
 impl ChangeFeed for MongoFeed {
     async fn identity(&self) -> Result<String> {
         Ok(server_facts(&self.client).await?.identity)
+    }
+
+    async fn oldest_kept(&self) -> Result<Option<ClusterTime>> {
+        let client = self.client.clone();
+        let asked = tokio::spawn(async move { oldest_in_oplog(&client).await });
+        asked.await.map_err(|e| Fault::unknown(format!("looking at the oplog panicked: {e}")))?
     }
 
     async fn open(&self, after: Option<&RawDocument>) -> Result<Box<dyn FeedCursor>> {

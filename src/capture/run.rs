@@ -9,14 +9,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::fault::{Fault, Result};
 use crate::ledger::{Capture, Coverage, SharedLedger};
 use crate::runtime::clock;
 use crate::runtime::cpu::CpuPool;
-use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::link::{LinkRx, LinkTx};
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
+use crate::telemetry::meters::{LinkName, Meters, Stage};
 
 use super::assemble::{AssemblePolicy, Assembler, Due, Seen};
 use super::batch::{Batch, Owner};
@@ -25,6 +27,7 @@ use super::feed::SharedFeed;
 use super::ingest::{Ingest, Ingested};
 use super::notice::{Notice, uncovered_timeseries};
 use super::waits::{By, Waits};
+use super::window::watch_oplog;
 
 /// Replies waiting between ingest and assemble: one is read while one is parsed. A reply may hold 16 MiB.
 const REPLIES: usize = 1;
@@ -64,18 +67,24 @@ pub struct CaptureRun {
     /// What comparisons with the source have found.
     pub seen: mpsc::Receiver<Seen>,
     pub stop: Shutdown,
+    pub meters: Meters,
 }
 
 impl CaptureRun {
     /// Runs the three stages until they end.
     pub async fn run(self) -> CaptureEnd {
-        let (replies_tx, replies_rx) = link("replies", REPLIES);
-        let (batches_tx, batches_rx) = link("batches", BATCHES);
+        let meters = self.meters;
+        let (replies_tx, replies_rx) = meters.link(LinkName::Replies).link(REPLIES);
+        let (batches_tx, batches_rx) = meters.link(LinkName::Batches).link(BATCHES);
+        let watched = meters.capture(&self.capture.branch_name);
+        let meter = watched.meter.clone();
+        let window = AbortOnDropHandle::new(tokio::spawn(watch_oplog(self.feed.clone(), meter.clone())));
         // Ingest ends when either the capture or the stages behind it stop.
         let reading = self.stop.child();
         let capture = &self.capture;
         let owner = Owner { capture: capture.id.clone(), branch: capture.branch.clone(), epoch: self.epoch, fence: capture.fence };
-        let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone());
+        let ingest = Ingest::new(self.feed, capture.source.identity.clone(), capture.position.token.clone(), replies_tx, reading.clone())
+            .metered(meters.clone(), meter.clone());
         let waits = Waits::new(self.ledger.clone(), capture.id.clone(), capture.fence);
         let store = CheckpointStage {
             ledger: self.ledger.clone(),
@@ -86,6 +95,7 @@ impl CaptureRun {
             queue_max_bytes: self.settings.queue_max_bytes,
             queued_bytes: capture.queued_bytes,
             stop: self.stop.clone(),
+            meters: meters.clone(),
         };
         let source = &capture.source;
         let assembler = Assembler::new(&source.db, self.settings.policy, &capture.position, clock::now()).selecting(&source.selection);
@@ -96,6 +106,7 @@ impl CaptureRun {
             waits,
             seen: self.seen,
             pending: None,
+            meters,
             notes: Notes {
                 ledger: self.ledger,
                 capture: capture.id.clone(),
@@ -110,6 +121,7 @@ impl CaptureRun {
         reading.drain();
         let read = ingest.await.unwrap_or_else(|e| Err(Fault::rejected(format!("ingest ended unexpectedly: {e}"))));
         let stored = store.await.unwrap_or_else(|e| Err(Fault::rejected(format!("checkpoint ended unexpectedly: {e}"))));
+        drop((window, watched));
         match (stored, read, assembled) {
             (Ok(StoreEnd::Full), ..) => CaptureEnd::Drained,
             (Ok(StoreEnd::Fenced | StoreEnd::NotRunning | StoreEnd::Aborted), ..) => CaptureEnd::SteppedDown,
@@ -131,6 +143,7 @@ struct AssembleStage {
     /// Waits for its place between two batches.
     pending: Option<Seen>,
     notes: Notes,
+    meters: Meters,
 }
 
 impl AssembleStage {
@@ -182,13 +195,16 @@ impl AssembleStage {
     async fn take(&mut self, reply: super::feed::Reply) -> Result<bool> {
         let Some(mut assembler) = self.assembler.take() else { return Ok(true) };
         let now = clock::now();
+        let meters = self.meters.clone();
         let closed = if reply.is_empty() {
             let closed = assembler.feed(&reply, now)?;
             self.assembler = Some(assembler);
             closed
         } else {
             let fed = tokio::task::spawn_blocking(move || {
+                let (began, first) = (clock::now(), assembler.next_seq());
                 let closed = assembler.feed(&reply, now);
+                meters.stage(Stage::Assemble).done(began.elapsed(), assembler.next_seq() - first, reply.len() as u64);
                 (assembler, closed)
             });
             let (assembler, closed) = fed.await.map_err(|e| Fault::rejected(format!("assemble panicked: {e}")))?;

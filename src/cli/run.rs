@@ -14,7 +14,7 @@ use crate::http::{self, Api};
 use crate::jobs::KINDS;
 use crate::ledger::SharedLedger;
 use crate::runtime::shutdown::Shutdown;
-use crate::store::{self, Store};
+use crate::store::{self, MeteredStore, Store};
 
 use super::{Context, Exit};
 
@@ -51,6 +51,7 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     let checked = check_store(&store, &ledger).await?;
     let asked = Shutdown::new();
     let view = EngineHandle::new(&args.settings, asked.clone());
+    let store: Store = Arc::new(MeteredStore::new(store, view.meters().clone()));
     // Before anything is owned: an address that is taken must not cost a lease.
     let api = Api::start(ledger.clone(), store.clone(), Arc::new(view.clone()), CancellationToken::new());
     let listeners = http::start(&api, &args.http).await?;
@@ -69,7 +70,10 @@ pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
             stop,
         };
         match engine.run().await? {
-            EngineEnd::LeaseLost if !asked.is_draining() => tracing::warn!("starting again as a new engine"),
+            EngineEnd::LeaseLost if !asked.is_draining() => {
+                view.meters().lease_lost();
+                tracing::warn!("starting again as a new engine");
+            }
             end => break end,
         }
     };

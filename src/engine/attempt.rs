@@ -137,6 +137,7 @@ impl Attempt {
         };
         match recorded.await {
             Ok(true) => {
+                self.of.life.meters.gap(&branch.name);
                 tracing::error!(branch = %self.branch, error = %fault, "a part of history is lost: a gap is recorded, and a new base is made");
                 CaptureEnd::Failed(Fault::transient(format!("history has a gap: {}", fault.what)))
             }
@@ -248,7 +249,8 @@ async fn prepare(of: Captures, capture: Capture, stop: Shutdown) -> Result<(Capt
     let capture = with_id(&of, &*feed, capture).await?;
     let (found, seen) = mpsc::channel(1);
     let epoch = branch.epoch;
-    let run = CaptureRun { ledger: of.ledger, feed, cpu: of.cpu, capture, epoch, settings: of.settings, bell: of.bell, seen, stop };
+    let meters = of.life.meters.clone();
+    let run = CaptureRun { ledger: of.ledger, feed, cpu: of.cpu, capture, epoch, settings: of.settings, bell: of.bell, seen, stop, meters };
     Ok((run, branch, found))
 }
 

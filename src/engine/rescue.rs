@@ -49,6 +49,7 @@ impl Part {
         let silent_before_ms = self.streak.lock().may_judge(now()).then(|| at_ms.saturating_sub(lease_ms));
         match self.ledger.rescue(&self.me.id, silent_before_ms, &self.known_dead(engines)).await {
             Ok(rescued) if !rescued.engines.is_empty() => {
+                self.life.meters.rescued(rescued.jobs);
                 tracing::warn!(engines = ?rescued.engines, jobs = rescued.jobs, captures = rescued.captures, "took over from dead processes");
                 self.life.work.notify_one();
             }

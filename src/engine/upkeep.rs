@@ -25,6 +25,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(10);
 /// After such a look that failed.
 const RECONCILE_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// Histograms keep single values until then: thousands of short jobs a second are some hundred kilobytes.
+const METERS_EVERY: Duration = Duration::from_secs(3);
 /// At the end, how long calls under way are waited for, and how long signing off may take.
 const FINISH_TIME: Duration = Duration::from_secs(3);
 
@@ -70,6 +72,7 @@ impl Upkeep {
         tasks.spawn(part.clone().figures_loop());
         tasks.spawn(part.clone().sweep_loop(of.settings.job_cleanup));
         tasks.spawn(part.clone().keeper_loop(of.settings.bases.clone()));
+        tasks.spawn(part.clone().meters_loop());
         tasks.spawn(part.report_loop());
         Ok(Self { tasks, lost, done })
     }
@@ -208,6 +211,12 @@ impl Part {
         }
     }
 
+    async fn meters_loop(self) {
+        while self.pause(METERS_EVERY).await {
+            self.life.meters.upkeep();
+        }
+    }
+
     async fn report_loop(self) {
         let mut before = 0;
         while self.pause(REPORT_EVERY).await {
@@ -247,6 +256,9 @@ mod tests {
             beat: Default::default(),
             work: Default::default(),
             stop: Shutdown::new(),
+            memory: crate::pool::MemoryBudget::new(1),
+            cpu: crate::runtime::cpu::CpuPool::new(1, 1).unwrap(),
+            meters: Default::default(),
         };
         Part::new(ledger, &engine(me), LEASE, Arc::new(life), peers, CancellationToken::new())
     }

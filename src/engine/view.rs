@@ -16,10 +16,13 @@ use crate::config::{Autoscale, EngineSettings};
 use crate::fault::{Fault, Result};
 use crate::ledger::{EngineId, EngineStatus, PinRow, PoolRow, ScaleWish};
 use crate::pool::scaler::{Decision, Measured, Scaler, ScalerSettings};
-use crate::pool::{Pool, Sick};
+use crate::pool::{MemoryBudget, Pool, Sick};
 use crate::runtime::clock;
+use crate::runtime::cpu::CpuPool;
 use crate::runtime::pulse::Pulse;
 use crate::runtime::shutdown::Shutdown;
+use crate::telemetry::meters::Meters;
+use crate::telemetry::metrics::SCALER_DECISIONS;
 
 /// Decisions kept: stretches in which the same was decided for the same reason count as one.
 const DECISIONS: usize = 256;
@@ -39,6 +42,8 @@ struct Inner {
     pulse: Mutex<Option<Arc<Pulse>>>,
     life: Mutex<Option<Arc<Life>>>,
     stop: Shutdown,
+    queue_limit: u64,
+    meters: Meters,
 }
 
 #[derive(Debug)]
@@ -63,6 +68,27 @@ pub(crate) struct Life {
     /// Rung when there may be new jobs.
     pub work: Arc<Notify>,
     pub stop: Shutdown,
+    pub memory: MemoryBudget,
+    pub cpu: CpuPool,
+    pub meters: Meters,
+}
+
+/// How full the parts of an engine are that are bounded by configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Bytes of jobs in work, and what they may take.
+    pub memory_used: u64,
+    pub memory_limit: u64,
+    /// Jobs that are claimed and wait for a worker, and how many may.
+    pub claimed: u64,
+    pub claimed_limit: u64,
+    /// Units that wait for a CPU thread or run on one, and how many may.
+    pub cpu: u64,
+    pub cpu_limit: u64,
+    /// Unprocessed payload at which captures wait.
+    pub queue_limit: u64,
+    /// It leads the maintenance of the metadata.
+    pub leads: bool,
 }
 
 /// What a health check can know without asking anybody.
@@ -103,6 +129,8 @@ impl EngineHandle {
             pulse: Mutex::default(),
             life: Mutex::default(),
             stop,
+            queue_limit: settings.queue_max_bytes,
+            meters: Meters::default(),
         }))
     }
 
@@ -123,6 +151,28 @@ impl EngineHandle {
             avg_wait_ms: pool.map_or(Duration::ZERO, Pool::average_wait).as_secs_f64() * 1_000.0,
             runtime_lag_ms: self.runtime_lag().as_secs_f64() * 1_000.0,
             lease_ms: i64::try_from(self.0.lease.as_millis()).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// What this process counts.
+    pub fn meters(&self) -> &Meters {
+        &self.0.meters
+    }
+
+    /// How full its bounded parts are.
+    pub fn pressure(&self) -> Pressure {
+        let queue_limit = self.0.queue_limit;
+        let Some(life) = self.life() else { return Pressure { queue_limit, ..Pressure::default() } };
+        let ((claimed, claimed_limit), (cpu, cpu_limit)) = (life.pool.claimed(), life.cpu.load());
+        Pressure {
+            memory_used: life.memory.used(),
+            memory_limit: life.memory.limit(),
+            claimed,
+            claimed_limit,
+            cpu: cpu as u64,
+            cpu_limit: cpu_limit as u64,
+            queue_limit,
+            leads: life.leads.load(Ordering::Relaxed),
         }
     }
 
@@ -211,6 +261,7 @@ impl EngineHandle {
         if let Some(life) = self.life() {
             life.pool.set_target(if decision.dry_run { self.0.bounds.base } else { decision.target });
         }
+        self.0.meters.metrics().count(&SCALER_DECISIONS, &[decision.direction.name(), decision.reason.name()]);
         if decision.changed {
             tracing::info!(
                 target_workers = decision.target,

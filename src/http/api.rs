@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::events::EventHub;
 use super::health::{Check, Probes};
 use super::metrics::Scraper;
+use crate::engine::Pressure;
 use crate::fault::Result;
 use crate::ledger::{EngineStatus, PoolRow, SharedLedger};
 use crate::pool::scaler::Decision;
 use crate::runtime::clock;
 use crate::runtime::pulse::Pulse;
 use crate::store::Store;
+use crate::telemetry::meters::Meters;
 use crate::telemetry::metrics::Metrics;
 
 /// Calls in work at once, over all listeners: each may hold a connection to MongoDB.
@@ -47,6 +49,10 @@ pub trait EngineView: Send + Sync + Debug {
     fn wake(&self);
     /// It is stopping.
     fn is_draining(&self) -> bool;
+    /// What the process counts.
+    fn meters(&self) -> &Meters;
+    /// How full its bounded parts are.
+    fn pressure(&self) -> Pressure;
 }
 
 /// Parts of an engine that it judges itself.
@@ -85,8 +91,8 @@ impl Api {
             probes: Probes::start(&ledger, &store, &stop),
             ledger,
             store,
+            metrics: engine.meters().metrics().clone(),
             engine,
-            metrics: Metrics::new(),
             pulse: Pulse::start(),
             events: EventHub::new(),
             stop,

@@ -2,6 +2,7 @@
 //!
 //! Owns: paging and the statistics of a branch. Does not own: the JSON of a branch (`branch::view`).
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +12,14 @@ use super::problem::Problem;
 use super::workers::{real, rounded};
 use crate::branch::view::{BranchView, HeadView};
 use crate::change::ClusterTime;
+use crate::fault::Fault;
+use crate::ledger::SharedLedger;
 
 /// Branches and captures on a page, unless asked otherwise, and at most.
 const PAGE: u32 = 50;
 const MOST: u32 = 200;
+/// Branches of a page that are read at a time: each takes some questions.
+const LOADS: usize = 8;
 
 /// Paging by name.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -30,9 +35,13 @@ pub(super) struct PageQuery {
 }
 
 impl PageQuery {
+    fn limit(&self) -> Result<usize, Problem> {
+        Ok(within("limit", self.limit.unwrap_or(PAGE), 1, MOST)? as usize)
+    }
+
     /// Sorts by name and cuts out a page; also what to ask for next.
     pub(super) fn page<T>(&self, mut all: Vec<T>, name: impl Fn(&T) -> &str) -> Result<(Vec<T>, Option<String>), Problem> {
-        let limit = within("limit", self.limit.unwrap_or(PAGE), 1, MOST)? as usize;
+        let limit = self.limit()?;
         all.sort_by(|a, b| name(a).cmp(name(b)));
         if let Some(after) = &self.after {
             all.retain(|one| name(one) > after.as_str());
@@ -82,12 +91,20 @@ pub struct Level {
 }
 
 pub(super) async fn list(call: Call<PageQuery, NoBody>) -> Result<Json<BranchesPage>, Problem> {
-    let (page, next) = call.query.page(call.api.ledger.branches().await?, |branch| &branch.name)?;
-    let mut branches = Vec::with_capacity(page.len());
-    for branch in page {
-        branches.push(BranchView::load(&*call.api.ledger, &branch.id).await?);
-    }
+    let limit = call.query.limit()?;
+    let ledger = &call.api.ledger;
+    let mut page = ledger.branches_after(call.query.after.as_deref(), limit + 1).await?;
+    let more = page.len() > limit;
+    page.truncate(limit);
+    let next = page.last().filter(|_| more).map(|last| last.name.clone());
+    // Owned: a stream over borrows makes the future less general than a handler needs.
+    let loads: Vec<_> = page.into_iter().map(|branch| load(ledger.clone(), branch.id)).collect();
+    let branches = stream::iter(loads).buffered(LOADS).try_collect().await?;
     Ok(Json(BranchesPage { branches, next }))
+}
+
+async fn load(ledger: SharedLedger, id: String) -> Result<BranchView, Fault> {
+    BranchView::load(&*ledger, &id).await
 }
 
 pub(super) async fn get(call: Call<NoQuery, NoBody>) -> Result<Json<BranchView>, Problem> {

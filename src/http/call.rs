@@ -283,7 +283,7 @@ pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     }
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Response {
+pub(super) fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();

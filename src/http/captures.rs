@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::api::Api;
 use super::branches::PageQuery;
 use super::call::{Call, Json, NoBody, NoQuery};
+use super::metrics;
 use super::problem::Problem;
 use crate::capture::set_paused;
 use crate::ledger::{Capture, CaptureState};
@@ -29,6 +30,12 @@ pub struct CaptureView {
     pub engine: Option<String>,
     /// When the checkpoint last moved, by the server's clock.
     pub checkpoint_ms: i64,
+    /// Everything older than this is in committed segments; absent where nothing is known yet, and where nobody has asked the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_seconds: Option<u64>,
+    /// Oplog left behind its position: how long it could stand still. Known to the engine that follows it, where it may read the oplog.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oplog_window_seconds: Option<u64>,
 }
 
 /// Where a capture reads.
@@ -64,6 +71,8 @@ impl From<Capture> for CaptureView {
             queued_seq: c.position.next_seq.saturating_sub(1),
             engine: c.owner,
             checkpoint_ms: c.checkpoint_ms,
+            delay_seconds: None,
+            oplog_window_seconds: None,
         }
     }
 }
@@ -77,8 +86,19 @@ pub struct CapturesPage {
 }
 
 pub(super) async fn list(call: Call<PageQuery, NoBody>) -> Result<Json<CapturesPage>, Problem> {
-    let (page, next) = call.query.page(call.api.ledger.captures().await?, |capture| &capture.branch_name)?;
-    Ok(Json(CapturesPage { captures: page.into_iter().map(Into::into).collect(), next }))
+    let ledger = &call.api.ledger;
+    let (page, next) = call.query.page(ledger.captures().await?, |capture| &capture.branch_name)?;
+    let ids: Vec<_> = page.iter().map(|capture| capture.branch.clone()).collect();
+    let (branches, now_ms) = (ledger.branches_of(&ids).await?, ledger.now_ms().await?);
+    let ours = call.api.engine.meters().captures();
+    let view = |capture: Capture| {
+        let branch = branches.iter().find(|branch| branch.id == capture.branch);
+        let delay = branch.and_then(|branch| metrics::until(&capture, branch)).map(|until| metrics::behind(until, now_ms));
+        let meter = ours.iter().find(|(name, _)| *name == capture.branch_name).map(|(_, meter)| meter);
+        let window = meter.and_then(|meter| meter.oplog()).map(|left| left.as_secs());
+        CaptureView { delay_seconds: delay, oplog_window_seconds: window, ..CaptureView::from(capture) }
+    };
+    Ok(Json(CapturesPage { captures: page.into_iter().map(view).collect(), next }))
 }
 
 pub(super) async fn pause(call: Call<NoQuery, NoBody>) -> Result<Json<CaptureView>, Problem> {

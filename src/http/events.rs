@@ -16,6 +16,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::api::Api;
 use super::call::{Call, EventStream, NoBody, NoQuery};
+use super::pipeline::Pipeline;
 use super::problem::Problem;
 use super::scaling;
 use super::workers::{self, Pool};
@@ -83,7 +84,8 @@ pub(super) fn start(api: &Arc<Api>) {
                 &serde_json::json!({
                     "engine": api.engine.id(), "health": health.status, "pool": Pool::from(&status.pool), "busy_workers": busy,
                     "attempts": { "succeeded": status.attempts.succeeded, "failed": status.attempts.failed },
-                    "captures": status.captures, "queue": queue.ok(),
+                    "captures": status.captures, "queue": queue.ok(), "pipeline": Pipeline::of(&api),
+                    "version": health.version, "uptime_seconds": health.uptime_seconds, "health_checks": health.checks,
                 }),
             );
         }

@@ -49,6 +49,8 @@ const HEAD_BYTES: usize = 16 << 10;
 const WRITE_TIME: Duration = Duration::from_secs(30);
 /// After the end of accepting, how long answers may take.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// A gauge that nobody sets is taken for one of something that is gone.
+const COUNT_AGAIN: Duration = Duration::from_secs(20);
 /// Pause after an accept that failed: out of files, most likely, and the next would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -120,6 +122,10 @@ impl Server {
                 biased;
                 () = self.stop.cancelled() => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => {
+                    self.count(&connections);
+                    continue;
+                }
+                () = tokio::time::sleep(COUNT_AGAIN) => {
                     self.count(&connections);
                     continue;
                 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::api::{EngineChecks, EngineView};
 use super::health::Check;
-use crate::engine::{EngineFacts, EngineHandle};
+use crate::engine::{EngineFacts, EngineHandle, Pressure};
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{EngineStatus, PoolRow};
 use crate::pool::scaler::Decision;
+use crate::telemetry::meters::Meters;
 
 /// A heartbeat goes out every few seconds; one that has not come through for so long is worth a word. The lease itself is a setting, and whoever
 /// loses it stops by himself.
@@ -45,6 +46,14 @@ impl EngineView for EngineHandle {
 
     fn is_draining(&self) -> bool {
         Self::is_draining(self)
+    }
+
+    fn meters(&self) -> &Meters {
+        Self::meters(self)
+    }
+
+    fn pressure(&self) -> Pressure {
+        Self::pressure(self)
     }
 }
 

@@ -28,7 +28,7 @@ use super::auth::{Caller, Scope};
 use super::call::{RawCall, Route, route};
 use super::connections::Ticket;
 use super::problem::Problem;
-use super::{branches, branching, bulk, captures, events, health, jobs, metrics, openapi, queue, scaling, workers};
+use super::{branches, branching, bulk, captures, events, health, jobs, metrics, openapi, page, queue, scaling, workers};
 use crate::runtime::clock;
 
 /// Bytes of a body.
@@ -53,6 +53,7 @@ pub fn table() -> Vec<Route> {
     let post = Method::POST;
     let delete = Method::DELETE;
     vec![
+        route(get.clone(), "/", Public, "The live status page.", page::show),
         route(get.clone(), "/health", Public, "Whether the engine is well: 200 unless it is unhealthy.", health::health),
         route(get.clone(), "/ready", Public, "Whether to send work here: 200, or 503 with the reason.", health::ready),
         route(get.clone(), "/metrics", Public, "Figures for Prometheus.", metrics::scrape),

@@ -5,16 +5,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::api::{EngineChecks, EngineView};
+use crate::engine::Pressure;
 use crate::fault::{Fault, Result};
 use crate::ledger::{Attempts, EngineStatus, JobKind, PinRow, PoolRow, SlotRow, WorkerRow};
 use crate::pool::scaler::{Decision, Direction, Inputs, Reason};
 use crate::runtime::clock;
+use crate::telemetry::meters::Meters;
 
 /// The twin of a running engine.
 #[derive(Debug)]
 pub struct TwinEngine {
     id: String,
     state: Mutex<State>,
+    meters: Meters,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,7 @@ impl TwinEngine {
             dry_run: false,
         };
         let state = State { status, decisions: vec![decision], checks: EngineChecks::default(), draining: false };
-        Self { id: id.into(), state: Mutex::new(state) }
+        Self { id: id.into(), state: Mutex::new(state), meters: Meters::default() }
     }
 
     /// Changes what it says.
@@ -126,5 +129,22 @@ impl EngineView for TwinEngine {
 
     fn is_draining(&self) -> bool {
         self.state.lock().draining
+    }
+
+    fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    fn pressure(&self) -> Pressure {
+        Pressure {
+            memory_used: 12 << 20,
+            memory_limit: 256 << 20,
+            claimed: 1,
+            claimed_limit: 10,
+            cpu: 1,
+            cpu_limit: 4,
+            queue_limit: 1 << 30,
+            leads: true,
+        }
     }
 }

@@ -27,6 +27,7 @@ use crate::runtime::cpu::CpuPool;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
 use crate::sync::CommitHandle;
+use crate::telemetry::meters::Meters;
 
 pub use watch::{Computing, Watch};
 
@@ -114,6 +115,7 @@ pub struct Parts {
     pub fold_memory: u64,
     /// Long jobs end soon after the engine begins to drain.
     pub stop: Shutdown,
+    pub meters: Meters,
 }
 
 /// Makes the handler of a kind for one engine.

@@ -10,8 +10,8 @@ use crate::ledger::{Job, JobLease};
 use crate::sync::{SyncJob, Targets};
 
 pub(super) fn handler(parts: &Parts) -> Arc<dyn Handler> {
-    let Parts { ledger, store, cpu, commits, marks, upload_time, .. } = parts.clone();
-    Arc::new(SyncJob { ledger, store, cpu, commits, marks, targets: Targets::default(), upload_time })
+    let Parts { ledger, store, cpu, commits, marks, upload_time, meters, .. } = parts.clone();
+    Arc::new(SyncJob { ledger, store, cpu, commits, marks, targets: Targets::default(), upload_time, meters })
 }
 
 #[async_trait]

@@ -335,6 +335,15 @@ impl Ledger for FaultyLedger {
     async fn branches(&self) -> Result<Vec<Branch>> {
         self.through(C::Read, self.inner.branches()).await
     }
+    async fn branches_after(&self, after: Option<&str>, max: usize) -> Result<Vec<Branch>> {
+        self.through(C::Read, self.inner.branches_after(after, max)).await
+    }
+    async fn branches_of(&self, ids: &[BranchId]) -> Result<Vec<Branch>> {
+        self.through(C::Read, self.inner.branches_of(ids)).await
+    }
+    async fn branch_counts(&self) -> Result<Vec<(BranchStatus, u64)>> {
+        self.through(C::Read, self.inner.branch_counts()).await
+    }
     async fn branch(&self, id: &str) -> Result<Option<Branch>> {
         self.through(C::Read, self.inner.branch(id)).await
     }

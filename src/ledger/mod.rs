@@ -27,7 +27,7 @@ pub use memory::MemoryLedger;
 pub use model::*;
 pub use mongo::{
     ConnectOptions, MongoLedger, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error, connect_client, has_id,
-    is_experimental, same_source, secret_option, server_facts,
+    is_experimental, oldest_in_oplog, same_source, secret_option, server_facts,
 };
 pub(crate) use mongo::{START_ANEW, code as mongo_error_code, scrub};
 pub use selection::{Selection, fits};
@@ -181,6 +181,12 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// All branches, deleted ones included, by name.
     async fn branches(&self) -> Result<Vec<Branch>>;
+    /// A page of [`Self::branches`]: at most `max` of those whose name comes after `after`.
+    async fn branches_after(&self, after: Option<&str>, max: usize) -> Result<Vec<Branch>>;
+    /// Those with these ids, in no order.
+    async fn branches_of(&self, ids: &[BranchId]) -> Result<Vec<Branch>>;
+    /// How many branches there are of each status; those of which there is none are left out.
+    async fn branch_counts(&self) -> Result<Vec<(BranchStatus, u64)>>;
     async fn branch(&self, id: &str) -> Result<Option<Branch>>;
     async fn branch_named(&self, name: &str) -> Result<Option<Branch>>;
     /// Segments of a branch that end at or after `from_seq`, by first seq, at most `max`.

@@ -14,6 +14,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::cpu::CpuPool;
 use crate::store::MemoryStore;
 use crate::sync::Committer;
+use crate::telemetry::meters::Meters;
 
 /// Does what the job's unique key says.
 #[derive(Debug)]
@@ -72,8 +73,8 @@ impl Bed {
         let ledger = Arc::new(MemoryLedger::new());
         let shared: SharedLedger = ledger.clone();
         let in_work = InWork::default();
-        let (committer, commits) = Committer::new(shared.clone());
-        let (marker, marks) = Marker::new(shared.clone(), in_work.clone());
+        let (committer, commits) = Committer::new(shared.clone(), &Meters::default());
+        let (marker, marks) = Marker::new(shared.clone(), in_work.clone(), &Meters::default());
         tokio::spawn(committer.run());
         tokio::spawn(marker.run());
         let cpu = CpuPool::new(1, 1).unwrap();
@@ -88,6 +89,7 @@ impl Bed {
             settings: crate::config::BaseSettings::default(),
             fold_memory: 1 << 20,
             stop: crate::runtime::shutdown::Shutdown::new(),
+            meters: Meters::default(),
         };
         let kind = KindSpec { kind: JobKind::Noop, class: SlotClass::Sync, timeout: Some(LIMIT), mark, overtime, handler: Some(bad) };
         let registry = Registry::new(&[kind], &parts);

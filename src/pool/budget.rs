@@ -35,6 +35,11 @@ impl MemoryBudget {
         self.units.clone().acquire_many_owned(units).await.ok().map(MemoryPermit)
     }
 
+    /// Bytes there are.
+    pub fn limit(&self) -> u64 {
+        u64::from(self.total) * UNIT
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         (u64::from(self.total) - self.units.available_permits() as u64) * UNIT

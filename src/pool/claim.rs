@@ -20,6 +20,7 @@ use crate::ledger::{ClaimRequest, EngineId, Failed, Job, Pauses, SharedLedger};
 use crate::queue;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
+use crate::telemetry::meters::{Meters, Stage};
 
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
@@ -81,6 +82,7 @@ pub(crate) struct Claimer {
     pub closed: Arc<Notify>,
     pub in_work: InWork,
     pub stop: Shutdown,
+    pub meters: Meters,
 }
 
 impl Claimer {
@@ -161,8 +163,12 @@ impl Claimer {
         let more = class.stats.more.load(Ordering::Relaxed);
         let request = ClaimRequest::new(&self.engine, &class.kinds, wanted).alone(idle).start(class.idle().min(wanted)).goes_on(more);
         let request = request.pauses(pauses.clone());
+        let began = clock::now();
         let jobs = self.ledger.claim(&request).await?;
         let at = clock::now();
+        if !jobs.is_empty() {
+            self.meters.stage(Stage::Claim).done(at - began, 0, 0);
+        }
         if let Some(suspect) = jobs.iter().find(|job| queue::is_suspect(job.crashes)) {
             tracing::warn!(job = %suspect.id, crashes = suspect.crashes, "running alone a job whose processes died");
             suspects.alone = true;

@@ -56,6 +56,7 @@ impl Bed {
             closed: Arc::default(),
             in_work: self.in_work.clone(),
             stop: self.stop.clone(),
+            meters: Default::default(),
         };
         tokio::spawn(claimer.run())
     }

@@ -18,9 +18,10 @@ use super::stats::{Tally, WorkerCell};
 use crate::fault::Fault;
 use crate::ledger::{EngineId, Finish, Finished, SharedLedger};
 use crate::runtime::backoff::Backoff;
-use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::link::{LinkRx, LinkTx};
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
+use crate::telemetry::meters::{LinkName, Meters, Outcome};
 
 /// Waiting successes: when the metadata is away, workers wait here with what they have done, and no more is claimed.
 const WAITING: usize = 1_024;
@@ -62,13 +63,14 @@ pub(crate) struct Finisher {
     /// Rung when what was in work is on record.
     room: Arc<Notify>,
     stop: Shutdown,
+    meters: Meters,
 }
 
 impl Finisher {
     /// A finisher and its handle.
-    pub(crate) fn new(ledger: SharedLedger, engine: EngineId, room: Arc<Notify>, stop: Shutdown) -> (Self, FinishHandle) {
-        let (tx, inbox) = link("finishes", WAITING);
-        (Self { ledger, engine, inbox, room, stop }, FinishHandle(tx))
+    pub(crate) fn new(ledger: SharedLedger, engine: EngineId, room: Arc<Notify>, stop: Shutdown, meters: &Meters) -> (Self, FinishHandle) {
+        let (tx, inbox) = meters.link(LinkName::Finishes).link(WAITING);
+        (Self { ledger, engine, inbox, room, stop, meters: meters.clone() }, FinishHandle(tx))
     }
 
     /// Serves until every handle is gone.
@@ -92,10 +94,12 @@ impl Finisher {
             match outcomes.as_ref().map(|all| all.get(i)) {
                 Ok(Some(Finished::Now | Finished::Already)) => {
                     stats.succeeded.fetch_add(1, Ordering::Relaxed);
+                    self.ended(&success, Outcome::Succeeded);
                     success.cell.tally(Tally::Succeeded);
                 }
                 Ok(Some(Finished::Fenced)) => {
                     stats.fenced.fetch_add(1, Ordering::Relaxed);
+                    self.ended(&success, Outcome::Fenced);
                     tracing::warn!(job = %success.finish.lease.id, worker = %success.cell.name, "the job belongs to another attempt now; this result is dropped");
                 }
                 // It is not in work any more: it is given back when that is noticed.
@@ -109,6 +113,12 @@ impl Finisher {
         }
         // A job that had to run alone is over now.
         self.room.notify_one();
+    }
+
+    fn ended(&self, success: &Success, outcome: Outcome) {
+        if let Some(kind) = self.meters.kind(success.finish.kind) {
+            kind.ended(outcome);
+        }
     }
 
     /// Until it is known, or the engine aborts: the ledger recognises its own write.

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use super::in_work::InWork;
 use crate::fault::{Fault, Result};
 use crate::ledger::{JobLease, SharedLedger};
-use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::link::{LinkRx, LinkTx};
+use crate::telemetry::meters::{LinkName, Meters};
 
 /// Waiting marks: every worker has at most one.
 const WAITING: usize = 64;
@@ -45,8 +46,8 @@ pub struct Marker {
 
 impl Marker {
     /// A marker and its handle.
-    pub fn new(ledger: SharedLedger, in_work: InWork) -> (Self, MarkHandle) {
-        let (tx, inbox) = link("marks", WAITING);
+    pub fn new(ledger: SharedLedger, in_work: InWork, meters: &Meters) -> (Self, MarkHandle) {
+        let (tx, inbox) = meters.link(LinkName::Marks).link(WAITING);
         (Self { ledger, in_work, inbox }, MarkHandle(tx))
     }
 

@@ -162,6 +162,14 @@ impl Pool {
         .unwrap_or_default()
     }
 
+    /// Jobs that are claimed and wait for a worker, and how many may.
+    pub(crate) fn claimed(&self) -> (u64, u64) {
+        let now = crate::runtime::clock::now();
+        let waiting: usize = self.classes.iter().map(|class| class.inbox.len()).sum();
+        let room: usize = self.classes.iter().map(|class| class.wanted(now)).sum();
+        (waiting as u64, (waiting + room) as u64)
+    }
+
     /// What the sync workers can do in this version.
     pub(crate) fn sync_kinds(&self) -> Vec<JobKind> {
         self.class(SlotClass::Sync, |class| class.kinds.clone()).unwrap_or_default()

@@ -20,6 +20,7 @@ use crate::queue::RetryPolicy;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
+use crate::telemetry::meters::{self, KindMeter, Meters};
 
 /// Pauses while the outcome of an attempt cannot be recorded.
 const RECORD: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
@@ -35,6 +36,7 @@ pub(crate) struct Worker {
     /// Rung when there may be room for more jobs.
     pub room: Arc<Notify>,
     pub stop: Shutdown,
+    pub meters: Meters,
 }
 
 /// A worker exists while it lives, however it ends.
@@ -64,11 +66,16 @@ impl Worker {
         let Claimed { job, at, in_work } = claimed;
         let Some(lease) = job.held() else { return };
         let began = clock::now();
-        self.class.stats.begun(waited(&job, began.saturating_duration_since(at)), began);
+        let (waited, kind) = (waited(&job, began.saturating_duration_since(at)), self.meters.kind(job.kind));
+        self.class.stats.begun(waited, began);
+        if let Some(kind) = kind {
+            kind.wait.record(waited);
+        }
+        let ended = |outcome| kind.into_iter().for_each(|kind| kind.ended(outcome));
         cell.begin(&job.id, began);
         let job = Arc::new(job);
         let end = self.runner.run(&job, &lease, &in_work.halt).await;
-        let free = Busy { worker: self, cell, began };
+        let free = Busy { worker: self, cell, began, kind };
         match end {
             End::Ended(Outcome::Done) => {
                 drop(free); // what is left is to put it on record, together with others
@@ -81,8 +88,10 @@ impl Worker {
                 stats.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
                 stats.adopted.fetch_add(u64::from(adopted), Ordering::Relaxed);
                 cell.tally(Tally::Succeeded);
+                ended(meters::Outcome::Succeeded);
             }
             End::Ended(Outcome::Fenced) => {
+                ended(meters::Outcome::Fenced);
                 self.class.stats.fenced.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(job = %job.id, worker = %cell.name, "the job belongs to another attempt now; this result is dropped");
             }
@@ -90,14 +99,28 @@ impl Worker {
                 tracing::info!(job = %job.id, worker = %cell.name, "stopped the job, as an operator asked");
                 self.record(&lease, &Failed::Cancelled).await;
             }
-            End::Failed(fault) => self.failed(cell, &job, &lease, &fault).await,
+            End::Failed(fault) => {
+                let how = self.retry.of(&job).after(job.attempt, job.error_count, &fault, random::unit());
+                match (&how, kind) {
+                    (Failed::GiveBack { .. }, _) => ended(meters::Outcome::GivenBack),
+                    (Failed::Retry { .. }, Some(kind)) => {
+                        ended(meters::Outcome::Failed);
+                        kind.retries.increment(1);
+                    }
+                    (Failed::Dead { .. }, Some(kind)) => {
+                        ended(meters::Outcome::Failed);
+                        kind.died.increment(1);
+                    }
+                    _ => {}
+                }
+                self.failed(cell, &job, &lease, &fault, &how).await;
+            }
         }
     }
 
-    async fn failed(&self, cell: &WorkerCell, job: &Job, lease: &JobLease, fault: &Fault) {
-        let how = self.retry.of(job).after(job.attempt, job.error_count, fault, random::unit());
+    async fn failed(&self, cell: &WorkerCell, job: &Job, lease: &JobLease, fault: &Fault, how: &Failed) {
         let stats = &self.class.stats;
-        match &how {
+        match how {
             Failed::GiveBack { delay, .. } => {
                 stats.given_back.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(job = %job.id, error = %fault, delay = %humantime::format_duration(*delay), "job given back");
@@ -114,7 +137,7 @@ impl Worker {
                 tracing::error!(job = %job.id, attempt = job.attempt, error = %fault, "job is dead: see `argon jobs show`, then `argon jobs retry`");
             }
         }
-        self.record(lease, &how).await;
+        self.record(lease, how).await;
     }
 
     /// Nothing else frees the lease of a living process, so this is repeated until it is known or the process stops.
@@ -140,6 +163,7 @@ struct Busy<'a> {
     worker: &'a Worker,
     cell: &'a WorkerCell,
     began: Instant,
+    kind: Option<&'a KindMeter>,
 }
 
 impl Drop for Busy<'_> {
@@ -147,6 +171,9 @@ impl Drop for Busy<'_> {
         let now = clock::now();
         let spent = now.saturating_duration_since(self.began);
         self.cell.end(spent);
+        if let Some(kind) = self.kind {
+            kind.run.record(spent);
+        }
         self.worker.class.stats.ended(spent, now);
     }
 }

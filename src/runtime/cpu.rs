@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::{Sender, bounded};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::clock;
+use super::link::LinkMeter;
 use crate::fault::{Fault, Result};
 
 type Unit = Box<dyn FnOnce() + Send>;
@@ -22,6 +24,8 @@ type Unit = Box<dyn FnOnce() + Send>;
 pub struct CpuPool {
     units: Sender<Unit>,
     permits: Arc<Semaphore>,
+    capacity: usize,
+    waits: Option<LinkMeter>,
 }
 
 impl CpuPool {
@@ -41,7 +45,31 @@ impl CpuPool {
                 }
             })
             .map_err(|e| Fault::transient(format!("cannot start a thread: {e}")))?;
-        Ok(Self { units, permits: Arc::new(Semaphore::new(queued)) })
+        Ok(Self { units, permits: Arc::new(Semaphore::new(queued)), capacity: queued, waits: None })
+    }
+
+    /// With a meter for the time in which units wait for room.
+    #[must_use]
+    pub fn metered(mut self, waits: LinkMeter) -> Self {
+        self.waits = Some(waits);
+        self
+    }
+
+    /// Units that wait or run, and how many there may be.
+    pub fn load(&self) -> (usize, usize) {
+        (self.capacity.saturating_sub(self.permits.available_permits()), self.capacity)
+    }
+
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        let began = clock::now();
+        let permit = self.permits.clone().acquire_owned().await.ok();
+        if let Some(waits) = &self.waits {
+            waits.blocked(began.elapsed());
+        }
+        permit
     }
 
     /// Runs one unit on the pool and waits for it. The unit gets a flag that is set when the caller has stopped waiting:
@@ -65,7 +93,7 @@ impl CpuPool {
         let permit = tokio::select! {
             biased; // a unit that nobody wants any more does not begin, whatever else is ready
             () = cancel.cancelled() => return Err(Fault::cancelled(format!("{name}: stopped before it had begun"))),
-            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| gone())?,
+            permit = self.permit() => permit.ok_or_else(gone)?,
         };
         let (tx, mut rx) = oneshot::channel();
         let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));

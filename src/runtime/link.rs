@@ -3,9 +3,12 @@
 //! Owns: the wrapper around `tokio::sync::mpsc` and the figures of a link. Does not own: capacities (the table of links in the crate's
 //! documentation gives each with its reason) nor the link into the CPU pool (`runtime::cpu`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use metrics::Histogram;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::clock;
@@ -20,6 +23,61 @@ pub struct LinkStats {
     sent: AtomicU64,
     received: AtomicU64,
     blocked_us: AtomicU64,
+    meter: Option<LinkMeter>,
+}
+
+/// Figures of all links of one name, those that are gone included.
+#[derive(Debug, Clone)]
+pub struct LinkMeter(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    name: &'static str,
+    blocked_us: AtomicU64,
+    blocked: Histogram,
+    live: Mutex<Vec<Weak<LinkStats>>>,
+}
+
+/// What [`LinkMeter::read`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkFigures {
+    pub depth: u64,
+    pub capacity: u64,
+    /// Time that senders have waited for room, in all.
+    pub blocked: Duration,
+}
+
+impl LinkMeter {
+    /// `blocked` takes every wait for room.
+    pub fn new(name: &'static str, blocked: Histogram) -> Self {
+        Self(Arc::new(Shared { name, blocked_us: AtomicU64::new(0), blocked, live: Mutex::default() }))
+    }
+
+    /// A link of `capacity` messages that counts here.
+    pub fn link<T>(&self, capacity: usize) -> (LinkTx<T>, LinkRx<T>) {
+        let (tx, rx) = make(self.0.name, capacity, Some(self.clone()));
+        let mut live = self.0.live.lock();
+        live.retain(|link| link.strong_count() > 0);
+        live.push(Arc::downgrade(&tx.stats));
+        drop(live);
+        (tx, rx)
+    }
+
+    /// A sender has waited for room.
+    pub fn blocked(&self, waited: Duration) {
+        self.0.blocked_us.fetch_add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.blocked.record(waited);
+    }
+
+    /// As it is now.
+    pub fn read(&self) -> LinkFigures {
+        let live: Vec<Arc<LinkStats>> = self.0.live.lock().iter().filter_map(Weak::upgrade).collect();
+        LinkFigures {
+            depth: live.iter().map(|link| link.depth()).sum(),
+            capacity: live.iter().map(|link| link.capacity as u64).sum(),
+            blocked: Duration::from_micros(self.0.blocked_us.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 impl LinkStats {
@@ -55,10 +113,15 @@ pub struct LinkRx<T> {
     stats: Arc<LinkStats>,
 }
 
-/// A link of `capacity` messages.
+/// A link of `capacity` messages that counts for itself alone.
 pub fn link<T>(name: &'static str, capacity: usize) -> (LinkTx<T>, LinkRx<T>) {
+    make(name, capacity, None)
+}
+
+fn make<T>(name: &'static str, capacity: usize, meter: Option<LinkMeter>) -> (LinkTx<T>, LinkRx<T>) {
     let (tx, rx) = mpsc::channel(capacity);
-    let stats = Arc::new(LinkStats { name, capacity, sent: AtomicU64::new(0), received: AtomicU64::new(0), blocked_us: AtomicU64::new(0) });
+    let zero = || AtomicU64::new(0);
+    let stats = Arc::new(LinkStats { name, capacity, sent: zero(), received: zero(), blocked_us: zero(), meter });
     (LinkTx { tx, stats: stats.clone() }, LinkRx { rx, stats })
 }
 
@@ -71,8 +134,11 @@ impl<T> LinkTx<T> {
             Err(mpsc::error::TrySendError::Full(message)) => {
                 let began = clock::now();
                 let sent = self.tx.send(message).await.map_err(|e| e.0);
-                let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.stats.blocked_us.fetch_add(waited, Ordering::Relaxed);
+                let waited = began.elapsed();
+                self.stats.blocked_us.fetch_add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                if let Some(meter) = &self.stats.meter {
+                    meter.blocked(waited);
+                }
                 sent
             }
         };
@@ -133,5 +199,23 @@ mod tests {
         assert_eq!(tx.stats().depth(), 0);
         drop(rx);
         assert_eq!(tx.send(3).await, Err(3));
+    }
+
+    #[tokio::test]
+    async fn links_of_one_name_add_up_and_what_is_gone_is_no_capacity() {
+        let meter = LinkMeter::new("test", Histogram::noop());
+        let (tx, mut rx) = meter.link::<u8>(1);
+        let (other, _open) = meter.link::<u8>(4);
+        tx.send(1).await.unwrap();
+        other.send(1).await.unwrap();
+        assert_eq!((meter.read().depth, meter.read().capacity), (2, 5));
+        let waiting = tokio::spawn(async move { tx.send(2).await });
+        tokio::task::yield_now().await;
+        assert_eq!((rx.recv().await, rx.recv().await), (Some(1), Some(2)));
+        waiting.await.unwrap().unwrap();
+        drop(rx);
+        let read = meter.read();
+        assert_eq!((read.depth, read.capacity), (1, 4));
+        assert!(read.blocked > Duration::ZERO, "what has been waited stays");
     }
 }

@@ -1,5 +1,5 @@
 //! Owns: what every stage stands on: clock, randomness, bounded links, the CPU pool, levels of stopping, process identity,
-//! returning memory, TLS in words.
+//! returning memory, what the system says of the process, TLS in words.
 //! Does not own: any stage.
 
 pub mod backoff;
@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod identity;
 pub mod link;
 pub mod memory;
+pub mod process;
 pub mod pulse;
 pub mod random;
 pub mod shutdown;

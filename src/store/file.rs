@@ -157,6 +157,11 @@ impl ObjectStore for FileStore {
         true // reading back would read the page cache
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        let at = rustix::fs::statvfs(&self.tree.root).ok()?;
+        Some(at.f_bavail.saturating_mul(at.f_frsize))
+    }
+
     fn describe(&self) -> String {
         format!("file://{}", self.tree.root.display())
     }

@@ -12,6 +12,7 @@ mod file;
 mod file_walk;
 mod key;
 mod memory;
+mod metered;
 mod open;
 mod probe;
 mod put;
@@ -23,6 +24,7 @@ pub use faulty::{FaultCounts, FaultPlan, FaultyStore, GetFault, PutFault};
 pub use file::FileStore;
 pub use key::{MAX_KEY_BYTES, check_key};
 pub use memory::MemoryStore;
+pub use metered::MeteredStore;
 pub use open::{S3Keys, StoreOptions, Switch, install_tls, open};
 pub use probe::{Probe, probe};
 pub use put::{PutOutcome, PutReport, RetryPolicy, put_idempotent};
@@ -103,6 +105,10 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// Where false, an upload is read back before it counts (correctness.md 28).
     fn verifies_puts(&self) -> bool {
         false
+    }
+    /// Free bytes of what it writes to, where that has an end.
+    fn free_bytes(&self) -> Option<u64> {
+        None
     }
     /// The URL for messages, without secrets.
     fn describe(&self) -> String;

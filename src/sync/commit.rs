@@ -8,7 +8,9 @@ use tokio::sync::oneshot;
 
 use crate::fault::{Fault, Result};
 use crate::ledger::{Committed, SegmentCommit, SharedLedger};
-use crate::runtime::link::{LinkRx, LinkTx, link};
+use crate::runtime::clock;
+use crate::runtime::link::{LinkRx, LinkTx};
+use crate::telemetry::meters::{LinkName, Meters, Stage};
 
 /// Waiting commits: every worker has at most one, so this never fills.
 const WAITING: usize = 64;
@@ -36,13 +38,14 @@ impl CommitHandle {
 pub struct Committer {
     ledger: SharedLedger,
     inbox: LinkRx<(SegmentCommit, Answer)>,
+    meters: Meters,
 }
 
 impl Committer {
     /// A committer and its handle.
-    pub fn new(ledger: SharedLedger) -> (Self, CommitHandle) {
-        let (tx, inbox) = link("commits", WAITING);
-        (Self { ledger, inbox }, CommitHandle(tx))
+    pub fn new(ledger: SharedLedger, meters: &Meters) -> (Self, CommitHandle) {
+        let (tx, inbox) = meters.link(LinkName::Commits).link(WAITING);
+        (Self { ledger, inbox, meters: meters.clone() }, CommitHandle(tx))
     }
 
     /// Serves until every handle is gone.
@@ -71,7 +74,13 @@ impl Committer {
 
     async fn step(&self, group: Vec<(SegmentCommit, Answer)>) {
         let (commits, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let began = clock::now();
         let outcome = self.ledger.commit(&commits).await;
+        let now = |(commit, one): (&SegmentCommit, &Committed)| {
+            if *one == Committed::Now { commit.segment.last_seq + 1 - commit.segment.first_seq } else { 0 }
+        };
+        let changes = outcome.as_ref().map_or(0, |all| commits.iter().zip(all).map(now).sum());
+        self.meters.stage(Stage::Commit).done(began.elapsed(), changes, 0);
         for (i, answer) in answers.into_iter().enumerate() {
             let one = match &outcome {
                 Ok(all) => all.get(i).copied().ok_or_else(|| Fault::unknown("the ledger answered fewer commits than asked")),

@@ -17,12 +17,14 @@ use crate::jobs::{Outcome, Watch};
 use crate::ledger::{BranchId, Committed, Job, JobLease, SegmentCommit, SegmentKind, SegmentRow, SharedLedger, SyncSpec};
 use crate::pool::MarkHandle;
 use crate::runtime::backoff::Backoff;
+use crate::runtime::clock;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::random;
 use crate::segment::{Encoded, PackedBlock, SegmentHeader, encode, unpack_payload, verify_encoded};
 use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::commit::CommitHandle;
+use crate::telemetry::meters::{Meters, Stage};
 
 /// Repeats of a commit whose outcome is unclear, before the job is given back.
 const COMMIT_ATTEMPTS: u32 = 8;
@@ -54,6 +56,7 @@ pub struct SyncJob {
     pub(crate) targets: Targets,
     /// Longest time of one upload, its repeats included: well below the time of the whole attempt.
     pub upload_time: Duration,
+    pub meters: Meters,
 }
 
 impl SyncJob {
@@ -107,9 +110,11 @@ impl SyncJob {
         let header = header(job, spec, &target.db);
         let limit = spec.block_bytes;
         let marked = watch.clone();
+        let meters = self.meters.clone();
+        let (changes, payload) = (spec.last_seq + 1 - spec.first_seq, spec.payload_bytes);
         self.cpu
             .run_until("encode", &watch.cancel, move |cancel| {
-                let _computing = marked.computing();
+                let (_computing, began) = (marked.computing(), clock::now());
                 let blocks = unpack_payload(&parts, limit)?;
                 drop(parts);
                 check_range(&header, &blocks)?;
@@ -117,6 +122,7 @@ impl SyncJob {
                 // A compressor bug must not reach the bucket: unpacking has decoded every block, this proves that what was decoded is
                 // what goes out, and the payload still exists.
                 verify_encoded(&encoded, &header, &blocks)?;
+                meters.stage(Stage::Encode).done(began.elapsed(), changes, payload);
                 Ok(encoded)
             })
             .await
@@ -125,8 +131,11 @@ impl SyncJob {
     async fn upload(&self, key: &str, encoded: &Encoded, cancel: &CancellationToken) -> Result<bool> {
         let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
         let policy = RetryPolicy { time: self.upload_time, ..RetryPolicy::default() };
-        let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await;
-        match report.map_err(store_outage)?.outcome {
+        let began = clock::now();
+        let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await.map_err(store_outage)?;
+        self.meters.stage(Stage::Upload).done(began.elapsed(), 0, encoded.bytes.len() as u64);
+        self.meters.retried_uploads(u64::from(report.attempts.saturating_sub(1)));
+        match report.outcome {
             PutOutcome::Stored => Ok(false),
             PutOutcome::Adopted => Ok(true),
             PutOutcome::Conflict => Err(Fault::corrupt(format!(

@@ -1,5 +1,6 @@
-//! Owns: logging, and the one table of metrics (`metrics`). Does not own: what is logged, its settings (`config`), or the figures.
+//! Owns: logging, the one table of metrics (`metrics`), and what counts all the time (`meters`). Does not own: what is logged, its settings (`config`), or the figures.
 
+pub mod meters;
 pub mod metrics;
 
 use std::io::IsTerminal;

@@ -235,6 +235,23 @@ impl Ledger for MemoryLedger {
     async fn branches(&self) -> Result<Vec<Branch>> {
         Ok(self.run(|s, _| s.branches_by_name()))
     }
+    async fn branches_after(&self, after: Option<&str>, max: usize) -> Result<Vec<Branch>> {
+        let all = self.run(|s, _| s.branches_by_name());
+        Ok(all.into_iter().filter(|b| after.is_none_or(|after| b.name.as_str() > after)).take(max).collect())
+    }
+    async fn branches_of(&self, ids: &[BranchId]) -> Result<Vec<Branch>> {
+        Ok(self.run(|s, _| ids.iter().filter_map(|id| s.branches.get(id).cloned()).collect()))
+    }
+    async fn branch_counts(&self) -> Result<Vec<(BranchStatus, u64)>> {
+        let mut counts: Vec<(BranchStatus, u64)> = Vec::new();
+        for branch in self.run(|s, _| s.branches_by_name()) {
+            match counts.iter_mut().find(|(status, _)| *status == branch.status) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((branch.status, 1)),
+            }
+        }
+        Ok(counts)
+    }
     async fn branch(&self, id: &str) -> Result<Option<Branch>> {
         Ok(self.run(|s, _| s.branches.get(id).cloned()))
     }

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{ReturnDocument, UpdateModifications};
 
-use super::super::{Branch, Capture, CaptureState, Coverage, Fidelity, NewCapture, SegmentRow, Source};
+use super::super::{Branch, BranchId, BranchStatus, Capture, CaptureState, Coverage, Fidelity, NewCapture, SegmentRow, Source};
 use super::Inner;
 use super::classify::{fault_of, is_duplicate};
 use super::rows::{document, int, literal, now, word, words};
@@ -110,6 +110,31 @@ impl Inner {
         cursor.try_collect().await.map_err(fault_of)
     }
 
+    pub(super) async fn branches_after(&self, after: Option<&str>, max: usize) -> Result<Vec<Branch>> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        let which = after.map_or_else(Document::new, |after| doc! { "name": { "$gt": after } });
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let cursor = self.branches_coll().find(which).sort(doc! { "name": 1 }).limit(limit).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
+    pub(super) async fn branches_of(&self, ids: &[BranchId]) -> Result<Vec<Branch>> {
+        let cursor = self.branches_coll().find(doc! { "_id": { "$in": ids } }).await.map_err(fault_of)?;
+        cursor.try_collect().await.map_err(fault_of)
+    }
+
+    /// Reads the branches, in the server: there are thousands at most, and one answer for all who ask.
+    pub(super) async fn branch_counts(&self) -> Result<Vec<(BranchStatus, u64)>> {
+        let group = doc! { "$group": { "_id": "$status", "count": { "$sum": 1i64 } } };
+        let rows: Vec<Counted> = {
+            let cursor = self.branches_coll().aggregate([group]).with_type().await.map_err(fault_of)?;
+            cursor.try_collect().await.map_err(fault_of)?
+        };
+        Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
+    }
+
     pub(super) async fn branch(&self, id: &str) -> Result<Option<Branch>> {
         self.branches_coll().find_one(doc! { "_id": id }).await.map_err(fault_of)
     }
@@ -173,6 +198,13 @@ impl Inner {
             .map_err(fault_of)?;
         cursor.try_collect().await.map_err(fault_of)
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Counted {
+    #[serde(rename = "_id")]
+    status: BranchStatus,
+    count: u64,
 }
 
 /// Of segments: only who looks for a document wants their filters.

@@ -133,19 +133,23 @@ fn is_withheld(error: &Error) -> bool {
 
 /// Needs read on `local`.
 async fn oplog_bounds(client: &Client) -> Option<(ClusterTime, ClusterTime)> {
+    Some((oplog_end(client, 1).await.ok()??, oplog_end(client, -1).await.ok()??))
+}
+
+/// The time of the oldest entry (1) or the newest (-1). Needs read on `local`.
+async fn oplog_end(client: &Client, direction: i32) -> Result<Option<ClusterTime>, Error> {
     let oplog: Collection<Document> = client.database("local").collection("oplog.rs");
-    let mut ends = Vec::with_capacity(2);
-    for direction in [1, -1] {
-        let entry = oplog
-            .find_one(doc! {})
-            .sort(doc! { "$natural": direction })
-            .projection(doc! { "ts": 1 })
-            .read_concern(ReadConcern::local())
-            .await
-            .ok()??;
-        ends.push(ClusterTime::from(entry.get_timestamp("ts").ok()?));
+    let first = oplog.find_one(doc! {}).sort(doc! { "$natural": direction }).projection(doc! { "ts": 1 });
+    let entry = first.read_concern(ReadConcern::local()).await?;
+    Ok(entry.and_then(|entry| entry.get_timestamp("ts").ok().map(ClusterTime::from)))
+}
+
+/// The time of the oldest entry of the oplog; `None` where the user may not read it, or where there is none (mongos).
+pub async fn oldest_in_oplog(client: &Client) -> Result<Option<ClusterTime>> {
+    match oplog_end(client, 1).await {
+        Err(error) if is_withheld(&error) => Ok(None),
+        answer => answer.map_err(fault_of),
     }
-    Some((*ends.first()?, *ends.last()?))
 }
 
 #[cfg(test)]

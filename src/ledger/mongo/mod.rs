@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 pub use self::classify::{Phase, classify};
 pub(crate) use self::classify::{START_ANEW, code, scrub};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
-pub use self::facts::{ServerFacts, has_id, is_experimental, same_source, server_facts};
+pub use self::facts::{ServerFacts, has_id, is_experimental, oldest_in_oplog, same_source, server_facts};
 pub use self::secrets::secret_option;
 use super::*;
 use crate::fault::Fault;
@@ -290,6 +290,15 @@ impl Ledger for MongoLedger {
     }
     async fn branches(&self) -> Result<Vec<Branch>> {
         call!(self, "list branches", |i| i.branches())
+    }
+    async fn branches_after(&self, after: Option<&str>, max: usize) -> Result<Vec<Branch>> {
+        call!(self, "list branches", |i| i.branches_after(after.as_deref(), max); after = after.map(str::to_owned))
+    }
+    async fn branches_of(&self, ids: &[BranchId]) -> Result<Vec<Branch>> {
+        call!(self, "read branches", |i| i.branches_of(&ids); ids = ids.to_vec())
+    }
+    async fn branch_counts(&self) -> Result<Vec<(BranchStatus, u64)>> {
+        call!(self, "count branches", |i| i.branch_counts())
     }
     async fn branch(&self, id: &str) -> Result<Option<Branch>> {
         call!(self, "read the branch", |i| i.branch(&id); id = id.to_owned())

@@ -97,6 +97,17 @@ pub enum Direction {
     Hold,
 }
 
+impl Direction {
+    /// As in JSON and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 /// Why the target is what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -129,6 +140,28 @@ pub enum Reason {
     Disabled,
     /// The target was outside of the bounds or under the base size.
     Bounds,
+}
+
+impl Reason {
+    /// As in JSON and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Steady => "steady",
+            Self::Load => "load",
+            Self::Backlog => "backlog",
+            Self::Forecast => "forecast",
+            Self::Idle => "idle",
+            Self::Errors => "errors",
+            Self::Outage => "outage",
+            Self::NoGain => "no_gain",
+            Self::SlowService => "slow_service",
+            Self::Restore => "restore",
+            Self::Pinned => "pinned",
+            Self::Disabled => "disabled",
+            Self::Bounds => "bounds",
+        }
+    }
 }
 
 /// What a target was limited by.
