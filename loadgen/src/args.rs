@@ -238,6 +238,9 @@ pub(crate) struct Restore {
     /// Documents that they are made to.
     #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub keys: u64,
+    /// Change them in turn, each as often as the others: with millions of them a server whose cache holds few takes hours for a random order.
+    #[arg(long)]
+    pub in_turn: bool,
     /// Documents that are looked up, each at a random point.
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub gets: u32,

@@ -9,6 +9,8 @@ mod demo;
 mod doctor;
 mod drill;
 mod engine;
+mod generate;
+mod health;
 mod jobs;
 mod jobs_many;
 mod look;
@@ -120,10 +122,14 @@ enum Command {
     /// Pause and resume the queue, a kind of job or a branch.
     #[command(subcommand)]
     Queue(queue::Command),
+    /// Whether an engine is well; asks an engine. For health checks, too.
+    Health(health::Args),
     /// Shows the workers of all engines; asks an engine.
     Workers(workers::Args),
     /// Pins the number of sync workers of an engine, or of all; asks an engine.
     Scale(workers::ScaleArgs),
+    /// Writes man pages and shell completions.
+    Generate(generate::Args),
 }
 
 impl Command {
@@ -191,6 +197,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
         Command::Status(args) => Box::pin(status::run(args, context, output)).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, context, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, context, output)).await,
+        Command::Health(args) => Box::pin(health::run(args, output)).await,
+        Command::Generate(args) => generate::run(&args),
         Command::Workers(args) => Box::pin(workers::run(args, output)).await,
         Command::Scale(args) => Box::pin(workers::scale(args, output)).await,
     }

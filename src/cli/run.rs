@@ -46,17 +46,25 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: Context) -> Result<Exit> {
     args.settings.check()?;
     let uri = context.connection.uri()?.to_string();
-    let store = context.store().await?;
-    let (ledger, _) = context.prepared_ledger().await?;
-    let checked = check_store(&store, &ledger).await?;
+    // First of all: process 1 of a container has no default for SIGTERM, and MongoDB may take its time to answer.
     let asked = Shutdown::new();
+    let signals = tokio::spawn(watch_signals(asked.clone())?);
+    let opened = async {
+        let store = context.store().await?;
+        let (ledger, _) = context.prepared_ledger().await?;
+        let checked = check_store(&store, &ledger).await?;
+        Ok::<_, Fault>((store, ledger, checked))
+    };
+    let (store, ledger, checked) = tokio::select! {
+        opened = opened => opened?,
+        () = asked.draining() => return Ok(Exit::Done), // nothing is owned yet
+    };
     let view = EngineHandle::new(&args.settings, asked.clone());
     let store: Store = Arc::new(MeteredStore::new(store, view.meters().clone()));
     // Before anything is owned: an address that is taken must not cost a lease.
     let api = Api::start(ledger.clone(), store.clone(), Arc::new(view.clone()), CancellationToken::new());
     let listeners = http::start(&api, &args.http).await?;
     let later = (!checked).then(|| tokio::spawn(check_store_later(store.clone(), ledger.clone(), asked.clone())));
-    let signals = tokio::spawn(watch_signals(asked.clone())?);
     let end = loop {
         // An engine whose lease was lost is over; this process goes on as a new one, with a new identity.
         let stop = asked.child();

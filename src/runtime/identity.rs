@@ -35,7 +35,15 @@ fn host() -> String {
 fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let namespace = std::fs::read_link("/proc/self/ns/pid").map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-    format!("{} {namespace}", id.trim())
+    boot_of(&id, &namespace)
+}
+
+/// Empty, so that nobody is taken for a neighbour, where either cannot be read: a namespace alone has the same name on every machine.
+fn boot_of(id: &str, namespace: &str) -> String {
+    match (id.trim(), namespace) {
+        ("", _) | (_, "") => String::new(),
+        (id, namespace) => format!("{id} {namespace}"),
+    }
 }
 
 /// True only when `other` ran here, in this boot and namespace, and its process is gone.
@@ -53,6 +61,16 @@ pub fn is_known_dead(me: &EngineBeat, other: &EngineBeat) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_read_the_boot_id_knows_nobody_dead() {
+        assert_eq!(boot_of("b1\n", "pid:[4026531836]"), "b1 pid:[4026531836]");
+        for (id, namespace) in [("", "pid:[4026531836]"), (" \n", "pid:[4026531836]"), ("b1", "")] {
+            let me = EngineBeat { boot: boot_of(id, namespace), ..this_process() };
+            let other = EngineBeat { pid: i32::MAX as u32, ..me.clone() };
+            assert!(!is_known_dead(&me, &EngineBeat { id: "other".into(), ..other }), "{id:?} {namespace:?}");
+        }
+    }
 
     #[test]
     fn engines_of_a_process_have_ids_of_their_own_and_one_tag() {

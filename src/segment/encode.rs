@@ -105,10 +105,12 @@ const SMALL_BLOCK: usize = 32 << 10;
 const TINY_BLOCK: usize = 2 << 10;
 
 fn filter_for(frame: &[u8], whole: Vec<u8>) -> Vec<u8> {
-    match frame.len() {
-        ..=TINY_BLOCK => Vec::new(),
-        ..=SMALL_BLOCK => filter::halved(whole),
-        _ => whole,
+    if frame.len() <= TINY_BLOCK {
+        Vec::new()
+    } else if frame.len() <= SMALL_BLOCK {
+        filter::halved(whole)
+    } else {
+        whole
     }
 }
 

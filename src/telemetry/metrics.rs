@@ -88,7 +88,7 @@ labels! {
     STATUS = "status" ["active", "stalled", "gap", "failed", "archived", "deleted"];
     ROUTE = "route" [];
     HTTP_STATUS = "status" [];
-    WHY = "why" [];
+    WHY = "why" ["full", "dropped", "tls", "slow", "malformed", "broken"];
     LISTENER = "listener" ["network", "metrics", "control"];
 }
 
@@ -193,7 +193,22 @@ impl Metrics {
         }
         let handle = recorder.handle();
         handle.run_upkeep(); // publishes the descriptions
-        Self { recorder: Arc::new(recorder), handle }
+        let metrics = Self { recorder: Arc::new(recorder), handle };
+        ALL.iter().filter(|metric| metric.kind == Kind::Counter).for_each(|metric| metrics.begin(metric, &mut Vec::new()));
+        metrics
+    }
+
+    /// Counters whose labels are closed sets begin at zero: who looks for an increase does not see a series that begins with one.
+    fn begin(&self, metric: &Metric, values: &mut Vec<&'static str>) {
+        let Some(label) = metric.labels.get(values.len()) else {
+            self.counter(metric, values).absolute(0);
+            return;
+        };
+        for value in label.values {
+            values.push(value);
+            self.begin(metric, values);
+            values.pop();
+        }
     }
 
     /// Sets a gauge.

@@ -135,7 +135,7 @@ pub(super) async fn run(args: Restore) -> Result<Report> {
 
 fn options(args: &Restore, rig: &Rig) -> serde_json::Value {
     json!({
-        "documents": args.documents, "doc_bytes": args.doc_bytes, "changes": args.changes, "keys": args.keys, "gets": args.gets,
+        "documents": args.documents, "doc_bytes": args.doc_bytes, "changes": args.changes, "keys": args.keys, "in_turn": args.in_turn, "gets": args.gets,
         "branches": args.branches, "segments": args.segments, "servers": rig.describe(),
     })
 }
@@ -252,8 +252,10 @@ fn id(n: u64) -> i64 {
 }
 
 /// One statement of an update command.
-fn statement(rng: &mut StdRng, keys: u64, n: u64) -> Document {
-    doc! { "q": { "_id": id(rng.random_range(0..keys.max(1))) }, "u": { "$set": { "n": id(n) + 1 } } }
+fn statement(rng: &mut StdRng, args: &Restore, n: u64) -> Document {
+    let keys = args.keys.max(1);
+    let key = if args.in_turn { n % keys } else { rng.random_range(0..keys) };
+    doc! { "q": { "_id": id(key) }, "u": { "$set": { "n": id(n) + 1 } } }
 }
 
 async fn change(rig: &Rig, args: &Restore) -> Result<()> {
@@ -261,7 +263,7 @@ async fn change(rig: &Rig, args: &Restore) -> Result<()> {
     let mut done = 0;
     while done < args.changes {
         let end = (done + UPDATE_BATCH).min(args.changes);
-        let updates: Vec<Document> = (done..end).map(|n| statement(&mut rng, args.keys, n)).collect();
+        let updates: Vec<Document> = (done..end).map(|n| statement(&mut rng, args, n)).collect();
         db.run_command(doc! { "update": CHANGED, "updates": updates, "ordered": false }).await.map_err(failed("updating"))?;
         done = end;
     }
@@ -275,7 +277,7 @@ async fn one_by_one(rig: &Rig, args: &Restore) -> Result<f64> {
     let count = ONE_BY_ONE.min(args.changes);
     let start = clock::now();
     for n in 0..count {
-        let update = statement(&mut rng, args.keys, n + args.changes);
+        let update = statement(&mut rng, args, n + args.changes);
         db.run_command(doc! { "update": CHANGED, "updates": [update] }).await.map_err(failed("updating"))?;
     }
     Ok(per_second(count, start.elapsed()))
