@@ -89,7 +89,7 @@ labels! {
     ROUTE = "route" [];
     HTTP_STATUS = "status" [];
     WHY = "why" ["full", "dropped", "tls", "slow", "malformed", "broken"];
-    LISTENER = "listener" ["network", "metrics", "control"];
+    LISTENER = "listener" ["api", "metrics"];
 }
 
 table! {

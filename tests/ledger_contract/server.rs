@@ -493,3 +493,35 @@ async fn a_head_that_lags_moves_on_without_another_commit() {
     assert_eq!(b.branch(&line.branch).await, whole);
     assert_eq!(b.ledger.advance_heads().await.unwrap(), 0);
 }
+
+/// Claims read what the primary has, so a job can be in work before the transaction that stored it is known to a majority.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_claimed_before_a_majority_has_it_comes_with_its_payload() {
+    let mongod = Mongod::start(MongodOptions::default()).await.unwrap();
+    let ledger = connect(&mongod.uri(), &fresh()).await.unwrap();
+    ledger.prepare().await.unwrap();
+    let admin = mongod.client().await.unwrap().database("admin");
+    let b = Bench::over(std::sync::Arc::new(ledger), None);
+    let line = b.line("e1").await;
+    // Without its journal a set of one has no majority.
+    let pause = |mode: &str| doc! { "configureFailPoint": "pauseJournalFlusherBeforeFlush", "mode": mode };
+    admin.run_command(pause("alwaysOn")).await.unwrap();
+    let (writer, write) = (b.ledger.clone(), line.checkpoint(5));
+    let stored = tokio::spawn(async move { writer.checkpoint(&write).await });
+    let claim = ClaimRequest::new("e1", &[JobKind::Sync], 1);
+    let mut claimed = Vec::new();
+    for _ in 0..500 {
+        claimed = b.ledger.claim(&claim).await.unwrap();
+        if !claimed.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let payload = b.ledger.payload(&claimed[0].id).await;
+    let early = !stored.is_finished();
+    admin.run_command(pause("off")).await.unwrap();
+    assert_eq!(payload.unwrap().iter().map(|part| part.len()).collect::<Vec<_>>(), [1_000, 500]);
+    assert!(early, "the checkpoint was durable already: this proves nothing");
+    assert_eq!(stored.await.unwrap().unwrap(), Checkpointed::Stored);
+    assert_eq!(b.ledger.commit(&[commit(&claimed[0])]).await.unwrap(), [Committed::Now]);
+}

@@ -304,8 +304,11 @@ impl Inner {
         Ok(jobs)
     }
 
+    /// SUBTLE: read as claims read, from what the primary has. A claim may be ahead of the majority that the checkpoint waits for, and a majority read would
+    /// then say that the job does not exist. What is rolled back later is harmless: the commit is fenced by the job, which is gone then.
     pub(super) async fn payload(&self, id: &str) -> Result<Vec<Bytes>> {
-        let job = self.job(id).await?.ok_or_else(|| Fault::missing(format!("job {id} does not exist")))?;
+        let job = self.jobs_coll().find_one(doc! { "_id": id }).read_concern(ReadConcern::local()).await.map_err(fault_of)?;
+        let job = job.ok_or_else(|| Fault::missing(format!("job {id} does not exist")))?;
         let expected = job.sync.map_or(0, |s| s.payload_parts);
         if expected as usize > rules::MAX_PARTS {
             return Err(Fault::corrupt(format!("job {id} says it has {expected} payload parts, at most {} are allowed", rules::MAX_PARTS)));
@@ -314,6 +317,7 @@ impl Inner {
         let mut cursor = self
             .payloads_coll()
             .find(doc! { "_id": { "$in": payload_ids(id, expected) } })
+            .read_concern(ReadConcern::local())
             .sort(doc! { "_id": 1 })
             .await
             .map_err(fault_of)?;
