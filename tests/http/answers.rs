@@ -185,7 +185,12 @@ async fn metrics_are_prometheus_text_and_tell_what_the_interface_tells() {
             "argon_workers{state=\"running\"} 5",
             "argon_workers{state=\"busy\"} 1",
             "argon_workers_target 5",
-            "argon_jobs{state=\"dead\"} 1",
+            "argon_jobs{state=\"dead\",kind=\"sync\"} 1",
+            "argon_captures_waiting 0",
+            "argon_branches{status=\"stalled\"} 1",
+            "argon_branch_head{branch=\"shop/main\"} 10",
+            "argon_memory_budget_bytes{part=\"limit\"} 268435456",
+            "argon_stage_changes_total{stage=\"commit\"} 0",
             "argon_jobs_completed_total{kind=\"sync\"} 1",
             "argon_captures{state=\"running\"} 1",
             "argon_health{check=\"all\"} 1",
@@ -204,6 +209,17 @@ async fn metrics_are_prometheus_text_and_tell_what_the_interface_tells() {
     }
     assert_eq!(wire::send(world.metrics_addr(), "GET", "/health", None, None).await.status, 200);
     assert_eq!(wire::send(world.metrics_addr(), "GET", "/ready", None, None).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_page_is_served_to_everybody_with_a_policy_and_holds_nothing() {
+    let world = World::new().await;
+    let reply = wire::send(world.addr(), "GET", "/", None, None).await;
+    schema::check("GET", "/", &reply);
+    assert_eq!(reply.status, 200);
+    assert!(reply.text().starts_with("<!doctype html>") && !reply.text().contains("shop/main"));
+    let policy = reply.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"), "{policy}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
