@@ -51,9 +51,9 @@ async fn assert_taken(args: &[String]) {
     let help: Vec<String> = args.iter().cloned().chain(["--help".to_owned()]).collect();
     let output = run_to_end(binary(), help, &[], limit).await.unwrap();
     assert_eq!((output.code, output.stderr.as_str()), (0, ""), "argon {}", args.join(" "));
-    // Those two go on without a server; all others, once parsed, miss it first.
-    let runs_alone = matches!(args.first().map(String::as_str), None | Some("demo" | "doctor"));
-    if matches!(args.first().map(String::as_str), Some("workers" | "scale")) {
+    // Those go on without a server; all others, once parsed, miss it first.
+    let runs_alone = matches!(args.first().map(String::as_str), None | Some("demo" | "doctor" | "generate"));
+    if matches!(args.first().map(String::as_str), Some("workers" | "scale" | "health")) {
         assert_asks(args).await;
     } else if !runs_alone && !args.iter().any(|arg| arg == "--help" || arg == "--version") {
         let store = [("ARGON_STORE_URL".to_owned(), "memory:".to_owned())];
@@ -79,10 +79,19 @@ async fn assert_asks(args: &[String]) {
 }
 
 #[tokio::test]
-async fn the_commands_of_the_readme_are_taken() {
-    let readme = include_str!("../../README.md");
+async fn the_commands_of_the_readme_and_of_the_documentation_are_taken() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut taken = 0;
+    for page in pages.filter(|path| path.extension().is_some_and(|ext| ext == "md")).chain([root.join("README.md")]) {
+        taken += commands_are_taken(&std::fs::read_to_string(&page).unwrap()).await;
+    }
+    assert!(taken >= 50, "only {taken} commands were found");
+}
+
+async fn commands_are_taken(page: &str) -> usize {
     let (mut fenced, mut taken) = (false, 0);
-    for line in readme.lines() {
+    for line in page.lines() {
         if line.trim_start().starts_with("```") {
             fenced = !fenced;
             continue;
@@ -102,7 +111,7 @@ async fn the_commands_of_the_readme_are_taken() {
         }
     }
     assert!(!fenced, "a fence is open");
-    assert!(taken >= 5, "only {taken} commands were found");
+    taken
 }
 
 /// A new user's way, line by line as the README has it, against the shared server and a home of its own.
