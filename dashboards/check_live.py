@@ -42,6 +42,7 @@ MAY_BE_EMPTY = [
     (r"job_kind:argon_oldest_ready_seconds:max\{.*snapshot\|", "no job of these kinds is ready"),
     (r'argon_scaler_decisions_total\{.*direction!="hold"', "the load has not asked for another size"),
     (r"argon_http_connections_refused_total\b", "no connection was refused"),
+    (r"argon_link_blocked_seconds_bucket\b", "no sender has waited for room"),
     (r".*\boffset \d+[smhd]", "this Prometheus has not run for so long"),
 ]
 # Selectors: a name with or without matchers, and what shifts it in time.

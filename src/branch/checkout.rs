@@ -23,7 +23,7 @@ use crate::capture::feed::ChangeFeed;
 use crate::capture::{MongoFeed, put};
 use crate::change::{ChangeRef, ClusterTime, Observed, ObservedCollection, Op, token_time};
 use crate::fault::{Fault, Kind, Result};
-use crate::ledger::{Attach, Branch, Capture, Ends, SegmentKind, SegmentRow, Source, same_source};
+use crate::ledger::{Attach, Branch, Capture, Ends, Ledger, SegmentKind, SegmentRow, Source, same_source};
 use crate::runtime::random;
 use crate::segment::{BlockBuilder, PackedBlock, SegmentHeader, encode};
 
@@ -192,10 +192,10 @@ fn segment(
     Ok((row, encoded.bytes.to_vec()))
 }
 
-/// The database that a checkout would write may not be one that something is captured from, or into which metadata goes.
-pub async fn refuse_in_use(history: &History, source: &Source) -> Result<()> {
-    let in_use = history.ledger().captures().await?.into_iter().find(|capture| {
-        capture.branch != history.branch.id && capture.source.db == source.db && same_source(&capture.source.identity, &source.identity)
+/// The database that a checkout of a branch (`None`: one that is still to be made) would write may not be one that something is captured from, or into which metadata goes.
+pub async fn refuse_in_use(ledger: &dyn Ledger, branch: Option<&str>, source: &Source) -> Result<()> {
+    let in_use = ledger.captures().await?.into_iter().find(|capture| {
+        branch != Some(capture.branch.as_str()) && capture.source.db == source.db && same_source(&capture.source.identity, &source.identity)
     });
     match in_use {
         Some(capture) => Err(Fault::rejected(format!(

@@ -216,8 +216,14 @@ async fn check_out(args: CheckoutArgs, context: &Context, output: Output) -> Res
         return Err(Fault::config(format!("{} is Argon's own metadata database; choose another --to-db", args.to_db)));
     }
     let store = context.store().await?;
-    // Run again after it was killed, the branch is there already.
-    let branch = match (ledger.branch_named(&args.branch).await?, &args.from) {
+    let source = Source::new(args.to_uri.clone(), args.to_db.clone(), target.identity);
+    // Run again after it was killed, the branch is there already; one that is refused is not made.
+    let known = match ledger.branch_named(&args.branch).await? {
+        Some(branch) => Some(branch),
+        None => ledger.branch(&args.branch).await?,
+    };
+    checkout::refuse_in_use(&*ledger, known.as_ref().map(|branch| branch.id.as_str()), &source).await?;
+    let branch = match (known, &args.from) {
         (Some(branch), _) => branch,
         (None, Some(from)) => {
             let (from, at) = name_and_point(from, None)?;
@@ -227,8 +233,6 @@ async fn check_out(args: CheckoutArgs, context: &Context, output: Output) -> Res
         (None, None) => branch_named(&ledger, &args.branch).await?,
     };
     let history = History::open(ledger.clone(), store.clone(), &branch.id).await?;
-    let source = Source::new(args.to_uri.clone(), args.to_db.clone(), target.identity);
-    checkout::refuse_in_use(&history, &source).await?;
     let restore = RestoreOptions {
         drop: args.drop.is_some(),
         no_ttl: args.no_ttl,

@@ -266,7 +266,8 @@ async fn stop(name: &str, context: &Context, output: Output) -> Result<()> {
     mirror(&ledger, context.store().await, &branch.id).await;
     let capture = ledger.capture(&capture.id).await?.unwrap_or(capture);
     output.print(&CaptureView::from(capture.clone()), || {
-        format!("stopped {name}; argon capture start {name} --source-db {} goes on from here", capture.source.db)
+        let uri = capture.source.uri.as_ref().map(|uri| format!(" --source-uri '{uri}'")).unwrap_or_default();
+        format!("stopped {name}; argon capture start {name} --source-db {}{uri} goes on from here", capture.source.db)
     })
 }
 

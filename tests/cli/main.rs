@@ -12,6 +12,7 @@ mod large;
 mod place;
 mod points;
 mod readme;
+mod rights;
 mod servers;
 mod storage;
 mod workers;

@@ -111,7 +111,13 @@ impl Plan {
         let replace = markers.replace_one(doc! {"_id": "restore"}, marker).upsert(true).write_concern(WriteConcern::majority());
         replace.await.map_err(fault)?;
         for name in &self.drop {
-            target.collection::<Document>(name).drop().write_concern(WriteConcern::majority()).await.map_err(fault)?;
+            let collection = target.collection::<Document>(name);
+            if name.starts_with("system.") {
+                // The server lets nobody drop it (system.js), but empty it.
+                collection.delete_many(doc! {}).write_concern(WriteConcern::majority()).await.map_err(fault)?;
+            } else {
+                collection.drop().write_concern(WriteConcern::majority()).await.map_err(fault)?;
+            }
         }
         if self.resumes {
             tracing::info!(db = target.name(), "an earlier restore was incomplete, starting over");

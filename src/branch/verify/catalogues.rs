@@ -45,7 +45,10 @@ pub(super) fn compare_catalogues(live: &Catalogue, ours: &Catalogue, report: &mu
     let names: BTreeSet<&String> = live.views.keys().chain(ours.views.keys()).collect();
     for name in names {
         match (live.views.get(name), ours.views.get(name)) {
-            (Some(a), _) if a.kind == Kind::Timeseries => report.notes.push(format!("time-series collection {name} is not covered")),
+            // Whichever side it is on: history may know of it, and a restore does not make it.
+            (Some(a), _) | (_, Some(a)) if a.kind == Kind::Timeseries => {
+                report.notes.push(format!("time-series collection {name} is not covered"))
+            }
             (Some(a), Some(b)) if same_fields(&a.options, &b.options) => {}
             (a, b) => {
                 let shown = |view: Option<&View>| view.map_or_else(|| "nothing".to_owned(), |v| v.options.to_string());

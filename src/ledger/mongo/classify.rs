@@ -145,7 +145,9 @@ fn selection(message: &str) -> Fault {
     } else if message.contains("Ghost") {
         "; a member runs with --replSet but the set is not initiated: run rs.initiate()".to_owned()
     } else if let (Some(set), true) = (set, servers.is_empty()) {
-        format!("; no server that answers calls its set {set}: check replicaSet in the URI")
+        format!(
+            "; no server that answers calls its set {set}: check replicaSet in the URI, or, where mongod runs without --replSet, start it with one and run rs.initiate()"
+        )
     } else if !servers.is_empty() && servers.iter().all(|server| server.error.is_some()) {
         "; is mongod running there, and are host and port in the URI right?".to_owned()
     } else if set.is_some() && !message.contains("RsPrimary") {
