@@ -90,13 +90,13 @@ async fn the_commands_of_the_readme_and_of_the_documentation_are_taken() {
 }
 
 async fn commands_are_taken(page: &str) -> usize {
-    let (mut fenced, mut taken) = (false, 0);
+    let (mut fenced, mut shell, mut taken) = (false, false, 0);
     for line in page.lines() {
-        if line.trim_start().starts_with("```") {
-            fenced = !fenced;
+        if let Some(language) = line.trim_start().strip_prefix("```") {
+            (fenced, shell) = (!fenced, matches!(language, "sh" | "console"));
             continue;
         }
-        if !fenced {
+        if !fenced || !shell {
             continue;
         }
         if let Some(set) = line.trim().strip_prefix("export ") {
@@ -180,4 +180,20 @@ fn shell_lines_are_cut_into_words() {
     ] {
         assert_eq!(arguments(line), expected.map(|words| words.into_iter().map(str::to_owned).collect()), "{line}");
     }
+}
+
+/// The page of settings and the table in code name the same ones.
+#[test]
+fn the_page_of_settings_names_every_setting_and_no_other() {
+    let page = include_str!("../../docs/settings.md");
+    let named: std::collections::BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(name, _)| name)
+        .filter(|name| name.len() > 3 && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .collect();
+    let missing: Vec<_> = VARIABLES.iter().filter(|variable| !named.contains(**variable)).collect();
+    let unknown: Vec<_> = named.iter().filter(|name| !VARIABLES.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(unknown.iter().all(|name| name.starts_with("AWS_") || matches!(**name, "ARGON_MONGOD" | "ARGON_WEED")), "{unknown:?}");
 }
