@@ -204,7 +204,9 @@ impl AssembleStage {
             let fed = tokio::task::spawn_blocking(move || {
                 let (began, first) = (clock::now(), assembler.next_seq());
                 let closed = assembler.feed(&reply, now);
-                meters.stage(Stage::Assemble).done(began.elapsed(), assembler.next_seq() - first, reply.len() as u64);
+                let changes = assembler.next_seq() - first;
+                meters.stage(Stage::Assemble).done(began.elapsed(), changes, reply.len() as u64);
+                meters.stage(Stage::Ingest).passed(changes); // ingest does not look into what it reads
                 (assembler, closed)
             });
             let (assembler, closed) = fed.await.map_err(|e| Fault::rejected(format!("assemble panicked: {e}")))?;

@@ -27,7 +27,7 @@ use crate::http::{self, Api, Listeners};
 use crate::ledger::{ConnectOptions, MongoLedger, SharedLedger, connect_client, server_facts};
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
-use crate::store::{self, Store, StoreOptions};
+use crate::store::{self, MeteredStore, Store, StoreOptions};
 
 use super::{Exit, Output};
 
@@ -144,8 +144,9 @@ async fn story(args: &Args, uri: &str, client: &Client, store: &Store, names: &N
     let settings = Defaults::try_parse_from(["demo", "--batch-timeout", "200ms"]).map_err(|e| Fault::config(e.to_string()))?.settings;
     let stop = Shutdown::new();
     let sources = Arc::new(MongoSources { default: uri.to_string() });
-    let engine = Engine::new(ledger.clone(), store.clone(), sources, settings, stop.clone());
-    let page = if args.serve { Some(serve(&ledger, store, engine.view.clone(), output).await?) } else { None };
+    let mut engine = Engine::new(ledger.clone(), store.clone(), sources, settings, stop.clone());
+    engine.store = Arc::new(MeteredStore::new(engine.store, engine.view.meters().clone()));
+    let page = if args.serve { Some(serve(&ledger, &engine.store, engine.view.clone(), output).await?) } else { None };
     let engine = Running { task: tokio::spawn(engine.run()), stop };
     let began = clock::now();
     let source = client.database(&names.source);

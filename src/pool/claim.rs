@@ -167,7 +167,9 @@ impl Claimer {
         let jobs = self.ledger.claim(&request).await?;
         let at = clock::now();
         if !jobs.is_empty() {
-            self.meters.stage(Stage::Claim).done(at - began, 0, 0);
+            let sync = || jobs.iter().filter_map(|job| job.sync.as_ref());
+            let changes = sync().map(|spec| spec.last_seq + 1 - spec.first_seq).sum();
+            self.meters.stage(Stage::Claim).done(at - began, changes, sync().map(|spec| spec.payload_bytes).sum());
         }
         if let Some(suspect) = jobs.iter().find(|job| queue::is_suspect(job.crashes)) {
             tracing::warn!(job = %suspect.id, crashes = suspect.crashes, "running alone a job whose processes died");

@@ -71,7 +71,7 @@ impl SyncJob {
         let (target, parts) = (target?, parts.map_err(outage)?);
         let encoded = self.encode(job, spec, &target, parts, watch).await?;
         let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
-        let adopted = self.upload(&key, &encoded, &watch.cancel).await?;
+        let adopted = self.upload(&key, &encoded, spec.last_seq + 1 - spec.first_seq, &watch.cancel).await?;
         let stored_bytes = encoded.bytes.len() as u64;
         let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
         Ok(match self.commit(commit, &watch.cancel).await? {
@@ -128,12 +128,12 @@ impl SyncJob {
             .await
     }
 
-    async fn upload(&self, key: &str, encoded: &Encoded, cancel: &CancellationToken) -> Result<bool> {
+    async fn upload(&self, key: &str, encoded: &Encoded, changes: u64, cancel: &CancellationToken) -> Result<bool> {
         let tag = PutTag { sha256: encoded.sha256, put_id: random::id() };
         let policy = RetryPolicy { time: self.upload_time, ..RetryPolicy::default() };
         let began = clock::now();
         let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await.map_err(store_outage)?;
-        self.meters.stage(Stage::Upload).done(began.elapsed(), 0, encoded.bytes.len() as u64);
+        self.meters.stage(Stage::Upload).done(began.elapsed(), changes, encoded.bytes.len() as u64);
         self.meters.retried_uploads(u64::from(report.attempts.saturating_sub(1)));
         match report.outcome {
             PutOutcome::Stored => Ok(false),

@@ -215,6 +215,12 @@ impl StageMeter {
         self.bytes_total.increment(bytes);
     }
 
+    /// Changes have passed of which the unit is counted elsewhere.
+    pub(crate) fn passed(&self, changes: u64) {
+        self.changes.fetch_add(changes, Ordering::Relaxed);
+        self.changes_total.increment(changes);
+    }
+
     pub fn read(&self) -> StageFigures {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         StageFigures {
