@@ -92,7 +92,7 @@ pub(crate) struct FilterArgs {
     /// Only jobs in this state: scheduled, ready, running, done, dead, cancelled.
     #[arg(long, value_name = "STATE")]
     pub(super) state: Option<JobState>,
-    /// Only jobs of this kind: sync, compression, notification, cleanup, noop.
+    /// Only jobs of this kind: sync, snapshot, compression, notification, cleanup, drill, noop.
     #[arg(long, value_name = "KIND")]
     pub(super) kind: Option<JobKind>,
     /// Only jobs of this branch.

@@ -28,7 +28,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct What {
-    /// A kind of job: sync, compression, notification, cleanup, noop.
+    /// A kind of job: sync, snapshot, compression, notification, cleanup, drill, noop.
     #[arg(long, value_name = "KIND")]
     kind: Option<JobKind>,
     /// The jobs of a branch.

@@ -10,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{LogFormat, Logging};
 
 /// What is logged unless the settings say otherwise. The HTTP client of the AWS SDK asks its users to report answers that it does not know: what
-/// they mean to ours is said by the fault.
-const ENGINE: &str = "argon=info,aws_smithy_http_client=error,warn";
-const COMMAND: &str = "aws_smithy_http_client=error,warn";
+/// they mean to ours is said by the fault; so is a region or a credential that it looked for in vain.
+const ENGINE: &str = "argon=info,aws_smithy_http_client=error,aws_config=error,warn";
+const COMMAND: &str = "aws_smithy_http_client=error,aws_config=error,warn";
 
 /// Logs to standard error what the settings select: by default `info` of the engine, `warn` of commands.
 pub fn init_logging(engine: bool, settings: &Logging) {

@@ -236,6 +236,13 @@ fn unauthorized(message: &str) -> Fault {
     let db = message.split_once("not authorized on ").and_then(|(_, rest)| rest.split_whitespace().next());
     let command = message.split_once("execute command { ").and_then(|(_, rest)| rest.split(':').next());
     let what = match (db, command) {
+        // What a restore writes as it was takes a right of its own.
+        (Some(db), Some(command)) if message.contains("bypassDocumentValidation: true") => {
+            format!("the user may not run `{command}` with bypassDocumentValidation on database {db}: grant both there")
+        }
+        (Some(db), Some(command)) if message.contains("capped: true") => {
+            format!("the user may not run `{command}` of a capped collection on database {db}: grant it and convertToCapped there")
+        }
         (Some(db), Some(command)) => format!("the user may not run `{command}` on database {db}: grant a role that allows it there"),
         _ if message.contains("requires authentication") => "the server wants a login: put user and password into the URI".to_owned(),
         _ => format!("a right is missing: {message}"),
