@@ -54,7 +54,7 @@ pub struct Stretch {
 }
 
 impl Line {
-    /// Of a branch by name or id. Reads position, then branch, so that `captured_until` errs on the safe side.
+    /// Of a branch by name or id.
     pub async fn open(ledger: &dyn Ledger, name: &str) -> Result<Self> {
         let missing = || Fault::missing(format!("there is no branch {name:?}"));
         let branch = match ledger.branch_named(name).await? {

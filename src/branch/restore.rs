@@ -233,7 +233,7 @@ impl Restoring<'_> {
     /// Marks the target, drops what is in the way, and makes the collections.
     async fn begin(&self, plan: &target::Plan, report: &RestoreReport) -> Result<()> {
         plan.begin(self.target, &self.wanted, report).await?;
-        for collection in &self.wanted.collections {
+        for collection in self.wanted.collections.iter().filter(|collection| !plan.keeps_empty(&collection.name)) {
             create(self.target, &collection.name, indexes::create_options(collection)).await?;
         }
         Ok(())

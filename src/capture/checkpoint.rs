@@ -87,8 +87,7 @@ impl CheckpointStage {
             let began = clock::now();
             let stored = self.store(&checkpoint).await?;
             if let Some(batch) = &checkpoint.batch {
-                let changes = batch.spec.last_seq + 1 - batch.spec.first_seq;
-                self.meters.stage(Stage::Checkpoint).done(began.elapsed(), changes, bytes);
+                self.meters.stage(Stage::Checkpoint).done(began.elapsed(), batch.spec.changes(), bytes);
             }
             match stored {
                 Some(Checkpointed::Stored | Checkpointed::Already) => {}

@@ -69,9 +69,11 @@ impl Ingest {
     }
 
     /// `waited`: the reply was asked for when the one before had brought everything there was.
-    fn count(&self, reply: &Reply, spent: Duration, waited: bool) -> Result<()> {
-        let Some((meters, capture)) = &self.metered else { return Ok(()) };
-        let at = token_time(reply.token()?)?;
+    /// Whether the next one is waited for, too.
+    fn count(&self, reply: &Reply, spent: Duration, waited: bool) -> bool {
+        let Some((meters, capture)) = &self.metered else { return true };
+        // A token that cannot be read is somebody else's to refuse.
+        let Some(at) = reply.token().ok().and_then(|token| token_time(token).ok()) else { return true };
         let behind = match reply.server_time() {
             Some(server) if !reply.is_empty() => Duration::from_secs(u64::from(server.t.saturating_sub(at.t))),
             _ => Duration::ZERO,
@@ -81,7 +83,7 @@ impl Ingest {
             // Waiting for something to happen is no work.
             meters.stage(Stage::Ingest).done(if waited { Duration::ZERO } else { spent }, 0, reply.len() as u64);
         }
-        Ok(())
+        behind.is_zero()
     }
 
     /// Ends with `Ok` when stopped, else with the fatal fault.
@@ -126,8 +128,7 @@ impl Ingest {
         while !self.stop.is_draining() {
             let asked = clock::now();
             let reply = cursor.next().await?;
-            self.count(&reply, asked.elapsed(), waits)?;
-            waits = reply.is_empty();
+            waits = self.count(&reply, asked.elapsed(), waits);
             // The first reply comes with the opening and says nothing: a stream that breaks at its first read answers it too.
             if !healthy && (!reply.is_empty() || opened.elapsed() >= HEALTHY_AFTER) {
                 healthy = true;

@@ -130,6 +130,8 @@ pub(super) struct Probes {
     mongodb: Arc<RwLock<Check>>,
     store: Arc<RwLock<Check>>,
     captures: Arc<RwLock<Check>>,
+    /// Free bytes of the store, where they have an end.
+    pub(super) free: Arc<RwLock<Option<u64>>>,
 }
 
 impl Probes {
@@ -142,11 +144,17 @@ impl Probes {
                 async move { ledger.now_ms().await.map(drop) }
             }
         };
+        let free = Arc::<RwLock<Option<u64>>>::default();
         let ask_store = {
-            let store = store.clone();
+            let (store, free) = (store.clone(), free.clone());
             move || {
-                let store = store.clone();
-                async move { store.list(".argon-probe/health", None, 1).await.map(drop) }
+                let (store, free) = (store.clone(), free.clone());
+                async move {
+                    store.list(".argon-probe/health", None, 1).await?;
+                    // A file system that hangs holds this one thread, and nobody who scrapes.
+                    *free.write() = tokio::task::spawn_blocking(move || store.free_bytes()).await.unwrap_or(None);
+                    Ok(())
+                }
             }
         };
         let ask_captures = {
@@ -160,6 +168,7 @@ impl Probes {
             mongodb: probe("MongoDB", ASK_MONGODB, MONGODB_TIME, stop.clone(), ask_mongodb),
             store: probe("the store", ASK_STORE, STORE_TIME, stop.clone(), ask_store),
             captures: probe("MongoDB", ASK_CAPTURES, MONGODB_TIME, stop.clone(), ask_captures),
+            free,
         }
     }
 }

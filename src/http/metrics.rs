@@ -142,7 +142,7 @@ fn set_own(api: &Api, m: &Metrics) {
     m.set(&names::WORKERS_PINNED, &[], f64::from(u8::from(status.pool.pin.is_some())));
     m.set(&names::CAPTURES_OWNED, &[], f64::from(status.captures));
     m.set(&names::RUNTIME_LAG, &[], api.pulse.worst().as_secs_f64());
-    if let Some(free) = api.store.free_bytes() {
+    if let Some(free) = *api.probes.free.read() {
         m.set(&names::STORE_FREE, &[], real(free));
     }
     let process = ProcessFigures::read();

@@ -147,6 +147,13 @@ pub struct SyncSpec {
     pub payload_parts: u32,
 }
 
+impl SyncSpec {
+    /// Changes of the batch.
+    pub fn changes(&self) -> u64 {
+        (self.last_seq.saturating_add(1)).saturating_sub(self.first_seq)
+    }
+}
+
 /// One failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {

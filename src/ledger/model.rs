@@ -269,6 +269,13 @@ pub struct SegmentRow {
     pub filter: Option<RowFilter>,
 }
 
+impl SegmentRow {
+    /// Changes of the segment.
+    pub fn changes(&self) -> u64 {
+        (self.last_seq.saturating_add(1)).saturating_sub(self.first_seq)
+    }
+}
+
 /// The bytes of a key filter, see `docs/segment-format.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

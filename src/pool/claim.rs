@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::class::Class;
 use super::in_work::{InWork, InWorkGuard};
 use crate::fault::Result;
-use crate::ledger::{ClaimRequest, EngineId, Failed, Job, Pauses, SharedLedger};
+use crate::ledger::{ClaimRequest, EngineId, Failed, Job, Pauses, SharedLedger, SyncSpec};
 use crate::queue;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
@@ -168,7 +168,7 @@ impl Claimer {
         let at = clock::now();
         if !jobs.is_empty() {
             let sync = || jobs.iter().filter_map(|job| job.sync.as_ref());
-            let changes = sync().map(|spec| spec.last_seq + 1 - spec.first_seq).sum();
+            let changes = sync().map(SyncSpec::changes).sum();
             self.meters.stage(Stage::Claim).done(at - began, changes, sync().map(|spec| spec.payload_bytes).sum());
         }
         if let Some(suspect) = jobs.iter().find(|job| queue::is_suspect(job.crashes)) {

@@ -77,7 +77,7 @@ impl Committer {
         let began = clock::now();
         let outcome = self.ledger.commit(&commits).await;
         let now = |(commit, one): (&SegmentCommit, &Committed)| {
-            if *one == Committed::Now { commit.segment.last_seq + 1 - commit.segment.first_seq } else { 0 }
+            if *one == Committed::Now { commit.segment.changes() } else { 0 }
         };
         let changes = outcome.as_ref().map_or(0, |all| commits.iter().zip(all).map(now).sum());
         self.meters.stage(Stage::Commit).done(began.elapsed(), changes, 0);

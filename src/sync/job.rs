@@ -71,7 +71,7 @@ impl SyncJob {
         let (target, parts) = (target?, parts.map_err(outage)?);
         let encoded = self.encode(job, spec, &target, parts, watch).await?;
         let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
-        let adopted = self.upload(&key, &encoded, spec.last_seq + 1 - spec.first_seq, &watch.cancel).await?;
+        let adopted = self.upload(&key, &encoded, spec.changes(), &watch.cancel).await?;
         let stored_bytes = encoded.bytes.len() as u64;
         let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
         Ok(match self.commit(commit, &watch.cancel).await? {
@@ -111,7 +111,7 @@ impl SyncJob {
         let limit = spec.block_bytes;
         let marked = watch.clone();
         let meters = self.meters.clone();
-        let (changes, payload) = (spec.last_seq + 1 - spec.first_seq, spec.payload_bytes);
+        let (changes, payload) = (spec.changes(), spec.payload_bytes);
         self.cpu
             .run_until("encode", &watch.cancel, move |cancel| {
                 let (_computing, began) = (marked.computing(), clock::now());

@@ -8,13 +8,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram};
 use parking_lot::Mutex;
 
 use super::metrics::{self as names, Metric, Metrics};
 use crate::ledger::JobKind;
+use crate::runtime::clock;
 use crate::runtime::link::LinkMeter;
 
 /// A closed set of words that a label takes.
@@ -265,6 +266,9 @@ impl KindMeter {
 #[derive(Debug)]
 pub struct CaptureMeter {
     read_delay_ms: AtomicU64,
+    /// The last reply, and the last look at the oplog.
+    replied: Mutex<Instant>,
+    looked: Mutex<Instant>,
     /// Seconds of the cluster time up to which it has read; 0: not known.
     position_s: AtomicU64,
     /// Unknown: [`UNKNOWN`].
@@ -273,6 +277,10 @@ pub struct CaptureMeter {
 }
 
 const UNKNOWN: u64 = u64::MAX;
+/// A source that has not answered for so long is away.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Time within which somebody looks at the oplog.
+const LOOKS: Duration = Duration::from_secs(120);
 
 impl CaptureMeter {
     fn new(metrics: &Metrics, branch: &str) -> Self {
@@ -280,6 +288,8 @@ impl CaptureMeter {
         counter(&names::CAPTURE_GAPS).absolute(0); // there from the beginning, so that the first gap is an increase
         Self {
             read_delay_ms: AtomicU64::new(0),
+            replied: Mutex::new(clock::now()),
+            looked: Mutex::new(clock::now()),
             position_s: AtomicU64::new(0),
             oplog_s: AtomicU64::new(UNKNOWN),
             resumes: counter(&names::CAPTURE_RESUMES),
@@ -289,11 +299,13 @@ impl CaptureMeter {
     /// It has read up to this second of the source's time, and the newest change read is so old; zero when the stream has been read to its end.
     pub(crate) fn is_at(&self, second: u32, delay: Duration) {
         self.position_s.store(u64::from(second), Ordering::Relaxed);
+        *self.replied.lock() = clock::now();
         self.read_delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(crate) fn has_oplog(&self, left: Option<Duration>) {
         self.oplog_s.store(left.map_or(UNKNOWN, |left| left.as_secs()), Ordering::Relaxed);
+        *self.looked.lock() = clock::now();
     }
 
     pub(crate) fn resumed(&self) {
@@ -304,14 +316,20 @@ impl CaptureMeter {
         self.position_s.load(Ordering::Relaxed)
     }
 
+    /// It grows while nothing is heard of the source, which answers every second.
     pub fn read_delay(&self) -> Duration {
-        Duration::from_millis(self.read_delay_ms.load(Ordering::Relaxed))
+        let silent = self.replied.lock().elapsed();
+        let since = if silent > SILENCE { silent } else { Duration::ZERO };
+        Duration::from_millis(self.read_delay_ms.load(Ordering::Relaxed)) + since
     }
 
     /// Oplog left behind its position; `None` where it cannot be read.
     pub fn oplog(&self) -> Option<Duration> {
         let seconds = self.oplog_s.load(Ordering::Relaxed);
-        (seconds != UNKNOWN).then(|| Duration::from_secs(seconds))
+        // It shrinks while nobody can look.
+        let old = self.looked.lock().elapsed();
+        let since = if old > LOOKS { old } else { Duration::ZERO };
+        (seconds != UNKNOWN).then(|| Duration::from_secs(seconds).saturating_sub(since))
     }
 }
 

@@ -164,6 +164,9 @@ table! {
 pub const BUCKETS: [f64; 18] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
 
+/// Counters that go on from what the metadata or the system has counted: a zero before that is known would look like a beginning anew.
+const KEPT_ELSEWHERE: [Metric; 3] = [JOBS_COMPLETED, JOBS_CANCELLED, PROCESS_CPU];
+
 /// A gauge that has not been set for so long is of something that is gone: a branch, a capture that another engine follows.
 const STALE: Duration = Duration::from_secs(60);
 
@@ -194,7 +197,8 @@ impl Metrics {
         let handle = recorder.handle();
         handle.run_upkeep(); // publishes the descriptions
         let metrics = Self { recorder: Arc::new(recorder), handle };
-        ALL.iter().filter(|metric| metric.kind == Kind::Counter).for_each(|metric| metrics.begin(metric, &mut Vec::new()));
+        let begins = |metric: &&Metric| metric.kind == Kind::Counter && !KEPT_ELSEWHERE.contains(metric);
+        ALL.iter().filter(begins).for_each(|metric| metrics.begin(metric, &mut Vec::new()));
         metrics
     }
 

@@ -285,3 +285,63 @@ impl Backwards<'_> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bson::Bson;
+
+    use super::super::get;
+    use super::*;
+    use crate::branch::point::Point;
+    use crate::branch::testing::{Bed, Change as Made, ID, NAME};
+    use crate::ledger::{Ends, Ledger};
+    use crate::store::MeteredStore;
+    use crate::telemetry::meters::Meters;
+
+    /// Ids that do not compress to nothing: a block of so many is too large to be without a filter.
+    fn id(n: i32) -> i32 {
+        n.wrapping_mul(7_919).wrapping_add(13) % 1_000_003
+    }
+
+    #[tokio::test]
+    async fn the_filter_beside_a_row_saves_reading_its_object_and_hides_no_document() {
+        let mut bed = Bed::new().await;
+        for batch in 0..4 {
+            let inserts: Vec<_> = (batch * 1_500..(batch + 1) * 1_500).map(|n| Made { txn: '.', op: Op::Insert, id: id(n) }).collect();
+            let job = bed.queue_changes(&inserts, Ends::Closed).await;
+            bed.commit(&job).await;
+        }
+        // An update of a document of the first segment, too few changes for a filter.
+        let job = bed.queue_changes(&[Made { txn: '.', op: Op::Update, id: id(3) }], Ends::Closed).await;
+        bed.commit(&job).await;
+        let rows = bed.ledger.segments_before(ID, u64::MAX - 1, 9).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.filter.is_some()).collect::<Vec<_>>(), [false, true, true, true, true]);
+
+        let meters = Meters::default();
+        let store: Store = Arc::new(MeteredStore::new(bed.store.clone(), meters.clone()));
+        let history = History::open(bed.ledger.clone(), store, NAME).await.unwrap();
+        let reads = || {
+            let text = meters.metrics().render();
+            let line = text.lines().find_map(|line| line.strip_prefix("argon_store_operation_seconds_count{operation=\"get\"} "));
+            line.map_or(0, |count| count.parse::<u64>().unwrap())
+        };
+        for n in (0..6_000).step_by(7).chain([3]) {
+            // A key is the same whatever number it is written as.
+            for key in [Bson::Int32(id(n)), Bson::Int64(id(n).into()), Bson::Double(id(n).into())] {
+                let found = get(&history, "c", &key, Point::Head).await.unwrap();
+                assert_eq!(
+                    found.unwrap_or_else(|| panic!("{n}")).seq,
+                    if n == 3 { 6_001 } else { u64::try_from(n).unwrap() + 1 },
+                    "{n} as {key}"
+                );
+            }
+        }
+        let (before, absent) = (reads(), 300);
+        for n in 0..absent {
+            assert_eq!(get(&history, "c", &Bson::Int32(2_000_000 + n), Point::Head).await.unwrap(), None);
+        }
+        // Without filters all five objects would be read, each in one request at least, and the manifest.
+        let each = f64::from(u32::try_from(reads() - before).unwrap()) / f64::from(absent);
+        assert!(each < 5.0, "{each} reads");
+    }
+}

@@ -90,6 +90,11 @@ impl Plan {
         self.replaces
     }
 
+    /// The server lets nobody drop a collection of its own (system.js): it is emptied, and is there already when it is to be made.
+    pub(super) fn keeps_empty(&self, name: &str) -> bool {
+        name.starts_with("system.") && self.drop.contains(name)
+    }
+
     /// What would happen, for a dry run.
     pub(super) fn describe(&self) -> Vec<String> {
         self.drop.iter().map(|name| format!("would drop {name} in the target")).collect()
@@ -112,8 +117,7 @@ impl Plan {
         replace.await.map_err(fault)?;
         for name in &self.drop {
             let collection = target.collection::<Document>(name);
-            if name.starts_with("system.") {
-                // The server lets nobody drop it (system.js), but empty it.
+            if self.keeps_empty(name) {
                 collection.delete_many(doc! {}).write_concern(WriteConcern::majority()).await.map_err(fault)?;
             } else {
                 collection.drop().write_concern(WriteConcern::majority()).await.map_err(fault)?;
