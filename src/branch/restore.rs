@@ -267,9 +267,8 @@ pub async fn complete(target: &Database) -> Result<()> {
 
 /// Lets the documents of a restore that kept its mark expire, as history says; may be repeated.
 pub async fn expire(target: &Database, catalogue: &Catalogue) -> Result<()> {
-    let restored = |c: &&Collection| c.kind == Kind::Collection && !c.options.get_bool("temp").unwrap_or(false);
-    for collection in catalogue.collections.values().filter(restored) {
-        indexes::expire(target, collection).await?;
+    for collection in Wanted::choose(catalogue, &[])?.collections {
+        indexes::expire(target, &collection).await?;
     }
     Ok(())
 }

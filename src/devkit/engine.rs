@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::process::{Exit, Launch, Process, Workdir, tail};
 use crate::fault::{Fault, Result};
 use crate::runtime::clock;
+use crate::runtime::process::{cpu_of_stat, status_kib};
 
 /// Settings of the owner that a child must not inherit: what is measured or tested is what the caller wrote down.
 const SETTINGS: [&str; 4] = ["ARGON_", "WORKER_", "JOB_", "AWS_"];
@@ -181,21 +182,6 @@ pub fn sibling(name: &str) -> Result<PathBuf> {
 
 fn is_setting(name: &str) -> bool {
     SETTINGS.iter().any(|prefix| name.starts_with(prefix)) && !PASSED.contains(&name)
-}
-
-/// `Name:   123 kB` of /proc/PID/status.
-fn status_kib(status: &str, name: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    value.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-/// Fields 14 and 15 of /proc/PID/stat, in ticks of 1/100 s (the kernel's interface to programs has had that unit on all our platforms).
-fn cpu_of_stat(stat: &str) -> Option<f64> {
-    let (_, after_name) = stat.rsplit_once(") ")?; // the name may contain anything
-    let mut fields = after_name.split(' ').skip(11);
-    let ticks: u64 = fields.next()?.parse::<u64>().ok()?.checked_add(fields.next()?.parse().ok()?)?;
-    #[allow(clippy::cast_precision_loss)]
-    Some(ticks as f64 / 100.0)
 }
 
 #[cfg(test)]

@@ -99,28 +99,17 @@ impl Worker {
                 tracing::info!(job = %job.id, worker = %cell.name, "stopped the job, as an operator asked");
                 self.record(&lease, &Failed::Cancelled).await;
             }
-            End::Failed(fault) => {
-                let how = self.retry.of(&job).after(job.attempt, job.error_count, &fault, random::unit());
-                match (&how, kind) {
-                    (Failed::GiveBack { .. }, _) => ended(meters::Outcome::GivenBack),
-                    (Failed::Retry { .. }, Some(kind)) => {
-                        ended(meters::Outcome::Failed);
-                        kind.retries.increment(1);
-                    }
-                    (Failed::Dead { .. }, Some(kind)) => {
-                        ended(meters::Outcome::Failed);
-                        kind.died.increment(1);
-                    }
-                    _ => {}
-                }
-                self.failed(cell, &job, &lease, &fault, &how).await;
-            }
+            End::Failed(fault) => self.failed(cell, &job, &lease, &fault, kind).await,
         }
     }
 
-    async fn failed(&self, cell: &WorkerCell, job: &Job, lease: &JobLease, fault: &Fault, how: &Failed) {
+    async fn failed(&self, cell: &WorkerCell, job: &Job, lease: &JobLease, fault: &Fault, kind: Option<&KindMeter>) {
+        let how = self.retry.of(job).after(job.attempt, job.error_count, fault, random::unit());
+        if let Some(kind) = kind {
+            kind.failed(&how);
+        }
         let stats = &self.class.stats;
-        match how {
+        match &how {
             Failed::GiveBack { delay, .. } => {
                 stats.given_back.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(job = %job.id, error = %fault, delay = %humantime::format_duration(*delay), "job given back");
@@ -137,7 +126,7 @@ impl Worker {
                 tracing::error!(job = %job.id, attempt = job.attempt, error = %fault, "job is dead: see `argon jobs show`, then `argon jobs retry`");
             }
         }
-        self.record(lease, how).await;
+        self.record(lease, &how).await;
     }
 
     /// Nothing else frees the lease of a living process, so this is repeated until it is known or the process stops.

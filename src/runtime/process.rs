@@ -20,16 +20,26 @@ impl ProcessFigures {
     }
 
     fn parse(stat: &str, status: &str) -> Self {
-        // The name of the process may hold anything, parentheses too: fields are counted from the last one on.
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        let ticks = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-        };
-        // The kernel's interface counts in hundredths on every platform that this runs on.
-        Self { resident_bytes: of("VmRSS") * 1024, cpu_seconds: (ticks(14) + ticks(15)) / 100, threads: of("Threads"), open_files: 0 }
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // whole seconds, never negative
+        let cpu_seconds = cpu_of_stat(stat).unwrap_or(0.0) as u64;
+        Self { resident_bytes: status_kib(status, "VmRSS").unwrap_or(0) * 1024, cpu_seconds, threads: threads.unwrap_or(0), open_files: 0 }
     }
+}
+
+/// `Name:   123 kB` of /proc/PID/status.
+pub(crate) fn status_kib(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// Fields 14 and 15 of /proc/PID/stat, in ticks of 1/100 s (the kernel's interface to programs has had that unit on all our platforms).
+pub(crate) fn cpu_of_stat(stat: &str) -> Option<f64> {
+    let (_, after_name) = stat.rsplit_once(") ")?; // the name may contain anything
+    let mut fields = after_name.split(' ').skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()?.checked_add(fields.next()?.parse().ok()?)?;
+    #[allow(clippy::cast_precision_loss)]
+    Some(ticks as f64 / 100.0)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use metrics::{Counter, Histogram};
 use parking_lot::Mutex;
 
 use super::metrics::{self as names, Metric, Metrics};
-use crate::ledger::JobKind;
+use crate::ledger::{Failed, JobKind};
 use crate::runtime::clock;
 use crate::runtime::link::LinkMeter;
 
@@ -239,8 +239,8 @@ pub(crate) struct KindMeter {
     kind: JobKind,
     pub(crate) wait: Histogram,
     pub(crate) run: Histogram,
-    pub(crate) retries: Counter,
-    pub(crate) died: Counter,
+    retries: Counter,
+    died: Counter,
     outcomes: Vec<Counter>,
 }
 
@@ -259,6 +259,22 @@ impl KindMeter {
 
     pub(crate) fn ended(&self, outcome: Outcome) {
         self.outcomes[outcome as usize].increment(1);
+    }
+
+    /// An attempt has ended with a fault, and this becomes of its job.
+    pub(crate) fn failed(&self, how: &Failed) {
+        match how {
+            Failed::GiveBack { .. } => self.ended(Outcome::GivenBack),
+            Failed::Retry { .. } => {
+                self.ended(Outcome::Failed);
+                self.retries.increment(1);
+            }
+            Failed::Dead { .. } => {
+                self.ended(Outcome::Failed);
+                self.died.increment(1);
+            }
+            Failed::Cancelled => {}
+        }
     }
 }
 
