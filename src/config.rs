@@ -52,9 +52,8 @@ impl Connection {
     /// The metadata server's URI, or what to type.
     pub fn uri(&self) -> Result<&str> {
         self.mongodb_uri.as_deref().ok_or_else(|| {
-            Fault::config(
-                "no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri, for example mongodb://127.0.0.1:27017/?replicaSet=rs0",
-            )
+            Fault::config("no MongoDB given: set ARGON_MONGODB_URI or pass --mongodb-uri")
+                .next("export ARGON_MONGODB_URI='mongodb://127.0.0.1:27017/?replicaSet=rs0'")
         })
     }
 
@@ -67,8 +66,9 @@ impl Connection {
     pub fn store_url(&self) -> Result<&str> {
         self.store.as_deref().ok_or_else(|| {
             Fault::config(
-                "no object store given: set ARGON_STORE_URL or pass --store, for example file:///home/me/argon-store or s3://bucket/prefix",
+                "no object store given: set ARGON_STORE_URL or pass --store: file:///a/directory, s3://bucket/prefix, gs:// or az://",
             )
+            .next("export ARGON_STORE_URL=\"file://$HOME/argon-store\"")
         })
     }
 }

@@ -44,6 +44,7 @@ use crate::ledger::{EngineBeat, SharedLedger};
 use crate::pool::{Claimer, Crew, Finisher, InWork, Marker, MemoryBudget, Pool, Runner, SharedPauses, Sick, Worker};
 use crate::queue::RetryPolicy;
 use crate::runtime::backoff::Backoff;
+use crate::runtime::calm::Calm;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::identity;
 use crate::runtime::shutdown::Shutdown;
@@ -147,6 +148,7 @@ impl Engine {
             sick: Sick::default(),
             beat: Default::default(),
             work: Arc::default(),
+            calm: Calm::default(),
             stop: self.stop.clone(),
             memory,
             cpu,
@@ -223,6 +225,7 @@ impl Engine {
             classes,
             pauses: pauses.clone(),
             work: life.work.clone(),
+            calm: life.calm.clone(),
             room,
             closed: changed,
             in_work,

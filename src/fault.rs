@@ -59,7 +59,17 @@ makers! {
     corrupt => Corrupt, config => Config, history_lost => HistoryLost, cancelled => Cancelled,
 }
 
+/// What stands between the sentence and the command that a person types next.
+const NEXT: &str = "; next: ";
+
 impl Fault {
+    /// Ends the sentence with the command to type next. Whoever shows the fault to a person gives it a line of its own ([`told`]).
+    #[must_use]
+    pub fn next(mut self, command: impl std::fmt::Display) -> Self {
+        self.what = format!("{}{NEXT}{command}", self.what);
+        self
+    }
+
     /// Prefixes the sentence with where it happened; the kind stays.
     #[must_use]
     pub fn at(mut self, place: impl std::fmt::Display) -> Self {
@@ -71,4 +81,9 @@ impl Fault {
     pub fn may_heal(&self) -> bool {
         matches!(self.kind, Kind::Transient | Kind::Unknown)
     }
+}
+
+/// The sentence of a fault, and the command to type next if it has one.
+pub fn told(what: &str) -> (&str, Option<&str>) {
+    what.rsplit_once(NEXT).map_or((what, None), |(sentence, command)| (sentence, Some(command)))
 }

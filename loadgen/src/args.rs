@@ -22,6 +22,7 @@ Examples:
   argon-loadgen bench live --rate 10000 --duration 60s --store s3
   argon-loadgen bench repeated --json
   argon-loadgen bench restore --documents 1000000 --changes 1000000 --keys 100000 --store s3 --check
+  argon-loadgen bench idle --check
   argon-loadgen bench queue --depths 0,1000,100000 --jobs 50000
   argon-loadgen bench scaler --load step --load burst --plot .
 
@@ -175,6 +176,8 @@ pub(crate) enum Bench {
     Live(Live),
     /// The same updates over and over: stored bytes as a share of raw bytes.
     Repeated(Repeated),
+    /// An engine with a capture and nothing to do: requests to MongoDB, CPU and memory.
+    Idle(Idle),
     /// Simulates how the number of workers follows the load, and compares with other rules.
     Scaler(ScalerBench),
     /// Copies, restores, replays, looks up and forks, and compares with parallel inserts of the same documents.
@@ -257,6 +260,19 @@ pub(crate) struct Restore {
     /// Seed of documents and changes.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    #[command(flatten)]
+    pub servers: Servers,
+}
+
+/// `bench idle`.
+#[derive(Debug, Args)]
+pub(crate) struct Idle {
+    /// How long it is watched, and mongod alone as long before.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// Ends with exit code 1 unless there are fewer than 5 requests a second, under 1 % of a core and under 60 MiB.
+    #[arg(long)]
+    pub check: bool,
     #[command(flatten)]
     pub servers: Servers,
 }

@@ -17,10 +17,10 @@ use super::feed::{ChangeFeed, FeedCursor, Reply};
 
 /// Events of one reply: enough to amortise the round trip, few enough that three replies in flight stay small.
 const REPLY_EVENTS: u32 = 4_000;
-/// How long the server holds an empty getMore: a quiet database costs one request a second.
-const MAX_AWAIT: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the server holds an empty getMore: what a quiet database costs. Events end it at once.
+const MAX_AWAIT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// A server that says nothing for this long is taken for gone; it answers every second, but may be busy electing.
+/// A server that says nothing for this long is taken for gone; it answers every other second, but may be busy electing.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What we ask of the stream; the server refuses options it does not know, or that the user may not use.

@@ -42,8 +42,10 @@ pub fn resolve(reference: Option<&str>, default: &str) -> Result<String> {
     match reference {
         None => Ok(default.to_string()),
         Some(text) => match text.split_once(':') {
-            Some(("env", name)) => std::env::var(name)
-                .map_err(|_| Fault::config(format!("the source's URI is in the variable {name}, which is not set for this process"))),
+            Some(("env", name)) => std::env::var(name).map_err(|_| {
+                let what = format!("the source's URI is in the variable {name}, which is not set for this process");
+                Fault::config(what).next(format!("export {name}='mongodb://…'"))
+            }),
             Some(("file", path)) => from_file(path),
             _ => Ok(text.to_string()),
         },

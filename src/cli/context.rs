@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::branch::rebuild::{self, Bucket, Remarks};
 use crate::config::Connection;
-use crate::fault::{Fault, Kind, Result};
+use crate::fault::{Fault, Kind, Result, told};
 use crate::ledger::{Branch, Capture, ConnectOptions, Ledger, MongoLedger, ServerFacts, SharedLedger, server_facts};
 use crate::store::{self, Store, StoreOptions};
 
@@ -35,7 +35,8 @@ impl Context {
             return Err(Fault::missing(format!(
                 "no Argon metadata in database {}: check --metadata-db and the URI; argon capture start creates it, argon rebuild makes it from the bucket",
                 self.connection.metadata_db
-            )));
+            ))
+            .next("argon capture start shop/main --source-db shop"));
         }
         Ok((Arc::new(ledger), facts))
     }
@@ -64,7 +65,12 @@ impl Context {
         self.read_bucket(branches).await.map_err(|fault| match self.connection.uri() {
             // Who forgot it is told so; who meant it learns why the store is not enough.
             Err(missing) if !from.no_metadata && matches!(fault.kind, Kind::Config | Kind::Missing) => {
-                Fault::config(format!("{}; the store alone does not help: {}", missing.what, fault.what))
+                let ((missing, next), (why, _)) = (told(&missing.what), told(&fault.what));
+                let both = Fault::config(format!("{missing}; the store alone does not help: {why}"));
+                match next {
+                    Some(next) => both.next(next),
+                    None => both,
+                }
             }
             _ => fault,
         })
@@ -120,11 +126,12 @@ pub(crate) async fn branch_named(ledger: &SharedLedger, name: &str) -> Result<Br
     }
     let names: Vec<String> = ledger.branches().await?.into_iter().take(10).map(|b| b.name).collect();
     let known = if names.is_empty() {
-        "there are none yet: argon capture start creates one".to_string()
+        "there are none yet: argon capture start creates one".to_owned()
     } else {
         format!("there are: {}", names.join(", "))
     };
-    Err(Fault::missing(format!("no branch is named {name}; {known}")))
+    let fault = Fault::missing(format!("no branch is named {name}; {known}"));
+    Err(if names.is_empty() { fault.next(format!("argon capture start {name} --source-db DB")) } else { fault.next("argon branch list") })
 }
 
 /// The capture that feeds a branch.

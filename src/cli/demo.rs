@@ -2,7 +2,7 @@
 //!
 //! Owns: the story and its report. Does not own: any stage; the engine it runs is the real one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
 use crate::store::{self, MeteredStore, Store, StoreOptions};
 
-use super::{Exit, Output};
+use super::{Context, Exit, Output};
 
 const EXAMPLES: &str = "Examples:
   argon demo
@@ -49,9 +49,9 @@ pub(crate) struct Args {
     /// Size of a made-up document in bytes.
     #[arg(long, default_value = "400", value_parser = clap::value_parser!(u32).range(50..=1_000_000))]
     doc_bytes: u32,
-    /// Keep the segments in this directory instead of a temporary one.
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
+    /// Keep the segments in this directory instead of a temporary one, or in an object store such as s3://bucket/prefix.
+    #[arg(long, value_name = "DIR|URL")]
+    keep: Option<String>,
     /// Go on after the report, with a live load and the status page, until Ctrl-C.
     #[arg(long)]
     serve: bool,
@@ -82,17 +82,12 @@ struct Defaults {
     settings: EngineSettings,
 }
 
-pub(crate) async fn run(args: Args, uri: Option<String>, output: Output) -> Result<Exit> {
+pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
     output.say("argon demo: a live database, its history in an object store, and the way back\n");
-    let (_mongod, uri) = server(uri, output).await?;
+    let (_mongod, uri) = server(context.connection.mongodb_uri.clone(), output).await?;
     let scratch =
         tempfile::Builder::new().prefix("argon-demo-").tempdir().map_err(|e| Fault::transient(format!("no temporary directory: {e}")))?;
-    let dir = match &args.keep {
-        Some(dir) => std::path::absolute(dir).map_err(|e| Fault::config(format!("--keep {}: {e}", dir.display())))?,
-        None => scratch.path().join("store"),
-    };
-    std::fs::create_dir_all(&dir).map_err(|e| Fault::config(format!("cannot create {}: {e}", dir.display())))?;
-    let store = store::open(&format!("file://{}", dir.display()), &StoreOptions::default()).await?;
+    let store = place(args.keep.as_deref(), scratch.path(), &context).await?;
     let client = connect_client(&uri, &ConnectOptions::default()).await?;
     // Names of their own: a user's server may be in use, and a demo may have run there before.
     let tag = random::id()[..8].to_string();
@@ -104,8 +99,8 @@ pub(crate) async fn run(args: Args, uri: Option<String>, output: Output) -> Resu
         }
     }
     let identical = outcome?;
-    if let Some(dir) = &args.keep {
-        output.say(&format!("\nthe segments are in {}", dir.display()));
+    if args.keep.is_some() {
+        output.say(&format!("\nthe segments are in {}", store.describe()));
     }
     Ok(if identical { Exit::Done } else { Exit::Different })
 }
@@ -114,6 +109,17 @@ struct Names {
     metadata: String,
     source: String,
     target: String,
+}
+
+/// Where the segments go.
+async fn place(keep: Option<&str>, scratch: &Path, context: &Context) -> Result<Store> {
+    let dir = match keep {
+        Some(url) if url.contains("://") => return store::open(url, &context.store_options()).await,
+        Some(dir) => std::path::absolute(dir).map_err(|e| Fault::config(format!("--keep {dir}: {e}")))?,
+        None => scratch.join("store"),
+    };
+    std::fs::create_dir_all(&dir).map_err(|e| Fault::config(format!("cannot create {}: {e}", dir.display())))?;
+    store::open(&format!("file://{}", dir.display()), &StoreOptions::default()).await
 }
 
 async fn server(uri: Option<String>, output: Output) -> Result<(Option<Mongod>, String)> {

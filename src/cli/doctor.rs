@@ -13,8 +13,11 @@ use crate::capture::feed::ChangeFeed;
 use crate::capture::source;
 use crate::change::{ClusterTime, token_time};
 use crate::config::database_name;
-use crate::fault::{Fault, Result};
-use crate::ledger::{Capture, Coverage, Fidelity, Ledger, MongoLedger, ServerFacts, Topology, same_source, server_facts};
+use crate::fault::{Fault, Result, told};
+use crate::ledger::{
+    Capture, CaptureState, Coverage, Fidelity, Ledger, MissingRights, MongoLedger, OplogShare, ServerFacts, Topology, missing_rights,
+    oplog_share, same_source, server_facts,
+};
 use crate::runtime::{clock, random};
 use crate::store;
 
@@ -50,6 +53,8 @@ struct Check {
     name: &'static str,
     verdict: Verdict,
     detail: String,
+    /// What to type about it.
+    next: Option<String>,
 }
 
 /// An oplog shorter than this loses history in an ordinary outage.
@@ -61,7 +66,9 @@ struct Findings(Vec<Check>);
 
 impl Findings {
     fn add(&mut self, name: &'static str, verdict: Verdict, detail: impl Into<String>) {
-        self.0.push(Check { name, verdict, detail: detail.into() });
+        let detail = detail.into();
+        let (sentence, next) = told(&detail);
+        self.0.push(Check { name, verdict, detail: sentence.to_owned(), next: next.map(str::to_owned) });
     }
 
     fn of<T>(&mut self, name: &'static str, outcome: Result<T>, detail: impl FnOnce(&T) -> String) -> Option<T> {
@@ -80,7 +87,7 @@ impl Findings {
 
 pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<Exit> {
     let mut found = Findings(Vec::new());
-    let metadata = check_metadata(&context, &mut found).await;
+    let metadata = check_metadata(&args, &context, &mut found).await;
     check_store(&context, &mut found).await;
     check_source(&args, &context, metadata.as_ref(), &mut found).await;
     let failed = found.0.iter().any(|c| c.verdict == Verdict::Failed);
@@ -94,7 +101,8 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
                     Verdict::Warning => "WARNING",
                     Verdict::Failed => "FAILED ",
                 };
-                format!("{mark}  {:<18} {}", c.name, c.detail)
+                let next = c.next.as_ref().map_or_else(String::new, |command| format!("\n{:<28}next: {command}", ""));
+                format!("{mark}  {:<18} {}{next}", c.name, c.detail)
             })
             .collect();
         lines.join("\n")
@@ -107,16 +115,78 @@ struct Metadata {
     identity: String,
     /// Captures there are, where they can be read.
     captures: Vec<Capture>,
+    /// Its oplog was looked at, as that of a source.
+    oplog_seen: bool,
 }
 
-async fn check_metadata(context: &Context, found: &mut Findings) -> Option<Metadata> {
+async fn check_metadata(args: &Args, context: &Context, found: &mut Findings) -> Option<Metadata> {
     let ledger = found.of("metadata server", context.mongo_ledger().await, |_| "reachable".into())?;
     let facts = found.of("version", server_facts(ledger.client()).await, |f| f.version.clone())?;
     describe_topology("topology", &facts.topology, false, found);
     describe_server(&facts, found);
-    let rights = transaction_works(ledger.client(), &context.connection.metadata_db).await;
-    found.of("metadata rights", rights, |()| format!("can write to {} in a transaction", context.connection.metadata_db));
-    Some(Metadata { identity: facts.identity, captures: captures(&ledger).await.unwrap_or_default() })
+    let db = &context.connection.metadata_db;
+    check_rights(ledger.client(), db, found).await;
+    let captures = captures(&ledger).await.unwrap_or_default();
+    let oplog_seen = is_read_from(args, &facts, &captures);
+    if oplog_seen {
+        describe_oplog(&facts, found);
+        check_share(ledger.client(), db, &facts, found).await;
+    }
+    Some(Metadata { identity: facts.identity, captures, oplog_seen })
+}
+
+/// Whether the metadata's own server is a source too: then its oplog is what captures depend on. Nobody has said otherwise, before there are any.
+fn is_read_from(args: &Args, facts: &ServerFacts, captures: &[Capture]) -> bool {
+    let running: Vec<&Capture> = captures.iter().filter(|c| c.state != CaptureState::Stopped).collect();
+    let here = running.iter().any(|c| same_source(&c.source.identity, &facts.identity));
+    here || args.source_uri.is_none() && (args.source_db.is_some() || running.is_empty())
+}
+
+/// What the server says of its user first: a right that is missing shows itself in the middle of the work otherwise.
+async fn check_rights(client: &Client, db: &str, found: &mut Findings) {
+    match missing_rights(client, db).await {
+        Ok(Some(missing)) => return found.add("metadata rights", Verdict::Failed, lacks(&missing, db)),
+        Ok(None) => {}
+        Err(fault) => found.add("metadata rights", Verdict::Warning, format!("what the user may do is not known: {}", fault.what)),
+    }
+    let rights = transaction_works(client, db).await;
+    found.of("metadata rights", rights, |()| format!("can write to {db} in a transaction"));
+}
+
+fn lacks(missing: &MissingRights, db: &str) -> String {
+    let MissingRights { user, user_db, actions } = missing;
+    let what =
+        format!("user {user} lacks {} on {db}: grant readWrite there, or the role of docs/rights/metadata-role.json", actions.join(", "));
+    let grant = format!("db.getSiblingDB(\"{user_db}\").grantRolesToUser(\"{user}\", [{{role: \"readWrite\", db: \"{db}\"}}])");
+    Fault::rejected(what).next(format!("mongosh \"$ADMIN_URI\" --eval '{grant}'")).what
+}
+
+/// What Argon writes into its metadata goes through the oplog of that cluster, and pushes out what captures of the same cluster still have to read.
+async fn check_share(client: &Client, db: &str, facts: &ServerFacts, found: &mut Findings) {
+    let share = match oplog_share(client, db).await {
+        Ok(Some(share)) => share,
+        Ok(None) => return,
+        Err(fault) => return found.add("oplog share", Verdict::Warning, format!("not known: {}", fault.what)),
+    };
+    let (verdict, detail) = judge_share(&share, facts.oplog_window().unwrap_or_default());
+    found.add("oplog share", verdict, detail);
+}
+
+/// From here on it is worth a warning.
+const LARGE_SHARE: f64 = 0.1;
+
+fn judge_share(share: &OplogShare, window: Duration) -> (Verdict, String) {
+    let time = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+    let percent = share.argon() * 100.0;
+    let what =
+        format!("Argon wrote {percent:.0} % of the newest {} entries of the source's own oplog ({})", share.entries, time(share.span));
+    if share.argon() < LARGE_SHARE {
+        return (Verdict::Ok, what);
+    }
+    let without = time(share.window_without(window));
+    let way_out = "keep the metadata on another cluster (ARGON_MONGODB_URI there, --source-uri for the source), or raise WORKER_BATCH_SIZE";
+    let shortens = format!("{what}: at that rate it reaches back {} instead of {without}; {way_out}", time(window));
+    (Verdict::Warning, shortens)
 }
 
 async fn captures(ledger: &MongoLedger) -> Result<Vec<Capture>> {
@@ -133,12 +203,6 @@ fn describe_topology(name: &'static str, topology: &Topology, is_source: bool, f
 }
 
 fn describe_server(facts: &ServerFacts, found: &mut Findings) {
-    // A mongos has no oplog of its own to look at.
-    if facts.topology == Topology::Sharded {
-        found.add("oplog window", Verdict::Warning, "not readable through mongos: look at the oplog of every shard");
-    } else {
-        describe_oplog(facts, found);
-    }
     let skew = clock::wall_ms() - facts.now_ms;
     let verdict = if skew.abs() > SKEW { Verdict::Warning } else { Verdict::Ok };
     found.add("clock", verdict, format!("this host differs from the server by {} ms; history goes by the server's", skew));
@@ -153,6 +217,10 @@ fn describe_server(facts: &ServerFacts, found: &mut Findings) {
 
 fn describe_oplog(facts: &ServerFacts, found: &mut Findings) {
     match facts.oplog_window() {
+        // A mongos has no oplog of its own to look at.
+        None if facts.topology == Topology::Sharded => {
+            found.add("oplog window", Verdict::Warning, "not readable through mongos: look at the oplog of every shard");
+        }
         Some(window) => {
             let verdict = if window < SHORT_OPLOG { Verdict::Warning } else { Verdict::Ok };
             let advice = if verdict == Verdict::Warning {
@@ -203,8 +271,14 @@ async fn check_source(args: &Args, context: &Context, metadata: Option<&Metadata
     let Some(client) = found.of("source", connected, |_| "reachable".into()) else { return };
     let Some(facts) = found.of("source version", server_facts(&client).await, |f| f.version.clone()) else { return };
     describe_topology("source topology", &facts.topology, true, found);
-    if args.source_uri.is_some() {
+    // Elsewhere than the metadata, or nothing of it was described.
+    let shared = metadata.filter(|m| same_source(&m.identity, &facts.identity));
+    if args.source_uri.is_some() && !shared.is_some_and(|m| m.oplog_seen) {
         describe_server(&facts, found);
+        describe_oplog(&facts, found);
+        if shared.is_some() {
+            check_share(&client, &context.connection.metadata_db, &facts, found).await;
+        }
     }
     let Some((coverage, now)) = found.of("change stream", look_into_stream(&client, db).await, |_| format!("opens on {db}")) else {
         return;
@@ -281,5 +355,48 @@ mod tests {
         let told = seen(|f| describe_coverage(&less, f));
         assert!(told.iter().all(|(_, verdict, _)| *verdict == Verdict::Warning), "{told:?}");
         assert_eq!(told[1], ("not covered", Verdict::Warning, "x: refused".to_owned()));
+    }
+
+    #[test]
+    fn argon_s_share_of_the_oplog_is_told_and_from_a_tenth_on_what_it_costs_and_the_way_out() {
+        let share = |argon_bytes| OplogShare { entries: 20_000, bytes: 1_000, argon_bytes, span: Duration::from_secs(90) };
+        let day = Duration::from_secs(24 * 3_600);
+        assert_eq!(judge_share(&share(99), day).0, Verdict::Ok);
+        let (verdict, told) = judge_share(&share(200), day);
+        assert_eq!(verdict, Verdict::Warning);
+        assert!(told.contains("20 % of the newest 20000 entries") && told.contains("back 1day instead of 1day 6h"), "{told}");
+        assert!(told.contains("--source-uri"), "{told}");
+    }
+
+    #[test]
+    fn the_oplog_of_the_metadata_server_matters_where_a_source_is_read_from_it() {
+        let args = |db: Option<&str>, uri: Option<&str>| Args { source_db: db.map(str::to_owned), source_uri: uri.map(str::to_owned) };
+        let facts = ServerFacts {
+            version: "6.0.5".into(),
+            topology: Topology::ReplicaSet { name: "rs0".into() },
+            identity: "rs:rs0:aa".into(),
+            identity_exact: true,
+            now_ms: 0,
+            hosts: Vec::new(),
+            oplog: None,
+            max_bson_bytes: 16 << 20,
+        };
+        let branch = crate::ledger::Branch::new("b", "p/b", "d");
+        let of = |identity: &str| {
+            let source = crate::ledger::Source::new(None, "d".into(), identity.into());
+            Capture::new("c", &branch, source, bson::rawdoc! {}, 1)
+        };
+        let (here, elsewhere) = (of("rs:rs0:aa"), of("rs:other:bb"));
+        for (args, captures, wanted) in [
+            (args(None, None), vec![], true),
+            (args(Some("d"), None), vec![], true),
+            (args(Some("d"), Some("env:X")), vec![], false),
+            (args(Some("d"), Some("env:X")), vec![here.clone()], true),
+            (args(None, None), vec![elsewhere.clone()], false),
+            (args(None, None), vec![elsewhere.clone(), here], true),
+            (args(Some("d"), None), vec![elsewhere], true),
+        ] {
+            assert_eq!(is_read_from(&args, &facts, &captures), wanted, "{args:?} {captures:?}");
+        }
     }
 }

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Connection, Logging};
-use crate::fault::{Fault, Kind};
+use crate::fault::{Fault, Kind, told};
 use crate::telemetry;
 
 pub(crate) use context::Context;
@@ -181,7 +181,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Fault> {
     let context = Context::new(cli.connection);
     // Boxed: the futures of commands are large and only one of them runs.
     match cli.command {
-        Command::Demo(args) => Box::pin(demo::run(args, context.connection.mongodb_uri, output)).await,
+        Command::Demo(args) => Box::pin(demo::run(args, context, output)).await,
         Command::Run(args) => Box::pin(run::run(*args, context)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, context, output)).await,
         Command::Capture(command) => Box::pin(capture::run(command, context, output)).await,
@@ -209,13 +209,17 @@ fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// One line for a person, or an object for a program.
+/// A line for a person and one with what to type next, or an object for a program.
 fn report(fault: &Fault, json: bool) -> Exit {
+    let (sentence, next) = told(&fault.what);
     if json {
         let code = format!("{:?}", fault.kind).to_lowercase();
-        complain(&serde_json::json!({ "error": { "code": code, "message": fault.what } }).to_string());
+        complain(&serde_json::json!({ "error": { "code": code, "message": sentence, "next": next } }).to_string());
     } else {
-        complain(&format!("error: {}", fault.what));
+        complain(&format!("error: {sentence}"));
+        if let Some(command) = next {
+            complain(&format!("next:  {command}"));
+        }
     }
     if fault.kind == Kind::Config { Exit::BadConfig } else { Exit::Failed }
 }

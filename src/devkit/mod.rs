@@ -21,5 +21,5 @@ pub use engine::{ArgonProcess, Output};
 pub use mongod::{Auth, Mongod, MongodOptions};
 pub use proxy::{Mode, Proxy};
 pub use tls::Tls;
-pub use weed::Weed;
+pub use weed::{Weed, WeedOptions};
 pub use workload::{Operation, Profile, Stats, Workload};

@@ -58,6 +58,15 @@ impl Ports {
     }
 }
 
+/// How it differs from one for anybody with its keys.
+#[derive(Debug, Clone, Default)]
+pub struct WeedOptions {
+    /// Its endpoint speaks HTTPS and nothing else. It asks no client for a certificate.
+    pub tls: Option<Tls>,
+    /// Identities beside its own, which may do everything: rows of `identities` in SeaweedFS's own configuration.
+    pub identities: Vec<serde_json::Value>,
+}
+
 /// A running S3 service. Dropping kills it and removes its data.
 #[derive(Debug)]
 pub struct Weed {
@@ -74,11 +83,12 @@ pub struct Weed {
 impl Weed {
     /// Starts it; returns when it has taken, given back and removed an object (about 3.5 s, most of it waiting for itself).
     pub async fn start() -> Result<Self> {
-        Self::start_with(None).await
+        Self::start_with(WeedOptions::default()).await
     }
 
-    /// The same, whose endpoint speaks HTTPS and nothing else. It asks no client for a certificate.
-    pub async fn start_with(tls: Option<Tls>) -> Result<Self> {
+    /// The same with options.
+    pub async fn start_with(options: WeedOptions) -> Result<Self> {
+        let WeedOptions { tls, identities } = options;
         let binary = tokio::task::spawn_blocking(binaries::weed).await.map_err(|error| Fault::unknown(error.to_string()))??;
         let deadline = clock::now() + START_LIMIT;
         loop {
@@ -89,7 +99,7 @@ impl Weed {
             let dir = Workdir::with_extras("weed", ports.sockets())?;
             let weed =
                 Self { process: Mutex::new(None), binary: binary.clone(), ports, access_key, secret_key, client, tls: tls.clone(), dir };
-            weed.write_config()?;
+            weed.write_config(&identities)?;
             match weed.launch().await {
                 Err(_) if ports::taken(&weed.log_tail(100_000)) && clock::now() < deadline => continue,
                 Err(fault) => return Err(fault),
@@ -198,12 +208,14 @@ impl Weed {
     }
 
     /// Without a configuration file every credential would do.
-    fn write_config(&self) -> Result<()> {
-        let config = serde_json::json!({ "identities": [{
-            "name": "argon",
+    fn write_config(&self, others: &[serde_json::Value]) -> Result<()> {
+        let own = serde_json::json!({
+            "name": "devkit",
             "credentials": [{ "accessKey": self.access_key, "secretKey": self.secret_key }],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }]});
+        });
+        let identities = [&[own], others].concat();
+        let config = serde_json::json!({ "identities": identities });
         let write = || fs::write(self.dir.path().join("s3.json"), config.to_string()).and_then(|()| fs::create_dir_all(self.data()));
         write().map_err(|error| Fault::transient(format!("cannot write in {}: {error}", self.dir.path().display())))
     }

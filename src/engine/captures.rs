@@ -28,8 +28,9 @@ use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
 use crate::store::Store;
 
-/// How often captures without an owner are looked for: a new capture starts within this time.
+/// How often captures without an owner are looked for: a new capture starts within this time, and on an idle engine within twice as long.
 const LOOK: Duration = Duration::from_secs(1);
+const LOOK_CALMLY: u32 = 2;
 /// Pauses between attempts at one capture that cannot start or breaks off.
 const AGAIN: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(10) };
 /// How long the last writing of `branch.json` may hold up the end of the process; the next engine writes what is missing.
@@ -88,7 +89,7 @@ struct Task {
 impl Captures {
     /// Runs until the engine drains and every capture has stored what it had read.
     pub(crate) async fn run(self) {
-        let mut mirror = Mirror::new(self.ledger.clone(), self.store.clone());
+        let mut mirror = Mirror::new(self.ledger.clone(), self.store.clone(), self.life.calm.clone());
         let mirroring = {
             let stop = self.stop.clone();
             tokio::spawn(async move {
@@ -107,7 +108,7 @@ impl Captures {
                 () = self.stop.draining() => break,
             }
             tokio::select! {
-                () = tokio::time::sleep(random::jitter(LOOK)) => {}
+                () = tokio::time::sleep(random::jitter(self.life.calm.stretch(LOOK, LOOK_CALMLY))) => {}
                 () = self.stop.draining() => {}
                 Some(ended) = here.tasks.join_next_with_id() => self.ended(ended, &mut here),
             }

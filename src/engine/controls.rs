@@ -10,8 +10,9 @@ use crate::fault::Result;
 use crate::pool::{InWork, SharedPauses};
 use crate::runtime::random;
 
-/// Pauses and sizes are obeyed within about this time.
+/// Pauses and sizes are obeyed within about this time, and by an idle engine, which has nothing to pause, within twice as long.
 const CONTROLS_EVERY: Duration = Duration::from_secs(2);
+const CONTROLS_CALMLY: u32 = 2;
 /// A running job that shall stop is told so within about this time: one look at an index, while something runs.
 const CANCEL_EVERY: Duration = Duration::from_secs(2);
 
@@ -25,7 +26,7 @@ impl Part {
     }
 
     pub(super) async fn controls_loop(self, pauses: SharedPauses, view: EngineHandle) {
-        while self.pause(random::jitter(CONTROLS_EVERY)).await {
+        while self.pause_calmly(CONTROLS_EVERY, CONTROLS_CALMLY).await {
             // What was wished last stays.
             if let Err(fault) = self.look_at_controls(&pauses, &view).await {
                 tracing::debug!(error = %fault, "could not look for pauses and sizes");

@@ -4,17 +4,19 @@
 //!
 //! Every job has a key of its own while it waits or runs, so asking again changes nothing; two that think they lead for a moment do no harm.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::upkeep::Part;
 use crate::config::BaseSettings;
 use crate::fault::Result;
 use crate::jobs::{cleanup, drill, snapshot};
 use crate::ledger::{Base, BaseOrigin, BaseState, Branch, Capture, CaptureState, JobFilter, JobKind, JobState, SegmentRow, SharedLedger};
-use crate::runtime::{clock, random};
+use crate::runtime::clock;
 
 /// How often the branches that are captured are looked at: three small reads each.
 const LOOK: Duration = Duration::from_secs(10);
+/// So many times as long on an idle engine.
+const LOOK_CALMLY: u32 = 3;
 /// How often all branches are looked at, for those whose time is over: one read.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
 
@@ -73,9 +75,9 @@ fn due(seen: &Seen, settings: &BaseSettings, now_ms: i64) -> Vec<Due> {
 
 impl Part {
     pub(super) async fn keeper_loop(self, settings: BaseSettings) {
-        let mut since_all = LOOK_AT_ALL;
+        let mut all_seen: Option<Instant> = None;
         let mut swept = clock::now();
-        while self.pause(random::jitter(LOOK)).await {
+        while self.pause_calmly(LOOK, LOOK_CALMLY).await {
             if !self.leads() {
                 continue;
             }
@@ -86,9 +88,8 @@ impl Part {
             if let Err(fault) = look(&self.ledger, &settings, sweep).await {
                 tracing::debug!(error = %fault, "could not see to the bases");
             }
-            since_all += LOOK;
-            if since_all >= LOOK_AT_ALL {
-                since_all = Duration::ZERO;
+            if all_seen.is_none_or(|at| at.elapsed() >= LOOK_AT_ALL) {
+                all_seen = Some(clock::now());
                 if let Err(fault) = look_at_all(&self.ledger, &settings).await {
                     tracing::debug!(error = %fault, "could not see to branches whose time is over");
                 }

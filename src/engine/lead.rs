@@ -16,10 +16,12 @@ use crate::ledger::Job;
 use crate::queue::RetryPolicy;
 use crate::runtime::{clock, random};
 
-/// Scheduled jobs become ready within this time.
+/// Scheduled jobs become ready within this time, and on an idle engine within a few seconds.
 const PROMOTE_EVERY: Duration = Duration::from_secs(1);
+const PROMOTE_CALMLY: u32 = 4;
 /// Heads that a commit has left behind what is committed are looked for this often.
 const HEADS_EVERY: Duration = Duration::from_secs(10);
+const HEADS_CALMLY: u32 = 3;
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const SWEEP_JOBS: usize = 10_000;
 /// Between two such steps while there is more to remove: others want to use the server too.
@@ -27,6 +29,8 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(200);
 /// Exact figures of a deep queue are this old at most, or older where counting takes long: it may take a twentieth of one CPU of the server.
 const FIGURES_EVERY: Duration = Duration::from_secs(10);
 const FIGURES_SHARE: u32 = 20;
+/// Figures of a queue in which nothing moves.
+const FIGURES_CALMLY: u32 = 4;
 /// Stuck jobs of one look.
 const STUCK_JOBS: usize = 100;
 
@@ -71,14 +75,15 @@ impl Part {
                 tracing::info!(leads, "leadership of the maintenance has changed");
                 led = leads;
             }
-            if !self.pause(random::jitter(self.lease / 8)).await {
+            // Three times before it is over.
+            if !self.pause(random::jitter(self.leadership() / 3)).await {
                 return;
             }
         }
     }
 
     pub(super) async fn promote_loop(self, bell: Arc<Notify>) {
-        while self.pause(random::jitter(PROMOTE_EVERY)).await {
+        while self.pause_calmly(PROMOTE_EVERY, PROMOTE_CALMLY).await {
             if !self.leads() {
                 continue;
             }
@@ -91,7 +96,7 @@ impl Part {
     }
 
     pub(super) async fn heads_loop(self) {
-        while self.pause(random::jitter(HEADS_EVERY)).await {
+        while self.pause_calmly(HEADS_EVERY, HEADS_CALMLY).await {
             if !self.leads() {
                 continue;
             }
@@ -129,7 +134,7 @@ impl Part {
 
     pub(super) async fn figures_loop(self) {
         let mut pause = FIGURES_EVERY;
-        while self.pause(random::jitter(pause)).await {
+        while self.pause_calmly(pause, FIGURES_CALMLY).await {
             if !self.leads() {
                 continue;
             }

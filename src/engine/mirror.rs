@@ -9,12 +9,14 @@ use crate::branch::documents::BranchDocument;
 use crate::branch::mirror::publish;
 use crate::fault::{Kind, Result};
 use crate::ledger::{BranchId, SharedLedger};
+use crate::runtime::calm::Calm;
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 use crate::store::Store;
 
-/// How often the metadata is looked at: two small reads.
+/// How often the metadata is looked at: a small read, and two for each capture.
 const LOOK: Duration = Duration::from_secs(2);
+const LOOK_CALMLY: u32 = 5;
 /// How long one write may take before the store counts as away.
 const WRITING: Duration = Duration::from_secs(20);
 
@@ -22,13 +24,14 @@ const WRITING: Duration = Duration::from_secs(20);
 pub(super) struct Mirror {
     ledger: SharedLedger,
     store: Store,
+    calm: Calm,
     /// What the bucket says, as far as this engine knows; empty at first, so that an engine that starts writes what others left behind.
     written: HashMap<BranchId, BranchDocument>,
 }
 
 impl Mirror {
-    pub(super) fn new(ledger: SharedLedger, store: Store) -> Self {
-        Self { ledger, store, written: HashMap::new() }
+    pub(super) fn new(ledger: SharedLedger, store: Store, calm: Calm) -> Self {
+        Self { ledger, store, calm, written: HashMap::new() }
     }
 
     /// Until the engine drains.
@@ -39,7 +42,7 @@ impl Mirror {
                 () = stop.draining() => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(random::jitter(LOOK)) => {}
+                () = tokio::time::sleep(random::jitter(self.calm.stretch(LOOK, LOOK_CALMLY))) => {}
                 () = stop.draining() => {}
             }
         }

@@ -10,22 +10,30 @@ use std::time::{Duration, Instant};
 use super::peers::overdue;
 use super::upkeep::Part;
 use crate::ledger::{EngineBeat, EngineId};
-use crate::runtime::{clock, identity, random};
+use crate::runtime::{clock, identity};
 
 /// Dead processes are looked for this often; with the default lease of 15 s a job runs again within 20 s.
 const EVERY: Duration = Duration::from_secs(2);
+/// An engine that is alone and idle has nobody to rescue.
+const EVERY_CALMLY: u32 = 2;
+/// What is in the name of engines that have no document any more is looked for this often where there are no others: five requests.
+const LEFT_EVERY: Duration = Duration::from_secs(20);
 
 impl Part {
     pub(super) async fn rescue_loop(self) {
-        while self.pause(random::jitter(EVERY)).await {
-            if self.leading.leads(clock::now()) {
-                self.rescue(clock::now).await;
-                continue;
-            }
+        let (mut times, mut looked) = (1, clock::now());
+        while self.pause_calmly(EVERY, times).await {
             match self.ledger.engines().await {
                 Ok(engines) => {
                     self.peers.seen(&engines);
-                    if overdue(&engines, self.lease) || !self.known_dead(engines).is_empty() {
+                    let alone = engines.iter().all(|e| e.id == self.me.id);
+                    times = if alone { EVERY_CALMLY } else { 1 };
+                    let due = match self.leads() {
+                        true => !alone || looked.elapsed() >= LEFT_EVERY,
+                        false => overdue(&engines, self.lease) || !self.known_dead(engines).is_empty(),
+                    };
+                    if due {
+                        looked = clock::now();
                         self.rescue(clock::now).await;
                     }
                 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::ledger::{CaptureId, EngineId};
 
-/// A free capture that nobody has taken for this long is taken beyond the share. Two looks of those who are below theirs.
-const FREE_PATIENCE: Duration = Duration::from_millis(2_500);
+/// A free capture that nobody has taken for this long is taken beyond the share. Two looks of those who are below theirs, idle as they are.
+const FREE_PATIENCE: Duration = Duration::from_secs(5);
 /// An engine counts as one that captures can be given to after this time: a process that restarts in a loop gets none.
 const SETTLED: Duration = Duration::from_secs(10);
 /// One capture moves at a time, and the next only when the last has found its place.

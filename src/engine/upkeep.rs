@@ -137,6 +137,11 @@ impl Part {
         }
     }
 
+    /// About `every`, and `times` as long while the engine is idle. True when the pause has passed, false when it is over.
+    pub(super) async fn pause_calmly(&self, every: Duration, times: u32) -> bool {
+        self.pause(random::jitter(self.life.calm.stretch(every, times))).await
+    }
+
     /// As [`Self::pause`], and over as soon as the engine drains, the first time: others are to know of it at once.
     async fn pause_or_drain(&self, time: Duration, told: bool) -> bool {
         tokio::select! {
@@ -255,6 +260,7 @@ mod tests {
             sick: Default::default(),
             beat: Default::default(),
             work: Default::default(),
+            calm: Default::default(),
             stop: Shutdown::new(),
             memory: crate::pool::MemoryBudget::new(1),
             cpu: crate::runtime::cpu::CpuPool::new(1, 1).unwrap(),

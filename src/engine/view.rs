@@ -17,6 +17,7 @@ use crate::fault::{Fault, Result};
 use crate::ledger::{EngineId, EngineStatus, PinRow, PoolRow, ScaleWish};
 use crate::pool::scaler::{Decision, Measured, Scaler, ScalerSettings};
 use crate::pool::{MemoryBudget, Pool, Sick};
+use crate::runtime::calm::Calm;
 use crate::runtime::clock;
 use crate::runtime::cpu::CpuPool;
 use crate::runtime::pulse::Pulse;
@@ -67,6 +68,7 @@ pub(crate) struct Life {
     pub beat: Mutex<Option<Instant>>,
     /// Rung when there may be new jobs.
     pub work: Arc<Notify>,
+    pub calm: Calm,
     pub stop: Shutdown,
     pub memory: MemoryBudget,
     pub cpu: CpuPool,

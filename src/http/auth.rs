@@ -163,7 +163,8 @@ pub(super) fn check_open(addr: SocketAddr, open: bool, allowed: bool) -> Result<
     Err(Fault::config(format!(
         "ARGON_HTTP_ADDR={addr} can be reached from other machines, and no token is set: set ARGON_API_TOKEN or ARGON_API_TOKENS_FILE, \
          listen on 127.0.0.1, or say ARGON_ALLOW_UNAUTHENTICATED=true"
-    )))
+    ))
+    .next("export ARGON_API_TOKEN=$(openssl rand -hex 32)"))
 }
 
 fn hash(token: &str) -> [u8; 32] {

@@ -22,14 +22,12 @@ use crate::ledger::{Capture, CaptureState, SharedLedger};
 use crate::runtime::random;
 use crate::store::Store;
 
-/// Time between looks at MongoDB, and how long one may take: what is away is seen within the sum.
-const ASK_MONGODB: Duration = Duration::from_secs(2);
+/// Time between looks at MongoDB, and how long one may take: what is away is seen within the sum. A look reads the rows of captures.
+const ASK_MONGODB: Duration = Duration::from_secs(3);
 const MONGODB_TIME: Duration = Duration::from_secs(3);
 /// The same for the store; a listing of one object costs a fraction of a cent a day.
 const ASK_STORE: Duration = Duration::from_secs(30);
 const STORE_TIME: Duration = Duration::from_secs(10);
-/// The same for the rows of captures.
-const ASK_CAPTURES: Duration = Duration::from_secs(5);
 /// Delay of the runtime that is worth a word, and the one at which nothing works any more.
 const LAG_DEGRADED: Duration = Duration::from_secs(1);
 const LAG_UNHEALTHY: Duration = Duration::from_secs(5);
@@ -137,11 +135,17 @@ pub(super) struct Probes {
 impl Probes {
     /// Asks until `stop`.
     pub(super) fn start(ledger: &SharedLedger, store: &Store, stop: &CancellationToken) -> Self {
+        let captures = Arc::new(RwLock::new(Check::ok()));
         let ask_mongodb = {
-            let ledger = ledger.clone();
+            let (ledger, captures) = (ledger.clone(), captures.clone());
             move || {
-                let ledger = ledger.clone();
-                async move { ledger.now_ms().await.map(drop) }
+                let (ledger, captures) = (ledger.clone(), captures.clone());
+                async move {
+                    // While MongoDB is away, what was last seen of them stays.
+                    let rows = ledger.captures().await?;
+                    *captures.write() = judge(&rows);
+                    Ok(())
+                }
             }
         };
         let free = Arc::<RwLock<Option<u64>>>::default();
@@ -157,24 +161,17 @@ impl Probes {
                 }
             }
         };
-        let ask_captures = {
-            let ledger = ledger.clone();
-            move || {
-                let ledger = ledger.clone();
-                async move { ledger.captures().await.and_then(|captures| judge(&captures)) }
-            }
-        };
         Self {
             mongodb: probe("MongoDB", ASK_MONGODB, MONGODB_TIME, stop.clone(), ask_mongodb),
             store: probe("the store", ASK_STORE, STORE_TIME, stop.clone(), ask_store),
-            captures: probe("MongoDB", ASK_CAPTURES, MONGODB_TIME, stop.clone(), ask_captures),
+            captures,
             free,
         }
     }
 }
 
 /// Captures that do not get on, of any engine: one that has failed, or runs and says what it waits for.
-fn judge(captures: &[Capture]) -> Result<()> {
+fn judge(captures: &[Capture]) -> Check {
     let ill = captures.iter().filter_map(|c| {
         let reason = c.reason.as_deref();
         match c.state {
@@ -184,7 +181,7 @@ fn judge(captures: &[Capture]) -> Result<()> {
         }
     });
     let ill: Vec<String> = ill.take(10).collect();
-    if ill.is_empty() { Ok(()) } else { Err(Fault::rejected(ill.join("; "))) }
+    if ill.is_empty() { Check::ok() } else { Check::degraded(ill.join("; ")) }
 }
 
 /// One question, again and again. It is a task of its own that is left behind when it takes too long: dropping a driver's future half way

@@ -61,6 +61,13 @@ pub(super) struct Bound {
     pub(super) addr: SocketAddr,
 }
 
+/// The same place, one port further.
+fn next_port(addresses: &[SocketAddr], text: &str) -> String {
+    let port = addresses.first().map_or(8080, SocketAddr::port);
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    format!("{host}:{}", port.checked_add(1).unwrap_or(8080))
+}
+
 /// Binds `text`, the value of `variable`.
 pub(super) async fn bind(variable: &str, text: &str) -> Result<Bound> {
     let resolved = tokio::net::lookup_host(text).await.map(Iterator::collect::<Vec<_>>);
@@ -72,7 +79,8 @@ pub(super) async fn bind(variable: &str, text: &str) -> Result<Bound> {
     let listener = listen(&addresses).map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => Fault::rejected(format!(
             "{variable}={text} is in use: another program, perhaps another argon run, listens there; stop it or choose another port"
-        )),
+        ))
+        .next(format!("export {variable}={}", next_port(&addresses, text))),
         std::io::ErrorKind::AddrNotAvailable => Fault::config(format!("{variable}={text} is not an address of this machine")),
         std::io::ErrorKind::PermissionDenied => {
             Fault::config(format!("{variable}={text} may not be bound by this user: ports below 1024 need a right of their own"))

@@ -3,7 +3,8 @@
 //! Owns: when to look and for which class, suspects, and giving back what has waited too long. Does not own: how many jobs (`window`), the claim
 //! itself (`ledger`), running jobs (`worker`).
 //!
-//! Each class of workers claims for itself, in turn, and only as much as it has room for: a backlog of one class takes no place from another.
+//! Each class of workers claims for itself, in turn, and only as much as it has room for: a backlog of one class takes no place from another. Only an
+//! idle engine asks for one job of any class: there is mostly none, and that costs one request.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,14 +17,17 @@ use tokio::sync::Notify;
 use super::class::Class;
 use super::in_work::{InWork, InWorkGuard};
 use crate::fault::Result;
-use crate::ledger::{ClaimRequest, EngineId, Failed, Job, Pauses, SharedLedger, SyncSpec};
+use crate::ledger::{ClaimRequest, EngineId, Failed, Job, JobKind, Pauses, SharedLedger, SyncSpec};
 use crate::queue;
+use crate::runtime::calm::Calm;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
 use crate::telemetry::meters::{Meters, Stage};
 
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
+/// So many times as long for an engine that has had nothing to do.
+const POLL_CALMLY: u32 = 4;
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
 /// A suspect that has been ready for this long runs next, alone, however full the queue is.
@@ -76,6 +80,7 @@ pub(crate) struct Claimer {
     pub pauses: SharedPauses,
     /// Rung when there may be new jobs: by captures of this process, and by whoever makes jobs ready.
     pub work: Arc<Notify>,
+    pub calm: Calm,
     /// Rung when there may be room.
     pub room: Arc<Notify>,
     /// Rung when the inboxes are closed.
@@ -101,7 +106,10 @@ impl Claimer {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.room.notified() => {}
-                () = self.work.notified() => looks.iter_mut().for_each(|look| look.at = clock::now()),
+                () = self.work.notified() => {
+                    self.calm.disturb();
+                    looks.iter_mut().for_each(|look| look.at = clock::now());
+                }
                 () = self.stop.draining() => {}
             }
         }
@@ -123,6 +131,10 @@ impl Claimer {
         }
         let only = suspects.held.take();
         let pauses = self.pauses.lock().clone();
+        if idle && only.is_none() && self.calm.is_idle() {
+            self.claim_any(looks, &pauses, suspects).await;
+            return self.until_next(looks);
+        }
         for (i, (class, look)) in self.classes.iter().zip(looks.iter_mut()).enumerate() {
             let now = clock::now();
             let wanted = class.wanted(now);
@@ -132,11 +144,11 @@ impl Claimer {
             }
             // Asked anew: what the class before has claimed runs now.
             let idle = self.in_work.is_empty();
-            *look = match self.claim(class, wanted, idle, &pauses, suspects).await {
+            *look = match self.claim(&[class], wanted, idle, &pauses, suspects).await {
                 Ok(claimed) => {
                     let more = claimed > 0 && claimed * 2 >= wanted;
                     class.stats.more.store(more, Ordering::Relaxed);
-                    Look { at: clock::now() + random::jitter(POLL), more }
+                    Look { at: clock::now() + random::jitter(self.calm.stretch(POLL, POLL_CALMLY)), more }
                 }
                 Err(fault) => {
                     tracing::warn!(error = %fault, "could not look for jobs");
@@ -150,19 +162,38 @@ impl Claimer {
         self.until_next(looks)
     }
 
+    /// One job of any class, while nothing runs here. Where there is one, each class looks for itself right after it.
+    async fn claim_any(&self, looks: &mut [Look], pauses: &Pauses, suspects: &mut Suspects) {
+        let now = clock::now();
+        if looks.iter().all(|look| now < look.at) {
+            return;
+        }
+        let open: Vec<&Class> = self.classes.iter().map(Arc::as_ref).filter(|class| class.wanted(now) > 0).collect();
+        let next = match self.claim(&open, 1, true, pauses, suspects).await {
+            Ok(0) => clock::now() + random::jitter(self.calm.stretch(POLL, POLL_CALMLY)),
+            Ok(_) => now,
+            Err(fault) => {
+                tracing::warn!(error = %fault, "could not look for jobs");
+                clock::now() + random::jitter(POLL_AFTER_FAULT)
+            }
+        };
+        looks.fill(Look { at: next, more: false });
+    }
+
     /// Until a class that has room is to be looked for; what has no room waits for the bell.
     fn until_next(&self, looks: &[Look]) -> Duration {
         let now = clock::now();
         let with_room = self.classes.iter().zip(looks).filter(|(class, _)| class.wanted(now) > 0);
         let next = with_room.map(|(_, look)| if look.more { Duration::ZERO } else { look.at.saturating_duration_since(now) }).min();
-        next.unwrap_or(POLL).min(POLL.mul_f64(1.25))
+        next.unwrap_or(POLL).min(POLL.mul_f64(1.25) * POLL_CALMLY)
     }
 
     /// Returns how many jobs went to workers. When nothing of this engine runs, a suspect that comes first is taken, and nothing with it.
-    async fn claim(&self, class: &Class, wanted: usize, idle: bool, pauses: &Pauses, suspects: &mut Suspects) -> Result<usize> {
-        let more = class.stats.more.load(Ordering::Relaxed);
-        let request = ClaimRequest::new(&self.engine, &class.kinds, wanted).alone(idle).start(class.idle().min(wanted)).goes_on(more);
-        let request = request.pauses(pauses.clone());
+    async fn claim(&self, classes: &[&Class], wanted: usize, idle: bool, pauses: &Pauses, suspects: &mut Suspects) -> Result<usize> {
+        let kinds: Vec<JobKind> = classes.iter().flat_map(|class| class.kinds.iter().copied()).collect();
+        let start = classes.iter().map(|class| class.idle()).min().unwrap_or_default().min(wanted);
+        let goes_on = classes.iter().all(|class| class.stats.more.load(Ordering::Relaxed));
+        let request = ClaimRequest::new(&self.engine, &kinds, wanted).alone(idle).start(start).goes_on(goes_on).pauses(pauses.clone());
         let began = clock::now();
         let jobs = self.ledger.claim(&request).await?;
         let at = clock::now();
@@ -176,10 +207,16 @@ impl Claimer {
             suspects.alone = true;
         }
         let count = jobs.len();
-        let claimed: Vec<Claimed> = jobs.into_iter().map(|job| Claimed { at, in_work: self.in_work.enter(&job), job }).collect();
-        class.stats.claimed.fetch_add(count as u64, Ordering::Relaxed);
-        let refused = class.inbox.push(claimed);
-        self.give_back(refused).await;
+        if count > 0 {
+            self.calm.disturb();
+        }
+        let mut claimed: Vec<Claimed> = jobs.into_iter().map(|job| Claimed { at, in_work: self.in_work.enter(&job), job }).collect();
+        for class in classes {
+            let (theirs, others) = claimed.into_iter().partition::<Vec<_>, _>(|claimed| class.kinds.contains(&claimed.job.kind));
+            claimed = others;
+            class.stats.claimed.fetch_add(theirs.len() as u64, Ordering::Relaxed);
+            self.give_back(class.inbox.push(theirs)).await;
+        }
         Ok(count)
     }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::jobs::SlotClass;
-use crate::ledger::{EngineBeat, Finish, JobKind, JobState, Ledger, MemoryLedger, NewJob, PauseNote, PauseTarget};
+use crate::ledger::{EngineBeat, Finish, JobState, Ledger, MemoryLedger, NewJob, PauseNote, PauseTarget};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,6 +18,7 @@ struct Bed {
     classes: Vec<Arc<Class>>,
     pauses: SharedPauses,
     work: Arc<Notify>,
+    calm: Calm,
     room: Arc<Notify>,
     in_work: InWork,
     stop: Shutdown,
@@ -32,6 +33,7 @@ impl Bed {
             classes: classes.to_vec(),
             pauses: SharedPauses::default(),
             work: Arc::default(),
+            calm: Calm::default(),
             room: Arc::default(),
             in_work: InWork::default(),
             stop: Shutdown::new(),
@@ -52,6 +54,7 @@ impl Bed {
             classes: self.classes.clone(),
             pauses: self.pauses.clone(),
             work: self.work.clone(),
+            calm: self.calm.clone(),
             room: self.room.clone(),
             closed: Arc::default(),
             in_work: self.in_work.clone(),
@@ -186,6 +189,23 @@ async fn what_is_paused_is_not_claimed_and_other_kinds_are() {
     bed.pauses.lock().0.clear();
     bed.work.notify_one();
     within("the pause is over", bed.classes[0].inbox.take(|| false)).await.unwrap();
+    bed.stop.drain();
+    within("the end", claimer).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_engine_asks_for_one_job_of_any_class_and_then_for_all_that_there_is() {
+    let bed = Bed { calm: Calm::idle(), ..Bed::new(2).await };
+    bed.put(JobKind::Compression, 1).await;
+    bed.put(JobKind::Noop, 2).await;
+    let claimer = bed.start();
+    let mut held = Vec::new();
+    for (class, kind) in [(1, JobKind::Compression), (0, JobKind::Noop), (0, JobKind::Noop)] {
+        let claimed = within("a job of each", bed.classes[class].inbox.take(|| false)).await.unwrap();
+        assert_eq!(claimed.job.kind, kind);
+        held.push(claimed);
+    }
+    assert!(!bed.calm.is_idle());
     bed.stop.drain();
     within("the end", claimer).await.unwrap();
 }

@@ -3,6 +3,7 @@
 //! Does not own: any stage.
 
 pub mod backoff;
+pub mod calm;
 pub mod clock;
 pub mod cpu;
 pub mod identity;

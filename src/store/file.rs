@@ -85,7 +85,8 @@ impl FileStore {
                 return Err(Fault::config(format!(
                     "the store directory {} cannot be created because its parent directory does not exist: create the parent, or mount it",
                     root.display()
-                )));
+                ))
+                .next(format!("mkdir -p '{}'", root.parent().unwrap_or(root).display())));
             }
             Err(error) => return Err(io_fault(Step::Prepare, "create", root, &error)),
         }

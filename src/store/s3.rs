@@ -63,7 +63,12 @@ impl S3Store {
         let region = match (sdk.region(), &endpoint) {
             (Some(region), _) => region.clone(),
             (None, Some(_)) => Region::from_static("us-east-1"), // what stores that have no regions expect
-            (None, None) => return Err(Fault::config(format!("the region of bucket {bucket} is not known: set AWS_REGION"))),
+            (None, None) => {
+                let what = format!(
+                    "the region of bucket {bucket} is not known: set AWS_REGION, or ARGON_S3_ENDPOINT where the store is not Amazon's"
+                );
+                return Err(Fault::config(what).next("export AWS_REGION=eu-central-1"));
+            }
         };
         let (own_endpoint, checksums) = (endpoint.is_some(), options.checksums.or(endpoint.is_none()));
         let (on_put, on_get) = match checksums {

@@ -39,6 +39,8 @@ impl Verb {
     }
 }
 
+const NO_BUCKET: &str = "bucket BUCKET does not exist: create it, or correct ARGON_STORE_URL";
+
 /// An answer of the service.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Answer<'a> {
@@ -96,7 +98,8 @@ impl Asked<'_> {
         if why.contains("no providers in chain") || why.contains("provider was not enabled") {
             return Fault::rejected(format!(
                 "{what}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role of the machine"
-            ));
+            ))
+            .next("export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…");
         }
         // Behind a handshake the same words are those of a connection that broke.
         if let Some(trouble) = tls::trouble(why, &tls::S3).filter(|_| !sent) {
@@ -131,7 +134,17 @@ impl Asked<'_> {
         if !advice.is_empty() {
             what = format!("{what}; {}", advice.replace("BUCKET", self.bucket));
         }
-        Fault { kind, what, retry_after }
+        let fault = Fault { kind, what, retry_after };
+        match advice.starts_with(NO_BUCKET) {
+            true => fault.next(self.make_bucket()),
+            false => fault,
+        }
+    }
+
+    /// Where the endpoint is not Amazon's it goes with the command.
+    fn make_bucket(&self) -> String {
+        let endpoint = self.store.split_once(" at ").map_or_else(String::new, |(_, endpoint)| format!(" --endpoint-url {endpoint}"));
+        format!("aws s3 mb s3://{}{endpoint}", self.bucket)
     }
 
     fn is_plain(&self) -> bool {
@@ -140,7 +153,7 @@ impl Asked<'_> {
 
     fn judge(&self, status: u16, code: &str) -> (Kind, &'static str) {
         match (status, code) {
-            (_, "NoSuchBucket") => (Kind::Rejected, "bucket BUCKET does not exist: create it, or correct ARGON_STORE_URL"),
+            (_, "NoSuchBucket") => (Kind::Rejected, NO_BUCKET),
             (_, "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken" | "ExpiredToken") => {
                 (Kind::Rejected, "the AWS credentials are wrong or have expired for this endpoint: correct them and restart")
             }
@@ -164,7 +177,7 @@ impl Asked<'_> {
                 Kind::Rejected,
                 "the credentials need s3:GetObject, s3:PutObject, s3:DeleteObject on the objects and s3:ListBucket on bucket BUCKET",
             ),
-            (404, _) if self.verb == Verb::List => (Kind::Rejected, "bucket BUCKET does not exist: create it, or correct ARGON_STORE_URL"),
+            (404, _) if self.verb == Verb::List => (Kind::Rejected, NO_BUCKET),
             // No object can be missing for a put: what answers is not the bucket, an ingress whose backend is away for instance.
             (404, _) if self.verb == Verb::Put => {
                 (Kind::Rejected, "there is no bucket BUCKET behind this endpoint now: check the endpoint, its path and the bucket's name")
@@ -275,7 +288,7 @@ mod tests {
         let fault = asked(Verb::Put).answered(Answer { status: 404, code: "NoSuchBucket", message: "gone", retry_after: None });
         assert_eq!(
             fault.what,
-            "storing k in s3://shop: the store answered 404 NoSuchBucket: gone; bucket shop does not exist: create it, or correct ARGON_STORE_URL"
+            "storing k in s3://shop: the store answered 404 NoSuchBucket: gone; bucket shop does not exist: create it, or correct ARGON_STORE_URL; next: aws s3 mb s3://shop"
         );
         let nowhere = asked(Verb::Put).answered(Answer { status: 404, ..Answer::default() });
         assert!(nowhere.what.contains("no bucket shop behind this endpoint"), "{nowhere}");

@@ -37,7 +37,13 @@ async fn a_drill_proves_a_point_and_a_damaged_base_does_not_pass() {
     // As a job, while the source is written to: its point is in the past, and so is what it is compared with.
     let writer = Writer::start(&world.client, "shop", 3_000, 1_000);
     assert!(job::enqueue(&world.ledger, &id).await.unwrap());
-    wait_for("the drill", async || world.ledger.branch(&id).await.unwrap().unwrap().proven.is_some()).await;
+    let drills = JobFilter { kind: Some(JobKind::Drill), ..JobFilter::default() };
+    wait_for("the drill", async || {
+        let failed: Vec<_> = world.ledger.jobs(&drills, 5).await.unwrap().into_iter().flat_map(|job| job.errors).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+        world.ledger.branch(&id).await.unwrap().unwrap().proven.is_some()
+    })
+    .await;
     writer.stop().await;
     let proven = world.ledger.branch(&id).await.unwrap().unwrap().proven.unwrap();
     assert!(proven.documents > 3_000 && proven.with.contains("with the source at"), "{proven:?}");

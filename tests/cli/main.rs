@@ -7,6 +7,7 @@ mod bulk;
 mod ddl;
 mod demo;
 mod fidelity;
+mod first_minutes;
 mod interface;
 mod large;
 mod place;

@@ -235,7 +235,12 @@ pub(crate) fn assert_refused(output: &Output, code: i32, says: &[&str]) {
     assert_eq!(output.code, code, "{output:?}");
     assert_eq!(output.stdout, "", "{output:?}");
     let lines: Vec<&str> = output.stderr.lines().collect();
-    assert!(matches!(lines[..], [line] if line.starts_with("error: ")), "not one line: {output:?}");
+    let is_told = match lines[..] {
+        [line] => line.starts_with("error: "),
+        [line, next] => line.starts_with("error: ") && next.starts_with("next:  "),
+        _ => false,
+    };
+    assert!(is_told, "neither one line nor one and what to type next: {output:?}");
     for part in says {
         assert!(output.stderr.contains(part), "{part:?} is not said: {output:?}");
     }

@@ -27,11 +27,12 @@ async fn a_standalone_server_is_named_with_the_way_out() {
     let place = Place::at("alone", &alone).await;
     for args in COMMANDS {
         let output = place.argon(args).await;
-        assert_refused(&output, 1, &[&alone.host(0), "standalone", "--replSet", "rs.initiate()"]);
+        assert_refused(&output, 1, &[&alone.host(0), "standalone", "--replSet", "\nnext:  mongosh --eval 'rs.initiate()'"]);
     }
     let doctor = place.argon(&["doctor", "--json"]).await;
     assert_eq!(doctor.code, 1, "{doctor:?}");
     assert!(doctor.stdout.contains("standalone") && doctor.stdout.contains(r#""ok":false"#), "{doctor:?}");
+    assert!(doctor.stdout.contains(r#""next":"mongosh --eval 'rs.initiate()'""#), "{doctor:?}");
     let kept = place.client.list_database_names().await.unwrap();
     assert!(!kept.contains(&place.metadata), "nothing is written: {kept:?}");
 }
@@ -41,7 +42,10 @@ async fn a_server_that_does_not_answer_is_named() {
     let place = Place::new("silent").await;
     // The second may have another process's port by chance, but no mongod that speaks MongoDB's protocol under that name.
     for (uri, says) in [
-        ("mongodb://127.0.0.1:1/?replicaSet=rs0", &["127.0.0.1:1", "Connection refused", "is mongod running"][..]),
+        (
+            "mongodb://127.0.0.1:1/?replicaSet=rs0",
+            &["127.0.0.1:1", "Connection refused", "is mongod running", "\nnext:  mongosh \"$ARGON_MONGODB_URI\""][..],
+        ),
         ("mongodb://no-such-host.invalid:27017/", &["no-such-host.invalid"][..]),
     ] {
         let output = place.argon_with(&["branch", "list"], &[("ARGON_MONGODB_URI", uri)]).await;
@@ -94,20 +98,22 @@ async fn credentials_and_rights_that_are_missing_are_named_and_passwords_never_s
     let nobody = guarded.mongod.uri().replace("root:rootpw@", "");
     let start = ["capture", "start", BRANCH, "--source-db", source];
     let lost = ["capture", "start", BRANCH, "--source-db", source, "--source-uri", "env:SOURCE"];
-    let login = &["refused the credentials", "authSource"][..];
+    let login = &["refused the credentials", "authSource", "\nnext:  mongosh"][..];
+    let grant_read = format!("[{{role: \"read\", db: \"{source}\"}}])'");
     for (uri, args, says) in [
         (&wrong, &["branch", "list"][..], login),
         (&wrong, &["run"], login),
-        (&nobody, &["branch", "list"], &["login", "user and password"]),
+        (&nobody, &["branch", "list"], &["login", "user and password", "\nnext:  export ARGON_MONGODB_URI"]),
         (&reader, &["branch", "list"], &["no Argon metadata in database", metadata]),
-        (&reader, &["run"], &["may not run", metadata, "grant"]),
-        (&writer, &start, &["may not run", source, "grant"]),
+        (&reader, &["run"], &["may not run", metadata, "grant", "\nnext:  mongosh", "role: \"readWrite\""]),
+        (&writer, &start, &["may not run", source, "grant", "\nnext:  mongosh", &grant_read]),
     ] {
         let output = place.argon_with(args, &[("ARGON_MONGODB_URI", uri), ("ARGON_LOG", "debug")]).await;
         assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{output:?}");
         assert!(!output.stderr.contains("S3CRET"), "{output:?}");
-        let line = output.stderr.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("{output:?}"));
-        assert!(says.iter().all(|part| line.contains(part)), "{says:?}: {line}");
+        let at = output.stderr.rfind("error: ").unwrap_or_else(|| panic!("{output:?}"));
+        let told = &output.stderr[at..];
+        assert!(says.iter().all(|part| told.contains(part)), "{says:?}: {told}");
         let quiet = place.argon_with(args, &[("ARGON_MONGODB_URI", uri)]).await;
         assert_refused(&quiet, 1, says);
     }
@@ -119,6 +125,17 @@ async fn credentials_and_rights_that_are_missing_are_named_and_passwords_never_s
     let doctor = place.argon_with(&["doctor", "--source-db", source], &[("ARGON_MONGODB_URI", &writer)]).await;
     assert_eq!(doctor.code, 1, "{doctor:?}");
     assert!(doctor.stdout.contains("FAILED   change stream") && doctor.stdout.contains(source), "{doctor:?}");
+    assert!(doctor.stdout.contains("next: mongosh"), "{doctor:?}");
+    // All but one of what the engine does there: found before the engine meets it.
+    let actions = ["find", "insert", "update", "createIndex", "listCollections", "listIndexes"];
+    let most = doc! {"resource": {"db": metadata, "collection": ""}, "actions": actions.to_vec()};
+    let made = doc! {"createRole": "most", "privileges": [most], "roles": []};
+    place.client.database("admin").run_command(made).await.unwrap();
+    let half = guarded.user("half", "halfS3CRET", vec![role("most", "admin")]).await;
+    let doctor = place.argon_with(&["doctor"], &[("ARGON_MONGODB_URI", &half)]).await;
+    let says = format!("user half lacks remove on {metadata}");
+    let grant = format!(r#"grantRolesToUser("half", [{{role: "readWrite", db: "{metadata}"}}])"#);
+    assert!(doctor.code == 1 && doctor.stdout.contains(&says) && doctor.stdout.contains(&grant), "{doctor:?}");
     let branches = place.client.database(metadata).collection::<Document>("branches");
     assert_eq!(branches.count_documents(doc! {}).await.unwrap(), 0, "none of these made a branch");
 }

@@ -108,7 +108,7 @@ async fn a_client_certificate_is_a_login_and_a_source_that_is_not_trusted_is_wai
     let stranger = uri(&authority.client("stranger"), &authority.file());
     let output = place.argon_with(&["branch", "list"], &[("ARGON_MONGODB_URI", &stranger)]).await;
     assert_eq!(output.code, 1, "{output:?}");
-    assert!(output.stderr.lines().count() == 1 && output.stderr.contains("refused the credentials"), "{output:?}");
+    assert!(output.stderr.lines().count() == 2 && output.stderr.contains("refused the credentials"), "{output:?}");
 
     // The source by a reference of its own; a URI with files and without a password may be stored as it is.
     let start = ["capture", "start", BRANCH, "--source-db", place.source.name(), "--source-uri", "env:SOURCE"];

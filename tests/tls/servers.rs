@@ -1,6 +1,6 @@
 //! Owns: the servers that all tests share: MongoDB with TLS and a login, S3 with HTTPS, and S3 without. They end with the process.
 
-use argon::devkit::{Auth, Mongod, MongodOptions, Tls, Weed};
+use argon::devkit::{Auth, Mongod, MongodOptions, Tls, Weed, WeedOptions};
 use tokio::sync::OnceCell;
 
 use crate::authority::Authority;
@@ -46,7 +46,7 @@ pub(crate) async fn plain_weed() -> &'static Weed {
 }
 
 async fn with_bucket(tls: Option<Tls>) -> Weed {
-    let weed = Weed::start_with(tls).await.unwrap();
+    let weed = Weed::start_with(WeedOptions { tls, ..WeedOptions::default() }).await.unwrap();
     weed.create_bucket(BUCKET).await.unwrap();
     weed
 }

@@ -6,6 +6,7 @@
 mod ceiling;
 mod delays;
 mod documents;
+mod idle;
 mod live;
 mod machine;
 mod pipeline;
@@ -29,6 +30,7 @@ pub(crate) async fn run(bench: Bench) -> Result<Report> {
         Bench::Live(args) => Box::pin(live::run(args)).await,
         Bench::Repeated(args) => Box::pin(repeated::run(args)).await,
         Bench::Restore(args) => Box::pin(restore::run(args)).await,
+        Bench::Idle(args) => Box::pin(idle::run(args)).await,
         Bench::Scaler(args) => scaler::run(args).await,
         Bench::Queue(args) => Box::pin(queue::run(args)).await,
     }

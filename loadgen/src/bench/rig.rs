@@ -114,8 +114,13 @@ impl Rig {
 
     /// `argon capture start`: when it returns, everything written from then on belongs to the branch.
     pub(super) async fn start_capture(&self, line: &Line) -> Result<()> {
+        self.start_capture_with(line, &[]).await
+    }
+
+    /// The same with options.
+    pub(super) async fn start_capture_with(&self, line: &Line, options: &[&str]) -> Result<()> {
         let args = ["capture", "start", &line.branch, "--source-db", SOURCE_DB, "--json"];
-        self.command(line, args, COMMAND_LIMIT).await.map(drop)
+        self.command(line, args.iter().chain(options), COMMAND_LIMIT).await.map(drop)
     }
 
     /// `argon run`.

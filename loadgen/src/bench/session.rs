@@ -139,6 +139,11 @@ impl<'a> Session<'a> {
         Ok(Used { engine_cpu_s, mongod_cpu_s, store_cpu_s, own_cpu_s, others_cores, peak_rss_bytes })
     }
 
+    /// Its memory now, in bytes.
+    pub(super) fn rss(&self) -> Result<u64> {
+        self.engine.rss().ok_or_else(|| Fault::unknown("argon run has ended"))
+    }
+
     /// Ends the engine, verifies the branch; returns how long that took.
     pub(super) async fn finish(mut self) -> Result<Duration> {
         self.rig.stop_engine(&mut self.engine).await?;

@@ -62,12 +62,18 @@ pub(super) fn fault_of(error: Error) -> Fault {
     classify(&error, Phase::Run)
 }
 
+/// What a set of one member needs, in the shell of MongoDB.
+pub(super) const INITIATE: &str = "mongosh --eval 'rs.initiate()'";
+/// Whether the URI works at all.
+const TRY_URI: &str = "mongosh \"$ARGON_MONGODB_URI\" --eval 'db.hello()'";
+
 /// A standalone server can do neither change streams nor transactions.
 pub(super) fn standalone(address: Option<&str>) -> Fault {
     let at = address.map_or_else(String::new, |a| format!(" at {a}"));
     Fault::rejected(format!(
-        "MongoDB{at} is a standalone: change streams and transactions need a replica set: start it with --replSet rs0 and run rs.initiate()"
+        "MongoDB{at} is a standalone: change streams and transactions need a replica set: start it with --replSet rs0 (or replication.replSetName in mongod.conf), once more with its data, then initiate the set"
     ))
+    .next(INITIATE)
 }
 
 /// The server's code of an error, of whatever shape.
@@ -143,10 +149,10 @@ fn selection(message: &str) -> Fault {
     let hint = if let Some(first) = troubles.first() {
         format!("; {}", first.advice)
     } else if message.contains("Ghost") {
-        "; a member runs with --replSet but the set is not initiated: run rs.initiate()".to_owned()
+        "; a member runs with --replSet but the set is not initiated".to_owned()
     } else if let (Some(set), true) = (set, servers.is_empty()) {
         format!(
-            "; no server that answers calls its set {set}: check replicaSet in the URI, or, where mongod runs without --replSet, start it with one and run rs.initiate()"
+            "; no server that answers calls its set {set}: check replicaSet in the URI, or, where mongod runs without --replSet, start it with one and initiate the set"
         )
     } else if !servers.is_empty() && servers.iter().all(|server| server.error.is_some()) {
         "; is mongod running there, and are host and port in the URI right?".to_owned()
@@ -158,7 +164,12 @@ fn selection(message: &str) -> Fault {
     let what = if servers.is_empty() { "no server of the URI can be used".to_owned() } else { joined(&servers) };
     // The way out must not fall behind the end of the line, however many servers there are.
     let what: String = what.chars().take(MAX_MESSAGE.saturating_sub(hint.len() + 40)).collect();
-    Fault::transient(scrub(&format!("MongoDB is not reachable: {what}{hint}")))
+    let fault = Fault::transient(scrub(&format!("MongoDB is not reachable: {what}{hint}")));
+    match (troubles.is_empty(), message.contains("Ghost")) {
+        (false, _) => fault, // an option of the URI, which the advice has named
+        (true, true) => fault.next(INITIATE),
+        (true, false) => fault.next(TRY_URI),
+    }
 }
 
 /// One server in the driver's description of the topology.
@@ -228,7 +239,7 @@ fn authentication(error: &Error, message: &str) -> Fault {
 }
 
 fn refused_login(message: &str) -> Fault {
-    Fault::rejected(format!("MongoDB refused the credentials (check user, password and authSource): {message}"))
+    Fault::rejected(format!("MongoDB refused the credentials (check user, password and authSource): {message}")).next(TRY_URI)
 }
 
 /// Names the right: the server says `not authorized on DB to execute command { NAME: ...`.
@@ -244,10 +255,28 @@ fn unauthorized(message: &str) -> Fault {
             format!("the user may not run `{command}` of a capped collection on database {db}: grant it and convertToCapped there")
         }
         (Some(db), Some(command)) => format!("the user may not run `{command}` on database {db}: grant a role that allows it there"),
-        _ if message.contains("requires authentication") => "the server wants a login: put user and password into the URI".to_owned(),
+        _ if message.contains("requires authentication") => {
+            return Fault::rejected("MongoDB: the server wants a login: put user and password into the URI")
+                .next("export ARGON_MONGODB_URI='mongodb://USER:PASSWORD@HOST:27017/?replicaSet=rs0&authSource=admin'");
+        }
         _ => format!("a right is missing: {message}"),
     };
-    Fault::rejected(format!("MongoDB: {what}"))
+    let fault = Fault::rejected(format!("MongoDB: {what}"));
+    match (db, command) {
+        (Some(db), Some(command)) => fault.next(grant(db, command)),
+        _ => fault,
+    }
+}
+
+/// The built-in role that has the right; `docs/rights` has smaller ones.
+fn grant(db: &str, command: &str) -> String {
+    let reads = ["aggregate", "find", "count", "listCollections", "listIndexes", "collStats", "getMore", "distinct"];
+    let (role, db) = match db {
+        "admin" => ("clusterMonitor", "admin"),
+        db if db == "local" || reads.contains(&command) => ("read", db),
+        db => ("readWrite", db),
+    };
+    format!("mongosh \"$ADMIN_URI\" --eval 'db.getSiblingDB(\"admin\").grantRolesToUser(\"USER\", [{{role: \"{role}\", db: \"{db}\"}}])'")
 }
 
 fn fault(kind: Kind, what: String) -> Fault {
@@ -376,6 +405,7 @@ mod tests {
         let refused = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: Connection refused (os error 111), labels: {\"RetryableError\"}, source: None, server response: None } ] }";
         let what = selection(refused).what;
         assert!(what.contains("127.0.0.1:1: I/O error: Connection refused (os error 111); is mongod running"), "{what}");
+        assert_eq!(crate::fault::told(&what).1, Some(TRY_URI));
         let none =
             "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: wrong, Servers: [  ] }";
         assert!(selection(none).what.contains("calls its set wrong: check replicaSet"), "{}", selection(none).what);

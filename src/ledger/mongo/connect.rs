@@ -9,7 +9,7 @@ use mongodb::options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreferen
 use mongodb::{Client, Database};
 use parking_lot::Mutex;
 
-use super::classify::{fault_of, scrub, standalone};
+use super::classify::{INITIATE, fault_of, scrub, standalone};
 use super::secrets::secret_values;
 use super::{Inner, MongoLedger};
 use crate::fault::{Fault, Result};
@@ -132,6 +132,7 @@ fn invalid(uri: &str, kind: &ErrorKind) -> Fault {
         other => other.to_string(),
     };
     Fault::config(format!("MongoDB URI is not valid: {}", without(uri, &message)))
+        .next("export ARGON_MONGODB_URI='mongodb://127.0.0.1:27017/?replicaSet=rs0'")
 }
 
 /// The message, unless it quotes the user part of the URI or a secret among its options.
@@ -190,7 +191,7 @@ fn topology(address: Option<&str>, hello: &Document) -> Result<Topology> {
     }
     if hello.get_bool("isreplicaset").unwrap_or(false) {
         let at = address.map_or_else(String::new, |a| format!(" at {a}"));
-        return Err(Fault::rejected(format!("MongoDB{at} runs with --replSet but the set is not initiated: run rs.initiate()")));
+        return Err(Fault::rejected(format!("MongoDB{at} runs with --replSet but the set is not initiated")).next(INITIATE));
     }
     Err(standalone(address))
 }

@@ -123,7 +123,7 @@ fn readable(found: Result<Option<Document>, Error>, what: &str) -> Result<Option
 }
 
 /// The user has no right to it (13), or a hosted service does not offer it to anybody: unknown or unsupported commands, and Atlas in its own words.
-fn is_withheld(error: &Error) -> bool {
+pub(super) fn is_withheld(error: &Error) -> bool {
     match code(error) {
         Some(13 | 59 | 115) => true,
         Some(8000) => error.to_string().to_ascii_lowercase().replace('_', " ").contains("not allowed"),
