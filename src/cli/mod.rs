@@ -153,23 +153,31 @@ pub fn main() -> ExitCode {
     };
     let json = cli.json;
     let engine = matches!(cli.command, Command::Run(_));
-    telemetry::init_logging(engine, &cli.logging);
     if engine {
         crate::runtime::memory::begin_with_fixed_sizes();
     } else if cli.command.folds() {
         crate::runtime::memory::begin_with_small_sizes();
     }
+    let failed = |fault| ExitCode::from(report(&fault, json).code());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(Fault::transient(format!("cannot start threads: {e}"))),
+    };
+    let traces = {
+        let _tasks = runtime.enter(); // traces are sent by a task
+        match telemetry::init(engine, &cli.logging) {
+            Ok(traces) => traces,
+            Err(fault) => return failed(fault),
+        }
+    };
     for (given, meant) in config::near_misses(std::env::vars_os().filter_map(|(k, _): (OsString, _)| k.into_string().ok())) {
         complain(&format!("warning: {given} is not a setting of Argon; did you mean {meant}?"));
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return ExitCode::from(report(&Fault::transient(format!("cannot start threads: {e}")), json).code()),
-    };
     let exit = match runtime.block_on(dispatch(cli)) {
         Ok(exit) => exit,
         Err(fault) => report(&fault, json),
     };
+    drop(traces);
     // SUBTLE: left as it is, not shut down. Abandoned blocking work (a hung disk) must not keep the process, and the driver's own tasks
     // panic now and then when a runtime is taken apart under them, which prints a second, wrong error.
     std::mem::forget(runtime);

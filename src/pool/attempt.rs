@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::budget::{MemoryBudget, cost_of};
 use super::in_work::{Halt, Why};
@@ -121,6 +122,7 @@ impl Runner {
                 let _memory = memory;
                 handler.run(&job, &lease, &watch).await
             }
+            .in_current_span()
         });
         let (limit, of) = match kind.spec.timeout {
             Some(limit) => (limit, "the time limit of its kind"),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::Span;
 
 use super::class::Class;
 use super::in_work::{InWork, InWorkGuard};
@@ -23,6 +24,7 @@ use crate::runtime::calm::Calm;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
 use crate::telemetry::meters::{Meters, Stage};
+use crate::telemetry::traces;
 
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
@@ -48,6 +50,8 @@ pub(crate) struct Claimed {
     pub at: Instant,
     /// Held until the outcome is on record.
     pub in_work: InWorkGuard,
+    /// From its claim until then.
+    pub trace: Span,
 }
 
 /// What operators have paused, as last read.
@@ -210,7 +214,8 @@ impl Claimer {
         if count > 0 {
             self.calm.disturb();
         }
-        let mut claimed: Vec<Claimed> = jobs.into_iter().map(|job| Claimed { at, in_work: self.in_work.enter(&job), job }).collect();
+        let mut claimed: Vec<Claimed> =
+            jobs.into_iter().map(|job| Claimed { at, in_work: self.in_work.enter(&job), trace: traces::of_job(&job), job }).collect();
         for class in classes {
             let (theirs, others) = claimed.into_iter().partition::<Vec<_>, _>(|claimed| class.kinds.contains(&claimed.job.kind));
             claimed = others;

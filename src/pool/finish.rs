@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tracing::Span;
 
 use super::class::Class;
 use super::in_work::InWorkGuard;
@@ -22,6 +23,7 @@ use crate::runtime::link::{LinkRx, LinkTx};
 use crate::runtime::random;
 use crate::runtime::shutdown::Shutdown;
 use crate::telemetry::meters::{LinkName, Meters, Outcome};
+use crate::telemetry::traces;
 
 /// Waiting successes: when the metadata is away, workers wait here with what they have done, and no more is claimed.
 const WAITING: usize = 1_024;
@@ -37,6 +39,7 @@ pub(crate) struct Success {
     pub class: Arc<Class>,
     pub cell: Arc<WorkerCell>,
     pub in_work: InWorkGuard,
+    pub trace: Span,
 }
 
 /// Hands successes to the finisher.
@@ -116,6 +119,7 @@ impl Finisher {
     }
 
     fn ended(&self, success: &Success, outcome: Outcome) {
+        traces::ended(&success.trace, outcome.name(), None);
         if let Some(kind) = self.meters.kind(success.finish.kind) {
             kind.ended(outcome);
         }

@@ -34,5 +34,5 @@ pub(crate) fn job(id: &str) -> Job {
 /// A claimed job.
 pub(crate) fn claimed(id: &str) -> Claimed {
     let job = job(id);
-    Claimed { in_work: InWork::default().enter(&job), job, at: clock::now() }
+    Claimed { in_work: InWork::default().enter(&job), job, at: clock::now(), trace: tracing::Span::none() }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::Instrument;
 
 use super::attempt::{End, Runner};
 use super::claim::Claimed;
@@ -21,6 +22,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::{clock, random};
 use crate::telemetry::meters::{self, KindMeter, Meters};
+use crate::telemetry::traces;
 
 /// Pauses while the outcome of an attempt cannot be recorded.
 const RECORD: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(5) };
@@ -63,7 +65,7 @@ impl Worker {
 
     /// One attempt of one job.
     async fn step(&self, cell: &Arc<WorkerCell>, claimed: Claimed) {
-        let Claimed { job, at, in_work } = claimed;
+        let Claimed { job, at, in_work, trace } = claimed;
         let Some(lease) = job.held() else { return };
         let began = clock::now();
         let (waited, kind) = (waited(&job, began.saturating_duration_since(at)), self.meters.kind(job.kind));
@@ -74,13 +76,13 @@ impl Worker {
         let ended = |outcome| kind.into_iter().for_each(|kind| kind.ended(outcome));
         cell.begin(&job.id, began);
         let job = Arc::new(job);
-        let end = self.runner.run(&job, &lease, &in_work.halt).await;
+        let end = self.runner.run(&job, &lease, &in_work.halt).instrument(trace.clone()).await;
         let free = Busy { worker: self, cell, began, kind };
         match end {
             End::Ended(Outcome::Done) => {
                 drop(free); // what is left is to put it on record, together with others
                 let finish = Finish { lease, kind: job.kind };
-                self.finishes.finish(Success { finish, class: self.class.clone(), cell: cell.clone(), in_work }).await;
+                self.finishes.finish(Success { finish, class: self.class.clone(), cell: cell.clone(), in_work, trace }).await;
             }
             End::Ended(Outcome::Committed { stored_bytes, adopted }) => {
                 let stats = &self.class.stats;
@@ -89,17 +91,23 @@ impl Worker {
                 stats.adopted.fetch_add(u64::from(adopted), Ordering::Relaxed);
                 cell.tally(Tally::Succeeded);
                 ended(meters::Outcome::Succeeded);
+                traces::ended(&trace, meters::Outcome::Succeeded.name(), None);
             }
             End::Ended(Outcome::Fenced) => {
                 ended(meters::Outcome::Fenced);
+                traces::ended(&trace, meters::Outcome::Fenced.name(), None);
                 self.class.stats.fenced.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(job = %job.id, worker = %cell.name, "the job belongs to another attempt now; this result is dropped");
             }
             End::Cancelled => {
                 tracing::info!(job = %job.id, worker = %cell.name, "stopped the job, as an operator asked");
+                traces::ended(&trace, "cancelled", None);
                 self.record(&lease, &Failed::Cancelled).await;
             }
-            End::Failed(fault) => self.failed(cell, &job, &lease, &fault, kind).await,
+            End::Failed(fault) => {
+                traces::ended(&trace, "failed", Some(&fault.what));
+                self.failed(cell, &job, &lease, &fault, kind).await;
+            }
         }
     }
 

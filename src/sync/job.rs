@@ -10,6 +10,7 @@ use bson::RawDocumentBuf;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::branch::layout;
 use crate::fault::{Fault, Kind, Result};
@@ -25,6 +26,7 @@ use crate::store::{PutOutcome, PutTag, RetryPolicy, Store, put_idempotent};
 
 use super::commit::CommitHandle;
 use crate::telemetry::meters::{Meters, Stage};
+use crate::telemetry::traces::step;
 
 /// Repeats of a commit whose outcome is unclear, before the job is given back.
 const COMMIT_ATTEMPTS: u32 = 8;
@@ -64,17 +66,18 @@ impl SyncJob {
     pub async fn run(&self, job: &Job, lease: &JobLease, watch: &Watch) -> Result<Outcome> {
         let spec = job.sync.as_ref().ok_or_else(|| Fault::corrupt(format!("job {} has no sync part", job.id)))?;
         // The mark costs no time of its own, and is there before anything is computed.
-        let (started, target, parts) = tokio::join!(self.started(job, lease), self.target(&job.branch), self.ledger.payload(&job.id));
+        let begin = async { tokio::join!(self.started(job, lease), self.target(&job.branch), self.ledger.payload(&job.id)) };
+        let (started, target, parts) = begin.instrument(step!("payload")).await;
         if !started.map_err(outage)? {
             return Ok(Outcome::Fenced);
         }
         let (target, parts) = (target?, parts.map_err(outage)?);
-        let encoded = self.encode(job, spec, &target, parts, watch).await?;
+        let encoded = self.encode(job, spec, &target, parts, watch).instrument(step!("encode")).await?;
         let key = layout::segment_l0(&target.project, &job.branch, spec.epoch, spec.first_seq, spec.last_seq, &encoded.sha256);
-        let adopted = self.upload(&key, &encoded, spec.changes(), &watch.cancel).await?;
+        let adopted = self.upload(&key, &encoded, spec.changes(), &watch.cancel).instrument(step!("upload")).await?;
         let stored_bytes = encoded.bytes.len() as u64;
         let commit = SegmentCommit { lease: lease.clone(), segment: row(job, spec, key, &encoded), payload_bytes: spec.payload_bytes };
-        Ok(match self.commit(commit, &watch.cancel).await? {
+        Ok(match self.commit(commit, &watch.cancel).instrument(step!("commit")).await? {
             Committed::Now | Committed::Already => Outcome::Committed { stored_bytes, adopted },
             Committed::Fenced => Outcome::Fenced,
             Committed::Misfit => {
