@@ -8,6 +8,7 @@ mod ddl;
 mod demo;
 mod fidelity;
 mod first_minutes;
+mod guides;
 mod interface;
 mod large;
 mod place;

@@ -32,7 +32,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 /// Arguments of `argon` in a line, also through cargo or after variables.
-fn arguments(line: &str) -> Option<Vec<String>> {
+pub(crate) fn arguments(line: &str) -> Option<Vec<String>> {
     let words: Vec<String> = words(line.trim_start_matches("$ "));
     let command = words.iter().position(|word| !word.contains('=')).unwrap_or(words.len());
     match words[command..].iter().map(String::as_str).collect::<Vec<_>>()[..] {
