@@ -30,6 +30,8 @@ const META_SHA256: &str = "sha256";
 const META_PUT_ID: &str = "putid";
 /// Time of a whole request, body included: 30 s and a second per MiB up to 128 MiB.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(158);
+/// Characters of an answer that an error tells.
+const MOST_SAID: usize = 600;
 
 /// A store behind the object_store crate.
 #[derive(Debug)]
@@ -97,13 +99,15 @@ impl CloudStore {
 
     /// The one classification of what the crate reports.
     fn classify(&self, writes: bool, key: &str, error: &Error) -> Fault {
-        let what = format!("{} in {}: {error}", if writes { format!("writing {key}") } else { format!("reading {key}") }, self.shown);
+        let full = error.to_string();
+        let said = one_line(&full);
+        let what = format!("{} in {}: {said}", if writes { format!("writing {key}") } else { format!("reading {key}") }, self.shown);
         let healing = |what: String| if writes { Fault::unknown(format!("{what}; it may have happened")) } else { Fault::transient(what) };
         match error {
             Error::NotFound { .. }
-                if what.contains("NoSuchBucket") || what.contains("ContainerNotFound") || what.contains("bucket does not exist") =>
+                if ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"].iter().any(|sign| full.contains(sign)) =>
             {
-                Fault::rejected(format!("{what}; create the bucket or correct ARGON_STORE_URL"))
+                Fault::rejected(format!("{what}; create the bucket or correct ARGON_STORE_URL")).next(self.make_bucket())
             }
             // No object can be missing for a write: what answers is not the bucket.
             Error::NotFound { .. } if writes => Fault::rejected(format!(
@@ -119,7 +123,7 @@ impl CloudStore {
             | Error::UnknownConfigurationKey { .. } => Fault::rejected(what),
             // The crate keeps its error type to itself; the kind of the transport's failure and the status in the text are what can be had.
             error if transport(error) == Some(HttpErrorKind::Connect) => Fault::transient(what),
-            _ => match status(&what) {
+            _ => match status(&full) {
                 Some(429) => Fault::transient(what),
                 Some(416) => Fault::corrupt(what),
                 Some(400..=407 | 409..=499) => Fault::rejected(what),
@@ -128,9 +132,30 @@ impl CloudStore {
         }
     }
 
+    fn make_bucket(&self) -> String {
+        let (scheme, rest) = self.shown.split_once("://").unwrap_or_default();
+        let bucket = rest.split('/').next().unwrap_or_default();
+        match scheme {
+            "az" => format!("az storage container create --name {bucket}"),
+            _ => format!("gcloud storage buckets create gs://{bucket}"),
+        }
+    }
+
     async fn fetch(&self, key: &str, options: GetOptions) -> Result<object_store::GetResult, Error> {
         let path = self.path(key).map_err(|fault| Error::Generic { store: "key", source: fault.what.into() })?;
         self.inner.get_opts(&path, options).await
+    }
+}
+
+/// The crate quotes whole answers: of one in XML, its code and message are what a person reads.
+fn one_line(text: &str) -> String {
+    let (before, xml) = text.split_once("<?xml").unwrap_or((text, ""));
+    let of = |tag: &str| Some(xml.split_once(&format!("<{tag}>"))?.1.split_once(&format!("</{tag}>"))?.0);
+    let words = [Some(before), of("Code"), of("Message")].into_iter().flatten().flat_map(str::split_whitespace);
+    let line = words.collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST_SAID) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
 }
 
@@ -284,6 +309,21 @@ mod tests {
     use super::*;
     use crate::fault::Kind;
     use object_store::memory::InMemory;
+
+    #[test]
+    fn what_the_service_says_is_one_line_and_a_bucket_that_is_missing_comes_with_the_command_that_makes_it() {
+        let xml = "Server returned non-2xx status code: 404 Not Found: <?xml version='1.0'?>\n<Error>\n <Code>ContainerNotFound</Code>\n <Message>The container\ndoes not exist.</Message>\n</Error>";
+        assert_eq!(one_line(xml), "Server returned non-2xx status code: 404 Not Found: ContainerNotFound The container does not exist.");
+        assert_eq!(one_line(&"é".repeat(MOST_SAID + 1)).chars().count(), MOST_SAID + 1);
+        let missing = Error::NotFound { path: "k".to_owned(), source: format!("{} {xml}", "k".repeat(MOST_SAID)).into() };
+        for (shown, next) in
+            [("az://shop/x", "az storage container create --name shop"), ("gs://shop", "gcloud storage buckets create gs://shop")]
+        {
+            let fault = CloudStore::over(Arc::new(InMemory::new()), "", shown.to_owned()).classify(false, "k", &missing);
+            assert_eq!((fault.kind, crate::fault::told(&fault.what).1), (Kind::Rejected, Some(next)), "{fault}");
+            assert!(!fault.what.contains('\n'), "{fault}");
+        }
+    }
 
     #[test]
     fn failures_are_classified_like_those_of_s3() {
