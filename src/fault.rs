@@ -36,6 +36,8 @@ pub struct Fault {
     pub what: String,
     /// The other side asked to wait this long (Retry-After).
     pub retry_after: Option<Duration>,
+    /// What a person at this machine's command line types next. No part of the sentence: logs and other machines have no use for it.
+    pub next: Option<String>,
 }
 
 /// Result of everything in the engine.
@@ -47,7 +49,7 @@ macro_rules! makers {
             $(
                 #[doc = concat!("A fault of kind [`Kind::", stringify!($kind), "`].")]
                 pub fn $name(what: impl Into<String>) -> Self {
-                    Self { kind: Kind::$kind, what: what.into(), retry_after: None }
+                    Self { kind: Kind::$kind, what: what.into(), retry_after: None, next: None }
                 }
             )*
         }
@@ -59,15 +61,11 @@ makers! {
     corrupt => Corrupt, config => Config, history_lost => HistoryLost, cancelled => Cancelled,
 }
 
-/// What stands between the sentence and the command that a person types next.
-const NEXT: &str = "; next: ";
-
 impl Fault {
-    /// Ends the sentence with the command to type next. Whoever shows the fault to a person gives it a line of its own ([`told`]).
+    /// With the command to type next.
     #[must_use]
-    pub fn next(mut self, command: impl std::fmt::Display) -> Self {
-        self.what = format!("{}{NEXT}{command}", self.what);
-        self
+    pub fn next(self, command: impl Into<String>) -> Self {
+        Self { next: Some(command.into()), ..self }
     }
 
     /// Prefixes the sentence with where it happened; the kind stays.
@@ -81,9 +79,4 @@ impl Fault {
     pub fn may_heal(&self) -> bool {
         matches!(self.kind, Kind::Transient | Kind::Unknown)
     }
-}
-
-/// The sentence of a fault, and the command to type next if it has one.
-pub fn told(what: &str) -> (&str, Option<&str>) {
-    what.rsplit_once(NEXT).map_or((what, None), |(sentence, command)| (sentence, Some(command)))
 }

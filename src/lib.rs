@@ -45,6 +45,50 @@
 //! | CPU pool | async stages → rayon | 2 a thread | one unit runs while one waits |
 //! | `commits` | workers → committer | 64 | every worker has at most one |
 //!
+//! # As a library
+//!
+//! What the commands do can be had as functions. This is `argon restore shop/main --to-db shop_copy --at 2026-11-23T21:02:52Z`, from the store alone:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use argon::branch::history::{History, Progress};
+//! use argon::branch::rebuild::{self, Bucket};
+//! use argon::branch::restore::{RestoreOptions, restore};
+//! use argon::ledger::{ConnectOptions, SharedLedger, connect_client};
+//! use argon::store::{self, StoreOptions};
+//!
+//! # async fn example() -> argon::fault::Result<()> {
+//! let store = store::open("s3://my-bucket/argon", &StoreOptions::default()).await?;
+//! let bucket = Bucket::open(store.clone(), Arc::default()).await?;
+//! let (ledger, _remarks) = rebuild::memory(&bucket, &["shop/main"]).await?;
+//! let ledger: SharedLedger = Arc::new(ledger);
+//! let history = History::open(ledger, store, "shop/main").await?;
+//!
+//! let client = connect_client("mongodb://127.0.0.1:27017/?replicaSet=rs0", &ConnectOptions::default()).await?;
+//! let options = RestoreOptions::new("2026-11-23T21:02:52Z".parse()?);
+//! let report = restore(&history, &client.database("shop_copy"), &options, Arc::new(Progress::default())).await?;
+//! println!("{} documents as of change {}", report.documents, report.seq);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! And a history without any server, as the tests have it: ports have twins in memory.
+//!
+//! ```
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use argon::ledger::{Ledger, MemoryLedger};
+//! use argon::store::{self, StoreOptions};
+//!
+//! let store = store::open("memory:", &StoreOptions::default()).await.unwrap();
+//! let probe = store::probe(&*store, "example").await.unwrap();
+//! assert!(probe.conditional_put);
+//! assert!(MemoryLedger::new().branches().await.unwrap().is_empty());
+//! # });
+//! ```
+//!
+//! Faults ([`fault::Fault`]) say by their kind what a caller does about them.
+//!
 //! # Reading order
 //!
 //! [`engine`] is the wiring; then [`capture`], [`ledger`], [`queue`], [`pool`], [`jobs`], [`sync`], [`segment`] follow the flow, and [`branch`] is the way back.

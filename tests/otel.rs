@@ -70,6 +70,8 @@ async fn each_job_is_a_trace_from_its_claim_to_its_commit() {
             ("ARGON_HTTP_ADDR", "127.0.0.1:0".into()),
             ("WORKER_BATCH_TIMEOUT", "100ms".into()),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.to_owned()),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer otelS3CRET".into()),
+            ("ARGON_LOG", "trace".into()),
         ];
         own.map(|(name, value)| (name.to_owned(), value)).to_vec()
     };
@@ -98,6 +100,8 @@ async fn each_job_is_a_trace_from_its_claim_to_its_commit() {
     done(&engine, "noop", 0).await;
     assert_eq!(engine.terminate(LIMIT).await.unwrap().code, 0, "{}", engine.log_tail(3_000));
     assert!(!engine.stderr().contains("traces were not sent"), "{}", engine.log_tail(3_000));
+    assert!(collector.count("Bearer otelS3CRET") > 0, "the collector is told");
+    assert_eq!(engine.stderr().lines().find(|line| line.contains("S3CRET")), None, "and the log is not");
     let mut syncs = 0;
     for kind in ["sync", "noop"] {
         let mut cursor = jobs.find(doc! {"kind": kind}).await.unwrap();

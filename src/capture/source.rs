@@ -64,7 +64,18 @@ fn from_file(path: &str) -> Result<String> {
 /// Connects to a source.
 pub async fn connect(reference: Option<&str>, default: &str) -> Result<Client> {
     let uri = resolve(reference, default)?;
-    connect_client(&uri, &ConnectOptions::default()).await
+    connect_client(&uri, &ConnectOptions::default()).await.map_err(|fault| Fault { next: next_of(reference, fault.next), ..fault })
+}
+
+/// What to type next is about the metadata's URI, and the source may have one of its own.
+fn next_of(reference: Option<&str>, next: Option<String>) -> Option<String> {
+    let Some(reference) = reference else { return next };
+    let uri = match reference.split_once(':') {
+        Some(("env", name)) => format!("\"${name}\""),
+        Some(("file", path)) => format!("\"$(cat '{path}')\""),
+        _ => format!("'{reference}'"),
+    };
+    Some(next?.replace("\"$ARGON_MONGODB_URI\"", &uri))
 }
 
 /// Opens feeds of MongoDB sources; `default` is the engine's own URI.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::branch::rebuild::{self, Bucket, Remarks};
 use crate::config::Connection;
-use crate::fault::{Fault, Kind, Result, told};
+use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{Branch, Capture, ConnectOptions, Ledger, MongoLedger, ServerFacts, SharedLedger, server_facts};
 use crate::store::{self, Store, StoreOptions};
 
@@ -65,12 +65,7 @@ impl Context {
         self.read_bucket(branches).await.map_err(|fault| match self.connection.uri() {
             // Who forgot it is told so; who meant it learns why the store is not enough.
             Err(missing) if !from.no_metadata && matches!(fault.kind, Kind::Config | Kind::Missing) => {
-                let ((missing, next), (why, _)) = (told(&missing.what), told(&fault.what));
-                let both = Fault::config(format!("{missing}; the store alone does not help: {why}"));
-                match next {
-                    Some(next) => both.next(next),
-                    None => both,
-                }
+                Fault { what: format!("{}; the store alone does not help: {}", missing.what, fault.what), ..missing }
             }
             _ => fault,
         })

@@ -1,9 +1,10 @@
 //! `argon doctor`: checks what a capture needs and says what to fix. Changes nothing that stays.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bson::doc;
-use mongodb::Client;
+use mongodb::Client as MongoClient;
 use serde::Serialize;
 use serde_json::json;
 
@@ -13,7 +14,8 @@ use crate::capture::feed::ChangeFeed;
 use crate::capture::source;
 use crate::change::{ClusterTime, token_time};
 use crate::config::database_name;
-use crate::fault::{Fault, Result, told};
+use crate::fault::{Fault, Result};
+use crate::http::{self, client::Client};
 use crate::ledger::{
     Capture, CaptureState, Coverage, Fidelity, Ledger, MissingRights, MongoLedger, OplogShare, ServerFacts, Topology, missing_rights,
     oplog_share, same_source, server_facts,
@@ -38,6 +40,15 @@ pub(crate) struct Args {
     /// Where the source is, if not ARGON_MONGODB_URI.
     #[arg(long, value_name = "REF")]
     source_uri: Option<String>,
+    /// Where an engine would listen.
+    #[arg(long, env = "ARGON_HTTP_ADDR", default_value = "127.0.0.1:8080", value_name = "HOST:PORT|off")]
+    http_addr: String,
+    /// Where it would serve its metrics.
+    #[arg(long, env = "ARGON_METRICS_ADDR", value_name = "HOST:PORT")]
+    metrics_addr: Option<String>,
+    /// Where one that runs is asked whether it is the one that listens there.
+    #[arg(long, env = "ARGON_CONTROL_SOCKET", value_name = "PATH|off")]
+    control_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -66,9 +77,11 @@ struct Findings(Vec<Check>);
 
 impl Findings {
     fn add(&mut self, name: &'static str, verdict: Verdict, detail: impl Into<String>) {
-        let detail = detail.into();
-        let (sentence, next) = told(&detail);
-        self.0.push(Check { name, verdict, detail: sentence.to_owned(), next: next.map(str::to_owned) });
+        self.0.push(Check { name, verdict, detail: detail.into(), next: None });
+    }
+
+    fn failed(&mut self, name: &'static str, fault: Fault) {
+        self.0.push(Check { name, verdict: Verdict::Failed, detail: fault.what, next: fault.next });
     }
 
     fn of<T>(&mut self, name: &'static str, outcome: Result<T>, detail: impl FnOnce(&T) -> String) -> Option<T> {
@@ -78,7 +91,7 @@ impl Findings {
                 Some(value)
             }
             Err(fault) => {
-                self.add(name, Verdict::Failed, fault.what);
+                self.failed(name, fault);
                 None
             }
         }
@@ -90,6 +103,7 @@ pub(crate) async fn run(args: Args, context: Context, output: Output) -> Result<
     let metadata = check_metadata(&args, &context, &mut found).await;
     check_store(&context, &mut found).await;
     check_source(&args, &context, metadata.as_ref(), &mut found).await;
+    check_ports(&args, &mut found).await;
     let failed = found.0.iter().any(|c| c.verdict == Verdict::Failed);
     output.print(&json!({ "ok": !failed, "checks": found.0 }), || {
         let lines: Vec<_> = found
@@ -143,9 +157,9 @@ fn is_read_from(args: &Args, facts: &ServerFacts, captures: &[Capture]) -> bool 
 }
 
 /// What the server says of its user first: a right that is missing shows itself in the middle of the work otherwise.
-async fn check_rights(client: &Client, db: &str, found: &mut Findings) {
+async fn check_rights(client: &MongoClient, db: &str, found: &mut Findings) {
     match missing_rights(client, db).await {
-        Ok(Some(missing)) => return found.add("metadata rights", Verdict::Failed, lacks(&missing, db)),
+        Ok(Some(missing)) => return found.failed("metadata rights", lacks(&missing, db)),
         Ok(None) => {}
         Err(fault) => found.add("metadata rights", Verdict::Warning, format!("what the user may do is not known: {}", fault.what)),
     }
@@ -153,16 +167,16 @@ async fn check_rights(client: &Client, db: &str, found: &mut Findings) {
     found.of("metadata rights", rights, |()| format!("can write to {db} in a transaction"));
 }
 
-fn lacks(missing: &MissingRights, db: &str) -> String {
+fn lacks(missing: &MissingRights, db: &str) -> Fault {
     let MissingRights { user, user_db, actions } = missing;
     let what =
         format!("user {user} lacks {} on {db}: grant readWrite there, or the role of docs/rights/metadata-role.json", actions.join(", "));
     let grant = format!("db.getSiblingDB(\"{user_db}\").grantRolesToUser(\"{user}\", [{{role: \"readWrite\", db: \"{db}\"}}])");
-    Fault::rejected(what).next(format!("mongosh \"$ADMIN_URI\" --eval '{grant}'")).what
+    Fault::rejected(what).next(format!("mongosh \"$ADMIN_URI\" --eval '{grant}'"))
 }
 
 /// What Argon writes into its metadata goes through the oplog of that cluster, and pushes out what captures of the same cluster still have to read.
-async fn check_share(client: &Client, db: &str, facts: &ServerFacts, found: &mut Findings) {
+async fn check_share(client: &MongoClient, db: &str, facts: &ServerFacts, found: &mut Findings) {
     let share = match oplog_share(client, db).await {
         Ok(Some(share)) => share,
         Ok(None) => return,
@@ -237,7 +251,7 @@ fn describe_oplog(facts: &ServerFacts, found: &mut Findings) {
 }
 
 /// The one thing that everything else stands on.
-async fn transaction_works(client: &Client, db: &str) -> Result<()> {
+async fn transaction_works(client: &MongoClient, db: &str) -> Result<()> {
     let fault = |e: mongodb::error::Error| crate::ledger::classify_mongo_error(&e, crate::ledger::MongoPhase::Run);
     let probe = client.database(db).collection::<bson::Document>("doctor");
     let mut session = client.start_session().await.map_err(fault)?;
@@ -261,11 +275,33 @@ async fn check_store(context: &Context, found: &mut Findings) {
     }
 }
 
+/// What is taken by an engine that answers is as it should be.
+async fn check_ports(args: &Args, found: &mut Findings) {
+    let addresses = [("ARGON_HTTP_ADDR", Some(args.http_addr.as_str())), ("ARGON_METRICS_ADDR", args.metrics_addr.as_deref())];
+    for (variable, addr) in addresses {
+        let Some(addr) = addr.filter(|addr| *addr != "off") else { continue };
+        match http::may_listen(variable, addr).await {
+            Ok(()) => found.add("address", Verdict::Ok, format!("{variable}={addr} is free")),
+            Err(fault) => match engine_answers(args.control_socket.as_deref()).await {
+                true => found.add("address", Verdict::Ok, format!("{variable}={addr}: an engine of this user runs here")),
+                false => found.failed("address", fault),
+            },
+        }
+    }
+}
+
+async fn engine_answers(socket: Option<&Path>) -> bool {
+    match Client::local(socket.filter(|path| path.as_os_str() != "off"), None) {
+        Ok(client) => client.health().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
 async fn check_source(args: &Args, context: &Context, metadata: Option<&Metadata>, found: &mut Findings) {
     let Some(db) = &args.source_db else { return };
     let default = match context.connection.uri() {
         Ok(uri) => uri,
-        Err(fault) => return found.add("source", Verdict::Failed, fault.what),
+        Err(fault) => return found.failed("source", fault),
     };
     let connected = source::connect(args.source_uri.as_deref(), default).await;
     let Some(client) = found.of("source", connected, |_| "reachable".into()) else { return };
@@ -306,12 +342,10 @@ async fn check_source(args: &Args, context: &Context, metadata: Option<&Metadata
 }
 
 /// Opens a stream; what it sends, and the time it begins at.
-async fn look_into_stream(client: &Client, db: &str) -> Result<(Coverage, ClusterTime)> {
+async fn look_into_stream(client: &MongoClient, db: &str) -> Result<(Coverage, ClusterTime)> {
     let opened = MongoFeed::new(client.clone(), db).open(None).await;
-    let mut cursor = opened.map_err(|fault| Fault {
-        what: format!("{} (the user needs the role read on {db}, or changeStream and find)", fault.what),
-        ..fault
-    })?;
+    let needs = format!("the user needs the role read on {db}, or changeStream and find");
+    let mut cursor = opened.map_err(|fault| Fault { what: format!("{} ({needs})", fault.what), ..fault })?;
     let now = token_time(cursor.next().await?.token()?)?;
     Ok((cursor.coverage(), now))
 }
@@ -370,7 +404,13 @@ mod tests {
 
     #[test]
     fn the_oplog_of_the_metadata_server_matters_where_a_source_is_read_from_it() {
-        let args = |db: Option<&str>, uri: Option<&str>| Args { source_db: db.map(str::to_owned), source_uri: uri.map(str::to_owned) };
+        let args = |db: Option<&str>, uri: Option<&str>| Args {
+            source_db: db.map(str::to_owned),
+            source_uri: uri.map(str::to_owned),
+            http_addr: "off".into(),
+            metrics_addr: None,
+            control_socket: None,
+        };
         let facts = ServerFacts {
             version: "6.0.5".into(),
             topology: Topology::ReplicaSet { name: "rs0".into() },

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Connection, Logging};
-use crate::fault::{Fault, Kind, told};
+use crate::fault::{Fault, Kind};
 use crate::telemetry;
 
 pub(crate) use context::Context;
@@ -219,13 +219,12 @@ fn complain(line: &str) {
 
 /// A line for a person and one with what to type next, or an object for a program.
 fn report(fault: &Fault, json: bool) -> Exit {
-    let (sentence, next) = told(&fault.what);
     if json {
         let code = format!("{:?}", fault.kind).to_lowercase();
-        complain(&serde_json::json!({ "error": { "code": code, "message": sentence, "next": next } }).to_string());
+        complain(&serde_json::json!({ "error": { "code": code, "message": fault.what, "next": fault.next } }).to_string());
     } else {
-        complain(&format!("error: {sentence}"));
-        if let Some(command) = next {
+        complain(&format!("error: {}", fault.what));
+        if let Some(command) = &fault.next {
             complain(&format!("next:  {command}"));
         }
     }

@@ -16,20 +16,26 @@ use crate::runtime::{clock, identity};
 const EVERY: Duration = Duration::from_secs(2);
 /// An engine that is alone and idle has nobody to rescue.
 const EVERY_CALMLY: u32 = 2;
-/// What is in the name of engines that have no document any more is looked for this often where there are no others: five requests.
-const LEFT_EVERY: Duration = Duration::from_secs(20);
+/// What is in the name of engines that have no document any more is looked for when one of them has gone, and this often: five requests.
+const LEFT_EVERY: Duration = Duration::from_secs(60);
 
 impl Part {
     pub(super) async fn rescue_loop(self) {
-        let (mut times, mut looked) = (1, clock::now());
+        let (mut times, mut looked, mut known) = (1, clock::now(), Vec::new());
         while self.pause_calmly(EVERY, times).await {
             match self.ledger.engines().await {
                 Ok(engines) => {
                     self.peers.seen(&engines);
                     let alone = engines.iter().all(|e| e.id == self.me.id);
                     times = if alone { EVERY_CALMLY } else { 1 };
+                    // What a leader does is for all: while one of them works, its rhythms are those of work.
+                    if engines.iter().any(works) {
+                        self.life.calm.disturb();
+                    }
+                    let before = std::mem::replace(&mut known, engines.iter().map(|e| e.id.clone()).collect::<Vec<_>>());
+                    let gone = before.iter().any(|id| !known.contains(id));
                     let due = match self.leads() {
-                        true => !alone || looked.elapsed() >= LEFT_EVERY,
+                        true => !alone || gone || looked.elapsed() >= LEFT_EVERY,
                         false => overdue(&engines, self.lease) || !self.known_dead(engines).is_empty(),
                     };
                     if due {
@@ -69,4 +75,9 @@ impl Part {
     fn known_dead(&self, engines: Vec<EngineBeat>) -> Vec<EngineId> {
         engines.into_iter().filter(|e| identity::is_known_dead(&self.me, e)).map(|e| e.id).collect()
     }
+}
+
+/// One of its workers is at a job, as its last heartbeat said.
+fn works(engine: &EngineBeat) -> bool {
+    engine.status.as_ref().is_some_and(|status| status.workers.iter().any(|worker| worker.busy))
 }

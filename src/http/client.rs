@@ -149,7 +149,7 @@ impl Client {
             429 | 503 => Kind::Transient,
             _ => Kind::Unknown,
         };
-        Fault { kind, what: error.message, retry_after: None }
+        Fault { kind, what: error.message, retry_after: None, next: None }
     }
 }
 

@@ -87,6 +87,11 @@ pub struct Listeners {
     tasks: JoinSet<()>,
 }
 
+/// Whether an address could be listened on now: `text` is the value of `variable`.
+pub async fn may_listen(variable: &str, text: &str) -> Result<()> {
+    network::bind(variable, text).await.map(drop)
+}
+
 /// Binds everything that the settings name, then serves it. Nothing is served when one of them cannot be.
 pub async fn start(api: &Arc<Api>, settings: &HttpSettings) -> Result<Listeners> {
     // Marked before they are read: a change in between is one to read again.

@@ -127,6 +127,9 @@ impl Claimer {
         self.give_back_stale().await;
         let idle = self.in_work.is_empty();
         suspects.alone &= !idle;
+        if !idle {
+            self.calm.disturb(); // be it the same job for hours
+        }
         if suspects.held.is_none() && !idle {
             suspects.held = self.due_suspect(suspects).await;
         }

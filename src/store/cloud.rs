@@ -320,7 +320,7 @@ mod tests {
             [("az://shop/x", "az storage container create --name shop"), ("gs://shop", "gcloud storage buckets create gs://shop")]
         {
             let fault = CloudStore::over(Arc::new(InMemory::new()), "", shown.to_owned()).classify(false, "k", &missing);
-            assert_eq!((fault.kind, crate::fault::told(&fault.what).1), (Kind::Rejected, Some(next)), "{fault}");
+            assert_eq!((fault.kind, fault.next.as_deref()), (Kind::Rejected, Some(next)), "{fault}");
             assert!(!fault.what.contains('\n'), "{fault}");
         }
     }

@@ -104,7 +104,7 @@ impl Asked<'_> {
         // Behind a handshake the same words are those of a connection that broke.
         if let Some(trouble) = tls::trouble(why, &tls::S3).filter(|_| !sent) {
             let kind = if trouble.lasts { Kind::Rejected } else { Kind::Transient };
-            return Fault { kind, what: format!("{what}: {trouble}"), retry_after: None };
+            return Fault { kind, what: format!("{what}: {trouble}"), retry_after: None, next: None };
         }
         // An alert of TLS looks like this, and any other garbage too.
         let why = match why.contains("invalid HTTP version") && self.is_plain() {
@@ -134,7 +134,7 @@ impl Asked<'_> {
         if !advice.is_empty() {
             what = format!("{what}; {}", advice.replace("BUCKET", self.bucket));
         }
-        let fault = Fault { kind, what, retry_after };
+        let fault = Fault { kind, what, retry_after, next: None };
         match advice.starts_with(NO_BUCKET) {
             true => fault.next(self.make_bucket()),
             false => fault,
@@ -288,8 +288,9 @@ mod tests {
         let fault = asked(Verb::Put).answered(Answer { status: 404, code: "NoSuchBucket", message: "gone", retry_after: None });
         assert_eq!(
             fault.what,
-            "storing k in s3://shop: the store answered 404 NoSuchBucket: gone; bucket shop does not exist: create it, or correct ARGON_STORE_URL; next: aws s3 mb s3://shop"
+            "storing k in s3://shop: the store answered 404 NoSuchBucket: gone; bucket shop does not exist: create it, or correct ARGON_STORE_URL"
         );
+        assert_eq!(fault.next.as_deref(), Some("aws s3 mb s3://shop"));
         let nowhere = asked(Verb::Put).answered(Answer { status: 404, ..Answer::default() });
         assert!(nowhere.what.contains("no bucket shop behind this endpoint"), "{nowhere}");
         assert!(asked(Verb::Put).no_answer("no providers in chain provided credentials", false).what.contains("AWS_ACCESS_KEY_ID"));

@@ -137,7 +137,7 @@ impl SyncJob {
         let began = clock::now();
         let report = put_idempotent(&*self.store, key, encoded.bytes.clone(), &tag, &policy, cancel).await.map_err(store_outage)?;
         self.meters.stage(Stage::Upload).done(began.elapsed(), changes, encoded.bytes.len() as u64);
-        self.meters.retried_uploads(u64::from(report.attempts.saturating_sub(1)));
+        self.meters.retried_uploads(report.attempts.saturating_sub(1), report.unclear);
         match report.outcome {
             PutOutcome::Stored => Ok(false),
             PutOutcome::Adopted => Ok(true),

@@ -74,7 +74,8 @@ struct Inner {
     operations: Vec<Histogram>,
     read: Counter,
     written: Counter,
-    store_retries: Counter,
+    /// After transient and after unknown outcomes.
+    store_retries: [Counter; 2],
     rescued: Counter,
     leases_lost: Counter,
     captures: Mutex<BTreeMap<String, Arc<CaptureMeter>>>,
@@ -92,7 +93,7 @@ impl Meters {
             operations: Operation::ALL.iter().map(operation).collect(),
             read: metrics.counter(&names::STORE_BYTES, &["read"]),
             written: metrics.counter(&names::STORE_BYTES, &["written"]),
-            store_retries: metrics.counter(&names::STORE_RETRIES, &[]),
+            store_retries: ["transient", "unknown"].map(|kind| metrics.counter(&names::STORE_RETRIES, &[kind])),
             rescued: metrics.counter(&names::JOBS_RESCUED, &[]),
             leases_lost: metrics.counter(&names::LEASES_LOST, &[]),
             captures: Mutex::default(),
@@ -129,8 +130,12 @@ impl Meters {
         self.0.written.increment(bytes);
     }
 
-    pub(crate) fn retried_uploads(&self, times: u64) {
-        self.0.store_retries.increment(times);
+    /// `unknown` of them after an attempt that may have happened.
+    pub(crate) fn retried_uploads(&self, times: u32, unknown: u32) {
+        let unknown = unknown.min(times);
+        for (counter, times) in self.0.store_retries.iter().zip([times - unknown, unknown]) {
+            counter.increment(times.into());
+        }
     }
 
     pub(crate) fn rescued(&self, jobs: u64) {

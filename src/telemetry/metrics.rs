@@ -128,7 +128,7 @@ table! {
     STORE_SECONDS = Histogram "argon_store_operation_seconds" [OPERATION] "Time of one operation at the store, failed ones too.";
     STORE_BYTES = Counter "argon_store_bytes_total" [WAY] "Bytes of objects read and written.";
     STORE_ERRORS = Counter "argon_store_errors_total" [OPERATION, FAULT] "Operations at the store that failed.";
-    STORE_RETRIES = Counter "argon_store_retries_total" [] "Uploads of segments that were tried again.";
+    STORE_RETRIES = Counter "argon_store_retries_total" [FAULT] "Uploads of segments that were tried again, by what went wrong.";
     STORE_FREE = Gauge "argon_store_free_bytes" [] "Free bytes of the file system of a file:// store; absent for other stores.";
 
     CAPTURES = Gauge "argon_captures" [CAPTURE_STATE] "Captures by state, of all engines.";

@@ -43,6 +43,40 @@ async fn storage(who: &str, prefix: &str) -> Vec<(String, String)> {
     weed().await.env("argon", prefix).into_iter().chain(keys).collect()
 }
 
+/// What the policies for S3 allow is what the identities for SeaweedFS do, which the tests here use.
+#[test]
+fn the_policies_for_s3_and_the_identities_for_seaweedfs_allow_the_same() {
+    let identities: Value = serde_json::from_str(&documented("seaweedfs-identity.json")).unwrap();
+    for (name, policy) in [("argon", "s3-policy.json"), ("argon-reader", "s3-reader-policy.json")] {
+        let policy: Value = serde_json::from_str(&documented(policy)).unwrap();
+        let mut allowed = std::collections::BTreeSet::new();
+        for statement in policy["Statement"].as_array().unwrap() {
+            assert_eq!(statement["Effect"], "Allow");
+            let (actions, resource) =
+                (&statement["Action"], statement["Resource"].as_str().unwrap().strip_prefix("arn:aws:s3:::").unwrap());
+            let actions: Vec<&str> = match actions.as_array() {
+                Some(many) => many.iter().filter_map(Value::as_str).collect(),
+                None => vec![actions.as_str().unwrap()],
+            };
+            for action in actions {
+                let (word, place) = match action {
+                    "s3:GetObject" => ("Read", resource.to_owned()),
+                    "s3:PutObject" | "s3:DeleteObject" => ("Write", resource.to_owned()),
+                    "s3:ListBucket" => {
+                        ("List", format!("{resource}/{}", statement["Condition"]["StringLike"]["s3:prefix"].as_str().unwrap()))
+                    }
+                    other => panic!("{other} has no counterpart"),
+                };
+                allowed.insert(format!("{word}:{place}"));
+            }
+        }
+        let identity = identities["identities"].as_array().unwrap().iter().find(|identity| identity["name"] == name).unwrap();
+        let wanted: std::collections::BTreeSet<String> =
+            identity["actions"].as_array().unwrap().iter().map(|action| action.as_str().unwrap().to_owned()).collect();
+        assert_eq!(allowed, wanted, "{name}");
+    }
+}
+
 async fn server() -> Mongod {
     let auth = Some(Auth { user: ROOT.0.into(), password: ROOT.1.into() });
     Mongod::start(MongodOptions { auth, ..MongodOptions::default() }).await.unwrap()
@@ -142,10 +176,11 @@ async fn capture_restore_checkout_and_drill_pass_with_exactly_their_rights_and_s
     ok(&engine_uri, &writes, &["branch", "create", "shop/try", "--from", "shop/main"]).await;
     ok(&engine_uri, &writes, &["branch", "checkout", "shop/try", "--to-db", "shop_try"]).await;
     assert_eq!(client.database("shop_try").collection::<Document>("orders").count_documents(doc! {}).await.unwrap(), 80);
-    for request in ["Authorization: Bearer ", "X-Other: "] {
-        for token in [TOKEN, "otherS3CRET"] {
-            ask(&listening(&std::fs::read_to_string(&log).unwrap()), &format!("{request}{token}"));
-        }
+    let address = listening(&std::fs::read_to_string(&log).unwrap());
+    for (header, status) in [("Authorization: Bearer", 200), ("X-Other:", 401)] {
+        assert_eq!(ask(&address, "", &format!("{header} {TOKEN}")), status, "{header}");
+        assert_eq!(ask(&address, "", &format!("{header} otherS3CRET")), 401, "{header}");
+        assert!(ask(&address, "?token=queryS3CRET", &format!("{header} {TOKEN}")) >= 400, "{header}");
     }
     assert_eq!(engine.terminate(LIMIT).await.unwrap().code, 0);
     let (log, said) = (engine.stderr() + &engine.stdout(), said.into_inner());
@@ -164,15 +199,16 @@ fn tail(text: &str) -> &str {
 
 /// Where the engine listens, as its log says.
 fn listening(log: &str) -> String {
-    let at = log.find("127.0.0.1:").unwrap_or_else(|| panic!("{}", tail(log)));
-    log[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect()
+    let line = log.lines().find(|line| line.contains("API listens")).unwrap_or_else(|| panic!("{}", tail(log)));
+    let line: Value = serde_json::from_str(line).unwrap();
+    line["url"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned()
 }
 
-/// What comes back is of no interest here, only what is logged of it.
-fn ask(address: &str, header: &str) {
+/// The status of the answer.
+fn ask(address: &str, query: &str, header: &str) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET /api/v1/workers/stats?token=queryS3CRET HTTP/1.1\r\nHost: x\r\n{header}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET /api/v1/workers/stats{query} HTTP/1.1\r\nHost: x\r\n{header}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    answer.strip_prefix("HTTP/1.1 ").unwrap_or_else(|| panic!("{answer}"))[..3].parse().unwrap()
 }

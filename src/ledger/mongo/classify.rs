@@ -12,7 +12,7 @@ use crate::runtime::tls::{self, Trouble};
 /// Longest message of a driver error that is passed on.
 const MAX_MESSAGE: usize = 400;
 
-/// The way out when a history has ended: this version starts captures of empty databases only.
+/// The way out when a history has ended.
 pub(crate) const START_ANEW: &str = "start a capture of the database into another branch, which copies what is there";
 
 /// What was being done when the error came.
@@ -263,16 +263,17 @@ fn unauthorized(message: &str) -> Fault {
     };
     let fault = Fault::rejected(format!("MongoDB: {what}"));
     match (db, command) {
-        (Some(db), Some(command)) => fault.next(grant(db, command)),
+        (Some(db), Some(command)) => fault.next(grant(db, command, message.contains("bypassDocumentValidation: true"))),
         _ => fault,
     }
 }
 
-/// The built-in role that has the right; `docs/rights` has smaller ones.
-fn grant(db: &str, command: &str) -> String {
+/// The built-in role that has the right; `docs/rights` has smaller ones. `bypasses`: it is for writing documents that their validator would refuse.
+fn grant(db: &str, command: &str, bypasses: bool) -> String {
     let reads = ["aggregate", "find", "count", "listCollections", "listIndexes", "collStats", "getMore", "distinct"];
     let (role, db) = match db {
         "admin" => ("clusterMonitor", "admin"),
+        db if bypasses || command == "collMod" => ("dbAdmin", db),
         db if db == "local" || reads.contains(&command) => ("read", db),
         db => ("readWrite", db),
     };
@@ -280,7 +281,7 @@ fn grant(db: &str, command: &str) -> String {
 }
 
 fn fault(kind: Kind, what: String) -> Fault {
-    Fault { kind, what, retry_after: None }
+    Fault { kind, what, retry_after: None, next: None }
 }
 
 /// The message alone: the driver's own `Display` adds labels and the server's whole response.
@@ -385,6 +386,20 @@ mod tests {
         let fault = unauthorized("Unauthorized: not authorized on argon to execute command { insert: \"jobs\", ordered: true }");
         assert_eq!(fault.kind, Kind::Rejected);
         assert!(fault.what.contains("`insert` on database argon"), "{}", fault.what);
+        let role = |db: &str, command: &str| {
+            let next = unauthorized(&format!("not authorized on {db} to execute command {{ {command} }}")).next.unwrap();
+            next.split_once("role: \"").unwrap().1.split('"').next().unwrap().to_owned()
+        };
+        for (db, command, wanted) in [
+            ("argon", "insert: \"jobs\"", "readWrite"),
+            ("copy", "insert: \"a\", bypassDocumentValidation: true", "dbAdmin"),
+            ("copy", "collMod: \"a\"", "dbAdmin"),
+            ("shop", "aggregate: 1", "read"),
+            ("local", "find: \"oplog.rs\"", "read"),
+            ("admin", "replSetGetConfig: 1", "clusterMonitor"),
+        ] {
+            assert_eq!(role(db, command), wanted, "{db} {command}");
+        }
     }
 
     #[test]
@@ -405,7 +420,7 @@ mod tests {
         let refused = "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: rs0, Servers: [ { Address: 127.0.0.1:1, Type: Unknown, Error: Kind: I/O error: Connection refused (os error 111), labels: {\"RetryableError\"}, source: None, server response: None } ] }";
         let what = selection(refused).what;
         assert!(what.contains("127.0.0.1:1: I/O error: Connection refused (os error 111); is mongod running"), "{what}");
-        assert_eq!(crate::fault::told(&what).1, Some(TRY_URI));
+        assert_eq!(selection(refused).next.as_deref(), Some(TRY_URI));
         let none =
             "Server selection timeout: No available servers. Topology: { Type: ReplicaSetNoPrimary, Set Name: wrong, Servers: [  ] }";
         assert!(selection(none).what.contains("calls its set wrong: check replicaSet"), "{}", selection(none).what);

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn the_documented_role_is_what_is_asked_for() {
-        let role: serde_json::Value = serde_json::from_str(include_str!("../../../docs/rights/metadata-role.json")).unwrap();
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rights/metadata-role.json");
+        let role: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
         let actions: Vec<&str> = role["privileges"][0]["actions"].as_array().unwrap().iter().filter_map(|a| a.as_str()).collect();
         assert_eq!(actions, METADATA_ACTIONS);
     }
