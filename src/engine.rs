@@ -58,7 +58,7 @@ use peers::Peers;
 use scale::ScaleLoop;
 use upkeep::{Of, Upkeep};
 use view::Life;
-pub use view::{EngineFacts, EngineHandle, Pressure};
+pub use view::{CaptureRows, EngineFacts, EngineHandle, Pressure};
 
 /// CPU units waiting or running per CPU: one runs while one waits.
 const CPU_UNITS_PER_THREAD: usize = 2;
@@ -144,6 +144,7 @@ impl Engine {
             engine: me.id.clone(),
             pool: pool.clone(),
             captures: Default::default(),
+            capture_rows: Default::default(),
             leads: Default::default(),
             sick: Sick::default(),
             beat: Default::default(),

@@ -270,6 +270,9 @@ pub(crate) struct Idle {
     /// How long it is watched, and mongod alone as long before.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
     pub duration: Duration,
+    /// How often its metrics are read meanwhile.
+    #[arg(long, default_value = "15s", value_name = "TIME", value_parser = duration)]
+    pub scrape: Duration,
     /// Ends with exit code 1 unless there are fewer than 5 requests a second, under 1 % of a core and under 60 MiB.
     #[arg(long)]
     pub check: bool,

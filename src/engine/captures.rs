@@ -100,9 +100,13 @@ impl Captures {
         let mut here = Here::default();
         let mut spread = Spread::new(self.engine.clone());
         while !self.stop.is_draining() {
+            let asked = clock::now();
             tokio::select! {
                 found = self.ledger.captures() => match found {
-                    Ok(captures) => self.look_at(captures, &mut spread, &mut here).await,
+                    Ok(captures) => {
+                        *self.life.capture_rows.lock() = Some((asked, Arc::new(captures.clone())));
+                        self.look_at(captures, &mut spread, &mut here).await;
+                    }
                     Err(fault) => tracing::warn!(error = %fault, "could not look for captures"),
                 },
                 () = self.stop.draining() => break,

@@ -10,9 +10,9 @@ use crate::fault::Result;
 use crate::pool::{InWork, SharedPauses};
 use crate::runtime::random;
 
-/// Pauses and sizes are obeyed within about this time, and by an idle engine, which has nothing to pause, within twice as long.
+/// Pauses and sizes are obeyed within about this time, and by an idle engine, which has nothing to pause, within three times as long.
 const CONTROLS_EVERY: Duration = Duration::from_secs(2);
-const CONTROLS_CALMLY: u32 = 2;
+const CONTROLS_CALMLY: u32 = 3;
 /// A running job that shall stop is told so within about this time: one look at an index, while something runs.
 const CANCEL_EVERY: Duration = Duration::from_secs(2);
 

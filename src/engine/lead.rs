@@ -18,7 +18,7 @@ use crate::runtime::{clock, random};
 
 /// Scheduled jobs become ready within this time, and on an idle engine within a few seconds.
 const PROMOTE_EVERY: Duration = Duration::from_secs(1);
-const PROMOTE_CALMLY: u32 = 4;
+const PROMOTE_CALMLY: u32 = 5;
 /// Heads that a commit has left behind what is committed are looked for this often.
 const HEADS_EVERY: Duration = Duration::from_secs(10);
 const HEADS_CALMLY: u32 = 3;

@@ -22,6 +22,7 @@ use crate::runtime::{clock, random};
 
 /// Jobs claimed here without our knowing (the answer was lost), and jobs taken away from us, are looked for this often.
 const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+const RECONCILE_CALMLY: u32 = 3;
 /// After such a look that failed.
 const RECONCILE_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -203,7 +204,7 @@ impl Part {
 
     async fn reconcile_loop(self, in_work: InWork) {
         let mut every = RECONCILE_EVERY;
-        while self.pause(random::jitter(every)).await {
+        while self.pause_calmly(every, RECONCILE_CALMLY).await {
             every = RECONCILE_EVERY;
             match in_work.reconcile(&self.ledger, &self.me.id).await {
                 Ok(0) => {}
@@ -256,6 +257,7 @@ mod tests {
             engine: me.into(),
             pool: Pool::new(&Registry::default(), 1, Slots::default()),
             captures: Default::default(),
+            capture_rows: Default::default(),
             leads: Default::default(),
             sick: Default::default(),
             beat: Default::default(),

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Autoscale, EngineSettings};
 use crate::fault::{Fault, Result};
-use crate::ledger::{EngineId, EngineStatus, PinRow, PoolRow, ScaleWish};
+use crate::ledger::{Capture, EngineId, EngineStatus, PinRow, PoolRow, ScaleWish};
 use crate::pool::scaler::{Decision, Measured, Scaler, ScalerSettings};
 use crate::pool::{MemoryBudget, Pool, Sick};
 use crate::runtime::calm::Calm;
@@ -56,12 +56,17 @@ struct Scaling {
     by_wish: bool,
 }
 
+/// Rows of captures, and when they were asked for.
+pub type CaptureRows = (Instant, Arc<Vec<Capture>>);
+
 /// One engine, from its first heartbeat to its end.
 #[derive(Debug)]
 pub(crate) struct Life {
     pub engine: EngineId,
     pub pool: Pool,
     pub captures: AtomicU32,
+    /// The rows of all captures as they were last looked at, and when.
+    pub capture_rows: Mutex<Option<CaptureRows>>,
     pub leads: AtomicBool,
     pub sick: Sick,
     /// When the last heartbeat that came through was sent.
@@ -134,6 +139,11 @@ impl EngineHandle {
             queue_limit: settings.queue_max_bytes,
             meters: Meters::default(),
         }))
+    }
+
+    /// The rows of all captures as the engine has last looked at them.
+    pub fn capture_rows(&self) -> Option<CaptureRows> {
+        self.life()?.capture_rows.lock().clone()
     }
 
     /// The engine as it is now: what its next heartbeat tells the others.

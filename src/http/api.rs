@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::EventHub;
 use super::health::{Check, Probes};
 use super::metrics::Scraper;
-use crate::engine::Pressure;
+use crate::engine::{CaptureRows, Pressure};
 use crate::fault::Result;
 use crate::ledger::{EngineStatus, PoolRow, SharedLedger};
 use crate::pool::scaler::Decision;
@@ -45,6 +45,10 @@ pub trait EngineView: Send + Sync + Debug {
     fn release_pin(&self) -> Result<PoolRow>;
     /// What the engine knows of its own parts.
     fn checks(&self) -> EngineChecks;
+    /// The rows of all captures as the engine has last looked at them, and when: who asks for them anew pays for it.
+    fn capture_rows(&self) -> Option<CaptureRows> {
+        None
+    }
     /// There may be new jobs: look now, not at the next turn.
     fn wake(&self);
     /// It is stopping.
@@ -88,7 +92,7 @@ impl Api {
     /// Starts what runs in the background (the pulse, the probes, the events); it ends with `stop`.
     pub fn start(ledger: SharedLedger, store: Store, engine: Arc<dyn EngineView>, stop: CancellationToken) -> Arc<Self> {
         let api = Arc::new(Self {
-            probes: Probes::start(&ledger, &store, &stop),
+            probes: Probes::start(&ledger, &store, &engine, &stop),
             ledger,
             store,
             metrics: engine.meters().metrics().clone(),

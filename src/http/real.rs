@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::api::{EngineChecks, EngineView};
 use super::health::Check;
-use crate::engine::{EngineFacts, EngineHandle, Pressure};
+use crate::engine::{CaptureRows, EngineFacts, EngineHandle, Pressure};
 use crate::fault::{Fault, Kind, Result};
 use crate::ledger::{EngineStatus, PoolRow};
 use crate::pool::scaler::Decision;
@@ -38,6 +38,10 @@ impl EngineView for EngineHandle {
 
     fn checks(&self) -> EngineChecks {
         checks(&self.facts())
+    }
+
+    fn capture_rows(&self) -> Option<CaptureRows> {
+        Self::capture_rows(self)
     }
 
     fn wake(&self) {

@@ -29,7 +29,7 @@ use crate::telemetry::traces;
 /// Another process may have queued something: look this often without being rung.
 const POLL: Duration = Duration::from_secs(1);
 /// So many times as long for an engine that has had nothing to do.
-const POLL_CALMLY: u32 = 4;
+const POLL_CALMLY: u32 = 5;
 /// After a failed look.
 const POLL_AFTER_FAULT: Duration = Duration::from_secs(1);
 /// A suspect that has been ready for this long runs next, alone, however full the queue is.

@@ -47,8 +47,8 @@ impl Bed {
         self.ledger.heartbeat(&beat, true).await.unwrap();
     }
 
-    fn start(&self) -> JoinHandle<()> {
-        let claimer = Claimer {
+    fn claimer(&self) -> Claimer {
+        Claimer {
             ledger: self.ledger.clone(),
             engine: "me".into(),
             classes: self.classes.clone(),
@@ -60,8 +60,11 @@ impl Bed {
             in_work: self.in_work.clone(),
             stop: self.stop.clone(),
             meters: Default::default(),
-        };
-        tokio::spawn(claimer.run())
+        }
+    }
+
+    fn start(&self) -> JoinHandle<()> {
+        tokio::spawn(self.claimer().run())
     }
 
     async fn put(&self, kind: JobKind, count: usize) -> Vec<String> {
@@ -196,16 +199,17 @@ async fn what_is_paused_is_not_claimed_and_other_kinds_are() {
 #[tokio::test]
 async fn an_idle_engine_asks_for_one_job_of_any_class_and_then_for_all_that_there_is() {
     let bed = Bed { calm: Calm::idle(), ..Bed::new(2).await };
+    let claimer = bed.claimer();
+    let mut looks = vec![Look { at: clock::now(), more: false }; bed.classes.len()];
+    let waiting = || bed.classes.iter().map(|class| class.inbox.len()).collect::<Vec<_>>();
+    let none = claimer.step(&mut looks, &mut Suspects::default()).await;
+    assert!(none > POLL && bed.calm.is_idle(), "the next look is later than that of an engine at work: {none:?}");
     bed.put(JobKind::Compression, 1).await;
     bed.put(JobKind::Noop, 2).await;
-    let claimer = bed.start();
-    let mut held = Vec::new();
-    for (class, kind) in [(1, JobKind::Compression), (0, JobKind::Noop), (0, JobKind::Noop)] {
-        let claimed = within("a job of each", bed.classes[class].inbox.take(|| false)).await.unwrap();
-        assert_eq!(claimed.job.kind, kind);
-        held.push(claimed);
-    }
-    assert!(!bed.calm.is_idle());
-    bed.stop.drain();
-    within("the end", claimer).await.unwrap();
+    looks.fill(Look { at: clock::now(), more: false });
+    let again = claimer.step(&mut looks, &mut Suspects::default()).await;
+    assert_eq!(waiting().iter().sum::<usize>(), 1, "one request for all classes");
+    assert!(again.is_zero() && !bed.calm.is_idle(), "{again:?}");
+    claimer.step(&mut looks, &mut Suspects::default()).await;
+    assert_eq!(waiting(), [2, 1], "each class for itself");
 }

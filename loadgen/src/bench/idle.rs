@@ -1,4 +1,4 @@
-//! `bench idle`: an engine that leads, has one capture and nothing to do: what it costs itself and its MongoDB.
+//! `bench idle`: an engine that leads, has one capture and nothing to do, and is scraped: what it costs itself and its MongoDB.
 //!
 //! Owns: requests a second by name, CPU and memory. Does not own: why it asks (`argon::runtime::calm`).
 //!
@@ -6,12 +6,15 @@
 //! before the engine began: its own work and this program's.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use argon::fault::{Fault, Result};
 use argon::runtime::clock;
 use bson::{Bson, Document, doc};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use super::rig::{Line, Rig, SOURCE_DB};
 use super::session::Session;
@@ -38,7 +41,9 @@ pub(super) async fn run(args: Idle) -> Result<Report> {
     say(&format!("{SETTLE:?} to settle, then {:?}", args.duration));
     tokio::time::sleep(SETTLE).await;
     let before = session.used()?;
+    let scraping = tokio::spawn(scrape(session.socket(), args.scrape));
     let with_engine = counted(&rig, args.duration).await?;
+    scraping.abort();
     let (used, rss) = (session.used()?, session.rss()?);
     session.finish().await?;
 
@@ -53,7 +58,8 @@ pub(super) async fn run(args: Idle) -> Result<Report> {
     let cpu_percent = (used.engine_cpu_s - before.engine_cpu_s) / seconds * 100.0;
     let rss_mib = real(rss) / MIB;
 
-    let options = json!({ "duration_s": seconds, "source_db": SOURCE_DB, "servers": rig.describe() });
+    let options =
+        json!({ "duration_s": seconds, "scrape_s": args.scrape.as_secs_f64(), "source_db": SOURCE_DB, "servers": rig.describe() });
     let mut report = Report::new("bench idle", options, 0);
     report.table(
         [vec!["command".into(), "a second".into()]]
@@ -74,6 +80,25 @@ pub(super) async fn run(args: Idle) -> Result<Report> {
         report.limit(rss_mib < 60.0, format!("{rss_mib:.1} MiB, less than 60 wanted"));
     }
     Ok(report)
+}
+
+/// As Prometheus does, over the control socket.
+async fn scrape(socket: PathBuf, every: Duration) {
+    let mut tick = tokio::time::interval(every);
+    loop {
+        tick.tick().await;
+        let asked = async {
+            let mut stream = UnixStream::connect(&socket).await?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+            let mut page = Vec::new();
+            stream.read_to_end(&mut page).await?;
+            std::io::Result::Ok(page.len())
+        };
+        match asked.await {
+            Ok(bytes) if bytes > 10_000 => {}
+            seen => say(&format!("the metrics were not served: {seen:?}")),
+        }
+    }
 }
 
 /// Commands that mongod answers in that time, by name.

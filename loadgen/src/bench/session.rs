@@ -121,7 +121,7 @@ impl<'a> Session<'a> {
 
     /// Jobs that the engine's sync workers have done and their mean time in ms, as `/workers/stats` shows them.
     pub(super) async fn job_time(&self) -> Result<(u64, f64)> {
-        let client = Client::new(&Target::Socket(self.engine.dir().join(CONTROL_SOCKET)))?;
+        let client = Client::new(&Target::Socket(self.socket()))?;
         let stats: WorkersStats = client.get("/api/v1/workers/stats").await?;
         let jobs: u64 = stats.workers.iter().map(|worker| worker.jobs_processed).sum();
         let ms: f64 = stats.workers.iter().map(|worker| worker.avg_process_time * real(worker.jobs_processed)).sum();
@@ -137,6 +137,11 @@ impl<'a> Session<'a> {
         let others_cores = self.machine.others_since(engine_cpu_s + mongod_cpu_s + store_cpu_s + own_cpu_s);
         let peak_rss_bytes = self.engine.peak_rss().ok_or_else(gone)?;
         Ok(Used { engine_cpu_s, mongod_cpu_s, store_cpu_s, own_cpu_s, others_cores, peak_rss_bytes })
+    }
+
+    /// Its control socket.
+    pub(super) fn socket(&self) -> std::path::PathBuf {
+        self.engine.dir().join(CONTROL_SOCKET)
     }
 
     /// Its memory now, in bytes.

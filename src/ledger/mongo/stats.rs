@@ -67,7 +67,9 @@ impl Inner {
             (true, Some(whole)) => StateCount { by_kind: whole.clone(), as_of_ms: Some(refreshed.as_of_ms), at_least: false },
             (true, None) => StateCount { by_kind, as_of_ms: None, at_least: true },
         };
-        let oldest_ready = self.oldest_ready().await?;
+        // What was counted of a deep one may lack a kind.
+        let kinds = if is_deep(&ready) { JobKind::ALL.to_vec() } else { ready.keys().copied().collect() };
+        let oldest_ready = self.oldest_ready(kinds).await?;
         Ok(QueueStats {
             scheduled: count(JobState::Scheduled, scheduled),
             ready: count(JobState::Ready, ready),
@@ -92,8 +94,8 @@ impl Inner {
         Ok(groups.into_iter().map(|group| (group.kind, group.n)).collect())
     }
 
-    /// One seek of an index for each kind that has something ready.
-    async fn oldest_ready(&self) -> Result<BTreeMap<JobKind, std::time::Duration>> {
+    /// One seek of an index for each of these kinds.
+    async fn oldest_ready(&self, kinds: Vec<JobKind>) -> Result<BTreeMap<JobKind, std::time::Duration>> {
         #[derive(Deserialize)]
         struct First {
             run_at_ms: i64,
@@ -107,7 +109,7 @@ impl Inner {
             let found = first.await.map_err(fault_of)?;
             Ok::<_, crate::fault::Fault>(found.map(|first| (kind, rules::waited(first.run_at_ms, first.now_ms))))
         };
-        let all = futures_util::future::try_join_all(JobKind::ALL.map(first)).await?;
+        let all = futures_util::future::try_join_all(kinds.into_iter().map(first)).await?;
         Ok(all.into_iter().flatten().collect())
     }
 
