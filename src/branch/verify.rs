@@ -2,6 +2,7 @@
 //! Does not own: printing or exit codes; a report that is not `identical` is exit code 4.
 
 mod bucket;
+mod capped;
 mod catalogues;
 mod copy;
 mod deep;

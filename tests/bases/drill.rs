@@ -56,6 +56,14 @@ async fn a_drill_proves_a_point_and_a_damaged_base_does_not_pass() {
     // A document that the stream never told of: the source differs from history, and the drill says where.
     let quiet = drill(&world.history(BRANCH).await, &options(&world, "one"), Arc::default()).await.unwrap();
     assert!(quiet.compared.identical && quiet.compared_with.contains("with the source"), "{quiet:?}");
+    // Between an insert into a full capped collection and the removal of its oldest, history has one more than any copy can.
+    db.collection("capped").insert_one(doc! {"_id": "one more", "n": 1}).await.unwrap();
+    world.caught_up(BRANCH).await;
+    let history = world.history(BRANCH).await;
+    let between = DrillOptions { at: Some(Point::Seq(history.line().head() - 1)), ..options(&world, "between") };
+    let found = drill(&history, &between, Arc::default()).await.unwrap();
+    assert!(found.compared.identical, "{found:?}");
+
     engine.drain().await;
     db.collection::<Document>("checked").update_one(doc! {"_id": 7}, doc! {"$set": {"n": 700}}).await.unwrap();
     let history = world.history(BRANCH).await;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use mongodb::Database;
 
 use super::VerifyReport;
+use super::capped::Capped;
 use super::catalogues::{compare_catalogues, covered};
 use super::hash::add;
-use super::live::{AgainstOptions, compare_hashes, counted, fold_at, hash_fold, nothing, read_live, scan_at};
+use super::live::{AgainstOptions, compare_hashes, counted, fold_at, hash_kept, nothing, read_live, scan_at};
 use crate::branch::catalogue::Catalogue;
 use crate::branch::history::History;
 use crate::branch::point::Bound;
@@ -43,7 +44,7 @@ pub async fn compare_copy(history: &History, seq: u64, options: &AgainstOptions,
     let mut copy = read_live(&options.db, sorted, &Selection::default()).await?;
     copy.take_uuids_by_name(&catalogue);
     compare_catalogues(&copy.catalogue, &catalogue, &mut report);
-    let ours = hash_fold(folded, sorted, Arc::default()).await?;
+    let ours = hash_kept(folded, sorted, Capped::of(&catalogue), Arc::default()).await?;
     report.documents = ours.values().map(|sums| counted(sums)).sum();
     compare_hashes(&copy, &ours, &mut report);
 

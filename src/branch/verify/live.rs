@@ -14,6 +14,7 @@ use bson::{Bson, RawDocument, rawdoc};
 use mongodb::Database;
 
 use super::VerifyReport;
+use super::capped::Capped;
 use super::catalogues::{compare_catalogues, covered};
 use super::hash::{BUCKETS, Hashes, Sums, add, bucket, hash};
 use crate::branch::catalogue::{Catalogue, Uuid, read_catalogue};
@@ -267,16 +268,30 @@ pub(super) fn nothing() -> Sums {
     vec![(0, 0); BUCKETS]
 }
 
-pub(super) async fn hash_fold(mut folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
+pub(super) async fn hash_fold(folded: Folded, sorted: bool, progress: Arc<Progress>) -> Result<Hashes> {
+    hash_kept(folded, sorted, BTreeMap::new(), progress).await
+}
+
+/// The same of what these collections would keep.
+pub(super) async fn hash_kept(
+    mut folded: Folded,
+    sorted: bool,
+    mut capped: BTreeMap<Uuid, Capped>,
+    progress: Arc<Progress>,
+) -> Result<Hashes> {
     blocking(move || {
         let (mut hashes, mut key) = (Hashes::new(), Vec::new());
         while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
                 add(hashes.entry(*uuid).or_insert_with(nothing), &document.doc, sorted, &mut key);
+                if let Some(capped) = capped.get_mut(uuid) {
+                    capped.saw(&document.doc, sorted, &mut key);
+                }
                 progress.documents.fetch_add(1, Ordering::Relaxed);
             }
         }
+        capped.iter().for_each(|(uuid, capped)| capped.evict(uuid, &mut hashes));
         Ok(hashes)
     })
     .await
