@@ -189,6 +189,9 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     })
     .await;
     assert_eq!(stats.counters.failed.values().sum::<u64>() + stats.counters.dead.values().sum::<u64>(), 0, "{stats:?}");
+    let jobs = world.metadata().collection::<Document>("jobs");
+    let tried = doc! { "kind": "sync", "error_count": { "$gt": 0 } };
+    until("a sync job was tried without a store", || async { jobs.find_one(tried.clone()).await.ok()?.map(drop) }).await;
     load.stop().await;
     proxy.set(Mode::Pass);
     let began = clock::now();
@@ -204,7 +207,6 @@ async fn twenty_thousand_jobs_and_a_store_that_is_away_cost_no_attempt_and_no_me
     assert!(healed.elapsed() < RECOVERY, "it took {:?} to catch up", healed.elapsed());
     let synced = world.ledger.jobs(&argon::ledger::JobFilter { kind: Some(JobKind::Sync), ..Default::default() }, 100_000).await.unwrap();
     let tried = synced.iter().filter(|job| job.error_count > 0).count();
-    assert!(tried > 0, "some were tried while the store was away");
     for job in &synced {
         assert!(job.state == JobState::Done && job.attempt == 1 && job.crashes == 0, "{job:?}");
     }
