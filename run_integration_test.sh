@@ -59,10 +59,6 @@ def holds(n, name, ok, figures):
         sys.exit(1)
 
 
-def noops():
-    return ask("/workers/queue")["jobs_by_type"].get("noop", 0)
-
-
 def pool():
     return next(engine for engine in ask("/workers/stats")["engines"] if engine["this"])["pool"]
 

@@ -7,13 +7,14 @@ own: any object.
 usage: gcs_xml.py PORT EMULATOR_PORT
 """
 
-import base64
 import email.utils
 import http.client
 import json
 import sys
 import threading
 import urllib.parse
+import uuid
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.sax.saxutils import escape
 
@@ -71,7 +72,7 @@ class Front(BaseHTTPRequestHandler):
             if wanted is not None and wanted != (found["generation"] if found else "0"):
                 return self.refuse(412, "PreconditionFailed")
             head = json.dumps({"name": key, "metadata": metadata, "contentType": "application/octet-stream"}).encode()
-            edge = b"argon-edge-" + base64.urlsafe_b64encode(head[:16])
+            edge = uuid.uuid4().hex.encode()
             parts = b"--%s\r\nContent-Type: application/json\r\n\r\n%s\r\n--%s\r\nContent-Type: application/octet-stream\r\n\r\n%s\r\n--%s--\r\n"
             status, reply = emulator(
                 "POST",
@@ -147,8 +148,6 @@ class Front(BaseHTTPRequestHandler):
 
 
 def moment(text):
-    from datetime import datetime, timezone
-
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
 
 

@@ -73,7 +73,8 @@ fn next_of(reference: Option<&str>, next: Option<String>) -> Option<String> {
     let uri = match reference.split_once(':') {
         Some(("env", name)) => format!("\"${name}\""),
         Some(("file", path)) => format!("\"$(cat '{path}')\""),
-        _ => format!("'{reference}'"),
+        // It may hold a password where nobody stores it, as with doctor.
+        _ => "'mongodb://…'".to_owned(),
     };
     Some(next?.replace("\"$ARGON_MONGODB_URI\"", &uri))
 }
@@ -105,6 +106,20 @@ impl std::fmt::Debug for MongoSources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_to_type_next_is_about_the_source_s_own_uri_and_never_shows_it() {
+        let next = || Some("mongosh \"$ARGON_MONGODB_URI\" --eval x".to_owned());
+        for (reference, wanted) in [
+            (None, "mongosh \"$ARGON_MONGODB_URI\" --eval x"),
+            (Some("env:SRC"), "mongosh \"$SRC\" --eval x"),
+            (Some("file:/etc/src"), "mongosh \"$(cat '/etc/src')\" --eval x"),
+            (Some("mongodb://u:secret@h/"), "mongosh 'mongodb://…' --eval x"),
+        ] {
+            assert_eq!(next_of(reference, next()).as_deref(), Some(wanted));
+        }
+        assert_eq!(next_of(Some("env:SRC"), None), None);
+    }
 
     #[test]
     fn a_password_is_never_stored() {

@@ -130,8 +130,8 @@ async fn resume(
 ) -> Result<Started> {
     let capture = ledger.capture_of(&branch.id).await?;
     let capture = capture.ok_or_else(|| Fault::rejected(format!("the branch {} exists and has no capture to resume", branch.name)))?;
-    if capture.source.db != request.db || !same_source(&capture.source.identity, &facts.identity) {
-        let same = same_source(&capture.source.identity, &facts.identity);
+    let same = same_source(&capture.source.identity, &facts.identity);
+    if capture.source.db != request.db || !same {
         let of = if same { String::new() } else { format!(" of another source ({})", capture.source.identity) };
         return Err(Fault::rejected(format!(
             "the branch {} captures the database {}{of}: choose another branch name",

@@ -17,8 +17,8 @@ use crate::config::database_name;
 use crate::fault::{Fault, Result};
 use crate::http::{self, client::Client};
 use crate::ledger::{
-    Capture, CaptureState, Coverage, Fidelity, Ledger, MissingRights, MongoLedger, OplogShare, ServerFacts, Topology, missing_rights,
-    oplog_share, same_source, server_facts,
+    Capture, CaptureState, Coverage, Fidelity, Ledger, MissingRights, MongoLedger, OplogShare, ServerFacts, Topology, grant_command,
+    missing_rights, oplog_share, same_source, server_facts,
 };
 use crate::runtime::{clock, random};
 use crate::store;
@@ -171,8 +171,7 @@ fn lacks(missing: &MissingRights, db: &str) -> Fault {
     let MissingRights { user, user_db, actions } = missing;
     let what =
         format!("user {user} lacks {} on {db}: grant readWrite there, or the role of docs/rights/metadata-role.json", actions.join(", "));
-    let grant = format!("db.getSiblingDB(\"{user_db}\").grantRolesToUser(\"{user}\", [{{role: \"readWrite\", db: \"{db}\"}}])");
-    Fault::rejected(what).next(format!("mongosh \"$ADMIN_URI\" --eval '{grant}'"))
+    Fault::rejected(what).next(grant_command(user, user_db, "readWrite", db))
 }
 
 /// What Argon writes into its metadata goes through the oplog of that cluster, and pushes out what captures of the same cluster still have to read.

@@ -27,7 +27,8 @@ pub use memory::MemoryLedger;
 pub use model::*;
 pub use mongo::{
     ConnectOptions, MissingRights, MongoLedger, OplogShare, Phase as MongoPhase, ServerFacts, Topology, classify as classify_mongo_error,
-    connect_client, has_id, is_experimental, missing_rights, oldest_in_oplog, oplog_share, same_source, secret_option, server_facts,
+    connect_client, grant_command, has_id, is_experimental, missing_rights, oldest_in_oplog, oplog_share, same_source, secret_option,
+    server_facts,
 };
 pub(crate) use mongo::{START_ANEW, code as mongo_error_code, scrub};
 pub use selection::{Selection, fits};

@@ -40,8 +40,8 @@ async fn what_was_not_given_or_is_not_there_ends_in_what_to_type() {
 
     place.start_capture().await;
     assert_refused(&place.argon(&["branch", "show", "shop/typo"]).await, 1, &[BRANCH, "\nnext:  argon branch list"]);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let listener = TcpListener::bind(taken).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap();
     let output = place.argon_with(&["run"], &[("ARGON_HTTP_ADDR", &taken.to_string()), ("ARGON_CONTROL_SOCKET", "off")]).await;
     let next = format!("next:  export ARGON_HTTP_ADDR=127.0.0.1:{}", taken.port().checked_add(1).unwrap_or(8080));
     told_last(&output, 1, &["is in use", &next]);

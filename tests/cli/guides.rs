@@ -12,7 +12,7 @@ use bson::{Document, doc};
 use mongodb::Client;
 
 use crate::place::{LIMIT, binary};
-use crate::readme::arguments;
+use crate::readme::{arguments, words};
 
 /// A page, and whether it begins before there is a capture.
 const PAGES: [(&str, bool); 8] = [
@@ -110,10 +110,6 @@ impl<'a> Reader<'a> {
             }
         }
     }
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split(' ').map(str::to_owned).collect()
 }
 
 /// Lines of the blocks that are for a shell.

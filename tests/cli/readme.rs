@@ -10,7 +10,7 @@ use bson::{Document, doc};
 use crate::place::{Place, binary, commands};
 
 /// Words of a shell line: quotes are kept together, comments and redirections cut off.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {
         match (c, quote) {

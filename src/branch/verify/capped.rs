@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use bson::{Bson, Document, RawDocument};
+use bson::{Bson, Document};
 
-use super::hash::{Hashes, bucket, hash};
+use super::hash::Hashes;
 use crate::branch::catalogue::{Catalogue, Uuid};
 
 /// Oldest documents that are kept in mind: far more than go between two changes.
@@ -40,11 +40,10 @@ impl Capped {
     }
 
     /// One more document, in the order in which they were inserted.
-    pub(super) fn saw(&mut self, doc: &RawDocument, sorted: bool, key: &mut Vec<u8>) {
-        let bytes = doc.as_bytes().len() as u64;
+    pub(super) fn saw(&mut self, (bucket, hash): (usize, u128), bytes: u64) {
         (self.documents, self.bytes) = (self.documents + 1, self.bytes.saturating_add(bytes));
         if self.oldest.len() < OLDEST {
-            self.oldest.push((bucket(doc, key), hash(doc, sorted), bytes));
+            self.oldest.push((bucket, hash, bytes));
         }
     }
 
@@ -80,21 +79,23 @@ mod tests {
     use crate::branch::verify::live::{counted, nothing};
     use bson::{doc, rawdoc};
 
-    /// What is left of so many documents of 20 bytes, by their ids.
+    /// What is left of so many documents of 21 bytes, by their ids.
     fn left(options: &Document, documents: i32) -> Vec<i32> {
         let (mut capped, mut key, uuid) = (Capped::with(options), Vec::new(), [1; 16]);
         let mut hashes = Hashes::from([(uuid, nothing())]);
         let docs: Vec<_> = (0..documents).map(|i| rawdoc! {"_id": i, "v": 1}).collect();
         for doc in &docs {
-            capped.saw(doc, false, &mut key);
-            add(hashes.get_mut(&uuid).unwrap(), doc, false, &mut key);
+            let added = add(hashes.get_mut(&uuid).unwrap(), doc, false, &mut key);
+            capped.saw(added, doc.as_bytes().len() as u64);
         }
         capped.evict(&uuid, &mut hashes);
         let sums = &hashes[&uuid];
         let n = usize::try_from(counted(sums)).unwrap();
         // The newest so many make up the same sums.
         let mut newest = nothing();
-        docs.iter().skip(docs.len() - n).for_each(|doc| add(&mut newest, doc, false, &mut key));
+        docs.iter().skip(docs.len() - n).for_each(|doc| {
+            add(&mut newest, doc, false, &mut key);
+        });
         assert_eq!(*sums, newest);
         (documents - i32::try_from(n).unwrap()..documents).collect()
     }

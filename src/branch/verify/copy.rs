@@ -54,8 +54,10 @@ pub async fn compare_copy(history: &History, seq: u64, options: &AgainstOptions,
         for collection in &comparable {
             let (mut theirs, mut key) = (nothing(), Vec::new());
             // It may be gone, renamed, or changed in its options since: then history is all that there is to compare with.
-            let read =
-                scan_at(then.db, &collection.name, &collection.uuid, then.time, |doc| add(&mut theirs, doc, sorted, &mut key)).await?;
+            let read = scan_at(then.db, &collection.name, &collection.uuid, then.time, |doc| {
+                add(&mut theirs, doc, sorted, &mut key);
+            })
+            .await?;
             if !read {
                 continue;
             }

@@ -18,11 +18,13 @@ pub(super) type Sums = Vec<(u64, u128)>;
 /// One side's documents.
 pub(super) type Hashes = BTreeMap<Uuid, Sums>;
 
-/// Adds a document to its bucket; buckets go by canonical key, so that both sides agree on them.
-pub(super) fn add(sums: &mut [(u64, u128)], doc: &RawDocument, sorted: bool, key: &mut Vec<u8>) {
-    let (count, sum) = &mut sums[bucket(doc, key)];
+/// Adds a document to its bucket; buckets go by canonical key, so that both sides agree on them. The bucket, and the hash that was added.
+pub(super) fn add(sums: &mut [(u64, u128)], doc: &RawDocument, sorted: bool, key: &mut Vec<u8>) -> (usize, u128) {
+    let (bucket, hash) = (bucket(doc, key), hash(doc, sorted));
+    let (count, sum) = &mut sums[bucket];
     *count += 1;
-    *sum = sum.wrapping_add(hash(doc, sorted));
+    *sum = sum.wrapping_add(hash);
+    (bucket, hash)
 }
 
 pub(super) fn bucket(doc: &RawDocument, key: &mut Vec<u8>) -> usize {
@@ -86,7 +88,9 @@ mod tests {
         let docs = [rawdoc! {"_id": 1, "v": 1}, rawdoc! {"_id": 2, "v": 2}, rawdoc! {"_id": 3, "v": 1}];
         let sum = |docs: &[RawDocumentBuf]| {
             let (mut sums, mut key) = (vec![(0, 0); BUCKETS], Vec::new());
-            docs.iter().for_each(|doc| add(&mut sums, doc, false, &mut key));
+            docs.iter().for_each(|doc| {
+                add(&mut sums, doc, false, &mut key);
+            });
             sums
         };
         let mut turned = docs.clone();

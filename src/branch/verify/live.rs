@@ -194,7 +194,10 @@ pub(super) async fn read_live(db: &Database, sorted: bool, selection: &Selection
         for collection in catalogue.collections.values().filter(|c| covered(c)) {
             let mut sums = nothing();
             let mut key = Vec::new();
-            let at_time = scan(db, &collection.name, time, |doc| add(&mut sums, doc, sorted, &mut key)).await?;
+            let at_time = scan(db, &collection.name, time, |doc| {
+                add(&mut sums, doc, sorted, &mut key);
+            })
+            .await?;
             if !at_time {
                 later.insert(collection.uuid);
             }
@@ -284,9 +287,9 @@ pub(super) async fn hash_kept(
         while let Some(documents) = folded.documents.next_batch()? {
             for document in documents {
                 let Some(uuid) = folded.collections.get(document.coll as usize) else { continue };
-                add(hashes.entry(*uuid).or_insert_with(nothing), &document.doc, sorted, &mut key);
+                let added = add(hashes.entry(*uuid).or_insert_with(nothing), &document.doc, sorted, &mut key);
                 if let Some(capped) = capped.get_mut(uuid) {
-                    capped.saw(&document.doc, sorted, &mut key);
+                    capped.saw(added, document.doc.as_bytes().len() as u64);
                 }
                 progress.documents.fetch_add(1, Ordering::Relaxed);
             }

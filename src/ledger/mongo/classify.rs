@@ -277,7 +277,7 @@ fn grant(db: &str, command: &str, bypasses: bool) -> String {
         db if db == "local" || reads.contains(&command) => ("read", db),
         db => ("readWrite", db),
     };
-    format!("mongosh \"$ADMIN_URI\" --eval 'db.getSiblingDB(\"admin\").grantRolesToUser(\"USER\", [{{role: \"{role}\", db: \"{db}\"}}])'")
+    super::rights::grant_command("USER", "admin", role, db)
 }
 
 fn fault(kind: Kind, what: String) -> Fault {

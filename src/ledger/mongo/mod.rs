@@ -46,7 +46,7 @@ pub(crate) use self::classify::{START_ANEW, code, scrub};
 pub use self::connect::{ConnectOptions, Topology, connect_client};
 pub use self::facts::{ServerFacts, has_id, is_experimental, oldest_in_oplog, same_source, server_facts};
 pub use self::oplog_share::{OplogShare, oplog_share};
-pub use self::rights::{MissingRights, missing_rights};
+pub use self::rights::{MissingRights, grant_command, missing_rights};
 pub use self::secrets::secret_option;
 use super::*;
 use crate::fault::Fault;

@@ -7,6 +7,13 @@ use mongodb::Client;
 use super::classify::fault_of;
 use crate::fault::Result;
 
+/// The command that gives a user a built-in role. `$ADMIN_URI` is of somebody who may do that.
+pub fn grant_command(user: &str, user_db: &str, role: &str, db: &str) -> String {
+    format!(
+        "mongosh \"$ADMIN_URI\" --eval 'db.getSiblingDB(\"{user_db}\").grantRolesToUser(\"{user}\", [{{role: \"{role}\", db: \"{db}\"}}])'"
+    )
+}
+
 /// What the engine does in its metadata database: the role of `docs/rights/metadata-role.json`.
 const METADATA_ACTIONS: [&str; 7] = ["find", "insert", "update", "remove", "createIndex", "listCollections", "listIndexes"];
 
